@@ -1,0 +1,37 @@
+# Each target sets up .venv by itself: Python >= 3.11, make and a network are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint wheel fit bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## plan 4b for an iPhone, then run a plan of the 0.5b shape here: predicted beside measured
+	$(BIN)/mebp-plan --device iphone15promax --model 4b
+	$(BIN)/mebp-plan run --model 0.5b --budget 400MB --steps 3
+
+test: lint $(READY)  ## the whole check line
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(READY)  ## build the wheel, install it in a clean environment, use it from another folder
+	PYTHON=$(BIN)/python sh .ci/wheel
+
+fit: $(READY)  ## fit the iPhone runtime to the paper's figures
+	$(BIN)/python benchmarks/fit_paper.py
+
+bench: $(READY)  ## this executor beside a plain loop, on this machine
+	$(BIN)/python benchmarks/plain_loop.py
+
+clean:
+	rm -rf $(VENV) .venv-wheel dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,81 @@
+"""Plan, check, simulate and run LoRA fine-tuning on small devices.
+
+    graph = build_graph(load_model("4b"), Workload(lora=Lora(), weights=weight_format("int4-g64")))
+    device = load_device("iphone15promax")
+    found = tradeoff(graph, device, budget_bytes=10**9, limits=Limits())
+
+Names are handed on lazily, so that importing mebp is instant and planning never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mebp.executor.worker import Job, Measurement, run_plan
+    from mebp.models.build import build_graph
+    from mebp.models.catalogue import load_model
+    from mebp.models.format import weight_format
+    from mebp.models.graph import Graph
+    from mebp.models.workload import Lora, Workload
+    from mebp.plan import Plan, dump_plan, read_plan
+    from mebp.planner.solve import Limits
+    from mebp.planner.strategies import STRATEGIES
+    from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
+    from mebp.sim.device import Device, load_device
+    from mebp.sim.simulate import Prediction, simulate
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Device": "mebp.sim.device",
+    "Graph": "mebp.models.graph",
+    "Job": "mebp.executor.worker",
+    "Limits": "mebp.planner.solve",
+    "Lora": "mebp.models.workload",
+    "Measurement": "mebp.executor.worker",
+    "Plan": "mebp.plan",
+    "Prediction": "mebp.sim.simulate",
+    "Row": "mebp.planner.tradeoff",
+    "STRATEGIES": "mebp.planner.strategies",
+    "Tradeoff": "mebp.planner.tradeoff",
+    "Workload": "mebp.models.workload",
+    "build_graph": "mebp.models.build",
+    "dump_plan": "mebp.plan",
+    "load_device": "mebp.sim.device",
+    "load_model": "mebp.models.catalogue",
+    "read_plan": "mebp.plan",
+    "run_plan": "mebp.executor.worker",
+    "simulate": "mebp.sim.simulate",
+    "tradeoff": "mebp.planner.tradeoff",
+    "weight_format": "mebp.models.format",
+}
+
+__all__ = [
+    "STRATEGIES",
+    "Device",
+    "Graph",
+    "Job",
+    "Limits",
+    "Lora",
+    "Measurement",
+    "Plan",
+    "Prediction",
+    "Row",
+    "Tradeoff",
+    "Workload",
+    "build_graph",
+    "dump_plan",
+    "load_device",
+    "load_model",
+    "read_plan",
+    "run_plan",
+    "simulate",
+    "tradeoff",
+    "weight_format",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mebp' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

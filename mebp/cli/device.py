@@ -1,0 +1,101 @@
+"""`mebp-plan devices` and `mebp-plan calibrate`: profiles, what each number is worth, and this machine's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mebp.cli.request import Flag, Request
+from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.unit import show_nbytes
+from mebp.errors import InputError, MebpError
+from mebp.models.config import ModelConfig
+from mebp.models.workload import Workload
+from mebp.sim.device import KEYS, Device, device_names, dump_device, load_device, user_device_dir
+
+if TYPE_CHECKING:
+    from mebp.models.graph import Graph
+    from mebp.plan import Plan
+
+app = typer.Typer(help="List device profiles, or show where a profile's numbers come from.", rich_markup_mode=None)
+HOST = "host"
+
+
+@app.callback(invoke_without_command=True)
+def devices(context: typer.Context) -> None:
+    """List device profiles, or show where a profile's numbers come from."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich import box  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    table.add_column("what")
+    for title in ("RAM", "app limit", "budget"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in device_names():
+        try:
+            device = load_device(name)
+        except MebpError as error:
+            note(f"mebp-plan: {error}")
+            continue
+        hardware = device.hardware
+        budget = show_nbytes(device.default_budget_bytes)
+        table.add_row(name, escape(device.title), show_nbytes(hardware.ram_bytes), show_nbytes(hardware.app_limit_bytes), budget)
+    stdout().print(table)
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .toml file.")]) -> None:
+    """Print every number of a profile with its kind and source."""
+    from rich import box  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    device = load_device(name)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(f"{device.name}: {device.title}"), title_justify="left")
+    table.add_column("entry", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for key in KEYS:
+        origin = device.sources[key]
+        table.add_row(key, f"{device.value(key):.4g}", origin.kind, escape(origin.source))
+    stdout().print(table)
+
+
+def calibrate(
+    request: Request,
+    output: Annotated[Path | None, Flag("--output", "-o", help="Write the profile here, not as device `host`.")] = None,
+    spill_dir: Annotated[Path | None, Flag("--spill-dir", help="Folder on the flash to measure.")] = None,
+) -> None:
+    """Measure this machine at the shapes of a model, and keep the result as device `host`."""
+    target = output or user_device_dir() / f"{HOST}.toml"
+    device = measure_host(request.config, request.workload, spill_dir, target)
+    runtime = device.runtime
+    typer.echo(f"{device.title}\nwrote {target}" if target.is_file() else device.title)
+    products = device.hardware.product_flops * runtime.product_fraction / 1e9
+    typer.echo(f"products {products:.0f} GFLOP/s, unpacking {runtime.unpack_rate / 1e9:.2f} G weights/s")
+
+
+def measure_host(config: ModelConfig, workload: Workload, spill_dir: Path | None, target: Path) -> Device:
+    """Calibrate, and keep the profile in `target` where that can be written; the measurement is not lost where it cannot."""
+    from mebp.executor.calibrate import calibrate as measure  # noqa: PLC0415  (torch)
+
+    with working("calibrating this machine") as status:
+        device = measure(config, workload, _lower, lambda what: status.update(f"calibrating: {what}"), spill_dir)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, dump_device(device))
+    except (OSError, InputError) as error:
+        note(f"mebp-plan: the profile is not kept: {error}")
+    return device
+
+
+def _lower(name: str, graph: "Graph") -> "Plan":
+    from mebp.planner.strategies import STRATEGIES  # noqa: PLC0415
+
+    device = load_device("iphone15promax")
+    return STRATEGIES[name].plan(graph, device, device.default_budget_bytes)

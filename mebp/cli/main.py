@@ -1,0 +1,89 @@
+"""The entry point: commands by name, `plan` where none is named, and every expected error as one line with its exit code.
+
+0 fits · 1 does not fit · 2 usage or input · 3 no plan in time · 4 measured disagrees with predicted · 130 Ctrl-C
+"""
+
+import os
+import sys
+
+import typer
+
+from mebp.cli import device, model, plan, run, show
+from mebp.cli.request import takes_request
+from mebp.cli.screen import note
+from mebp.errors import MebpError
+
+INTERRUPTED = 130
+GROUP_FLAGS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+
+app = typer.Typer(
+    name="mebp-plan",
+    help="Plan LoRA fine-tuning with exact gradients for small devices, see the trade-offs, run the plan.",
+    epilog="Without a command, `plan` is meant: mebp-plan --device iphone15promax --model 4b",
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("plan")(takes_request(plan.plan))
+app.command("run")(takes_request(run.run))
+app.command("show")(show.show)
+app.command("compare")(show.compare)
+app.command("models")(model.models)
+app.command("synthesize")(model.synthesize)
+app.command("calibrate")(takes_request(device.calibrate))
+app.add_typer(device.app, name="devices")
+
+
+@app.callback(invoke_without_command=True)
+def group(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Plan LoRA fine-tuning with exact gradients for small devices, see the trade-offs, run the plan."""
+    if version:
+        from importlib.metadata import version as installed  # noqa: PLC0415
+
+        typer.echo(f"mebp-plan {installed('mebp-plan')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0].startswith("-") and given[0] not in GROUP_FLAGS:
+        given.insert(0, "plan")
+    code = _guarded(given)
+    if code == INTERRUPTED:  # a search may still run in its thread, and would not survive an orderly exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(code)
+
+
+def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each kind of end)
+    try:
+        result = app(args=given, standalone_mode=False)  # an exit code, where a command ended early
+        sys.stdout.flush()
+        if result == INTERRUPTED:
+            note("mebp-plan: interrupted")
+        return result if isinstance(result, int) else 0
+    except MebpError as error:
+        note(f"mebp-plan: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        note("mebp-plan: interrupted")
+        return INTERRUPTED
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        return 0
+    except SystemExit:  # how rich ends when its reader has gone
+        return 0
+    except (OSError, OverflowError, RecursionError) as error:  # numbers, names and nesting that no reader can take
+        note(f"mebp-plan: cannot go on: {str(error).splitlines()[0] or type(error).__name__}: check the input")
+        return 2
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            note(f"mebp-plan: {error.format_message()}: see mebp-plan --help")
+            return int(error.exit_code)
+        raise

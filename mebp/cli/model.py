@@ -1,0 +1,63 @@
+"""`mebp-plan models` and `mebp-plan synthesize`: what is known by name, and a store of random weights to run on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mebp.cli.request import Flag
+from mebp.cli.screen import stdout, working
+from mebp.cli.unit import show_count, show_nbytes
+from mebp.errors import InputError
+from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
+from mebp.models.config import ModelConfig
+from mebp.models.format import FORMATS, WeightFormat, weight_format
+
+MAX_SEED = 2**31
+
+
+def models() -> None:
+    """List the models that are known by name."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("model", "alias"):
+        table.add_column(title, no_wrap=True)
+    for title in ("parameters", "layers", "width", "int4-g64"):
+        table.add_column(title, justify="right", no_wrap=True)
+    aliases = {name: alias for alias, name in ALIASES.items()}
+    for name in CATALOGUE:
+        config = catalogue_model(name)
+        size = sum(FORMATS["int4-g64"].nbytes(*shape) for shape in config.matrices().values())
+        cells = (show_count(config.num_parameters), str(config.num_layers), str(config.hidden), show_nbytes(size))
+        table.add_row(name, aliases.get(name, ""), *cells)
+    stdout().print(table)
+    stdout().print("A config.json in Hugging Face form, or a folder that holds one, works too.", markup=False)
+
+
+def synthesize(
+    output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
+    model: Annotated[str, Flag("--model", "-m", help="Catalogue name, alias, or a config.json or its folder.")] = "0.5b",
+    weights: Annotated[str, Flag("--weights", help="Format of the frozen weights.")] = "int4-g64",
+    seed: Annotated[int, Flag("--seed", help="Seed of the random weights.")] = 0,
+) -> None:
+    """Write a store of random weights of the right shapes and statistics, to run plans on."""
+    if not 0 <= seed < MAX_SEED:
+        raise InputError(f"--seed = {seed}: must be between 0 and {MAX_SEED - 1}")
+    config, fmt = load_model(model), weight_format(weights)
+    make_store(output, config, fmt, seed)
+    size = (output / "weights.safetensors").stat().st_size
+    typer.echo(f"wrote {output}: {config.name} in {fmt.name}, {show_nbytes(size)}")
+
+
+def make_store(folder: Path, config: ModelConfig, fmt: WeightFormat, seed: int) -> None:
+    """Synthesize a store with progress on stderr."""
+    from mebp.executor.store import synthesize as write  # noqa: PLC0415  (torch)
+
+    with working(f"synthesizing {config.name}") as status:
+
+        def progress(done: int, total: int) -> None:
+            status.update(f"synthesizing {config.name}: {done / total:.0%}")
+
+        write(folder, config, fmt, seed=seed, progress=progress)

@@ -1,0 +1,85 @@
+"""`mebp-plan plan`: the trade-off table, the chosen plan, the verdict."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mebp.cli.request import Flag, Request
+from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.unit import show_ns
+from mebp.errors import InputError
+
+if TYPE_CHECKING:
+    from mebp.planner.solve import Progress
+    from mebp.planner.tradeoff import Row, Tradeoff
+    from mebp.sim.device import Device
+
+DEFAULT_DEVICE = "iphone15promax"
+SEARCH_SHARE = 66.0  # wall seconds of --time-limit for each deterministic second of search
+
+
+def plan(
+    request: Request,
+    output: Annotated[Path | None, Flag("--output", "-o", help="Write the chosen plan to this JSON file.")] = None,
+    choose: Annotated[str | None, Flag("--plan", help="Take this row of the table, not the fastest that fits.")] = None,
+    trace: Annotated[Path | None, Flag("--trace", help="Write the predicted timeline as a Chrome trace.")] = None,
+    as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare fixed strategies with solved plans for a device, and choose one."""
+    found = search(request, request.device(DEFAULT_DEVICE))
+    row = pick(found, choose)
+    if output is not None and row is not None:
+        from mebp.plan import dump_plan  # noqa: PLC0415
+
+        write_file(output, dump_plan(row.plan))
+    if trace is not None and row is not None:
+        from mebp.sim.trace import chrome_trace, predicted_track  # noqa: PLC0415
+
+        write_file(trace, chrome_trace(row.plan, row.prediction, [predicted_track(row.plan, row.prediction)]))
+    if as_json:
+        from mebp.cli.report import tradeoff_json  # noqa: PLC0415
+
+        typer.echo(tradeoff_json(found), nl=False)
+    else:
+        from mebp.cli.table import print_tradeoff  # noqa: PLC0415
+
+        print_tradeoff(stdout(), found)
+    if output is not None:
+        note(f"wrote {row.name} to {output}" if row else f"nothing fits: {output} was not written")
+    if found.chosen is None:
+        raise typer.Exit(1)
+
+
+def search(request: Request, device: "Device") -> "Tradeoff":
+    """Plan the request every way there is, with the search's progress on stderr."""
+    graph = request.graph()
+    budget = request.budget(device)
+    from mebp.planner.solve import Limits  # noqa: PLC0415  (the solver takes half a second to import)
+    from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415
+
+    limits = Limits(deterministic_s=request.time_limit_s / SEARCH_SHARE, wall_s=request.time_limit_s, seed=request.seed)
+    with working(f"planning {graph.config.name}") as status:
+        begin = time.monotonic()
+
+        def progress(name: str) -> "Progress":
+            def report(step_ns: int, bound_ns: int) -> None:
+                gap = max(0.0, 1 - bound_ns / step_ns) if step_ns else 0.0
+                status.update(
+                    f"{name}: step {show_ns(step_ns)}, bound {show_ns(bound_ns)}, gap {gap:.1%}, {time.monotonic() - begin:.0f} s"
+                )
+
+            return report
+
+        return tradeoff(graph, device, budget, limits, progress)
+
+
+def pick(found: "Tradeoff", name: str | None) -> "Row | None":
+    """The row called `name`, or the chosen one."""
+    if name is None:
+        return found.chosen
+    row = found.row(name)
+    if row is None:
+        raise InputError(f"--plan = {name!r}: no such row: take one of {', '.join(r.name for r in found.rows)}")
+    return row

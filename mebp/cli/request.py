@@ -1,0 +1,125 @@
+"""The flags that plan, run and compare share, and what they ask for: a graph, a device, a budget, limits of the search."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, cast
+
+import typer
+
+from mebp.cli.unit import parse_nbytes
+from mebp.errors import InputError
+from mebp.models.build import build_graph
+from mebp.models.catalogue import load_model
+from mebp.models.config import ModelConfig
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph
+from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets
+from mebp.sim.device import Device, load_device, override
+
+Flag = typer.Option
+DEFAULT_MODEL = "0.5b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the shared flags say, checked; `device_name` is None where the command is to choose it.
+
+    `given` names the flags that were used at all.
+    """
+
+    config: ModelConfig
+    workload: Workload
+    device_name: str | None
+    overrides: tuple[str, ...]
+    budget_text: str | None
+    time_limit_s: float
+    seed: int
+    given: frozenset[str] = frozenset()
+
+    def graph(self) -> Graph:
+        return build_graph(self.config, self.workload)
+
+    def device(self, default: str) -> Device:
+        """The device asked for (or `default`), with overrides."""
+        return override(load_device(self.device_name or default), list(self.overrides))
+
+    def budget(self, device: Device) -> int:
+        """The budget asked for, or the device's own."""
+        return device.default_budget_bytes if self.budget_text is None else parse_nbytes(self.budget_text, "--budget")
+
+
+def make_request(
+    model: Annotated[
+        str | None,
+        Flag("--model", "-m", help="Name, alias (0.5b 1.5b 3b 1b 4b), config.json or its folder. Default: 0.5b."),
+    ] = None,
+    device: Annotated[str | None, Flag("--device", "-d", help="Device name, or a profile's .toml file.")] = None,
+    seq_len: Annotated[int, Flag("--seq-len", help="Tokens a sequence.")] = 256,
+    batch_size: Annotated[int, Flag("--batch-size", help="Sequences a step.")] = 1,
+    lora_r: Annotated[int, Flag("--lora-r", "--lora-rank", help="Rank of the adapters.")] = 8,
+    lora_alpha: Annotated[float, Flag("--lora-alpha", help="Adapters are scaled by alpha / rank.")] = 16.0,
+    lora_targets: Annotated[
+        str, Flag("--lora-targets", "--target-modules", help="all-linear, or some of q,k,v,o,gate,up,down.")
+    ] = "all-linear",
+    weights: Annotated[
+        str, Flag("--weights", help="Format of the frozen weights: int4-g32 int4-g64 int4-g128 int8 ternary bf16.")
+    ] = "int4-g64",
+    precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.")] = "bf16",
+    optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.")] = "sgd",
+    budget: Annotated[
+        str | None, Flag("--budget", "-b", help="Footprint allowed: 1GB, 512MiB, or bytes. Default: the device's.")
+    ] = None,
+    max_flash_write: Annotated[
+        str | None, Flag("--max-flash-write", help="Bytes a step may write to flash. Default: the device's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, Flag("--set", help="Override a profile entry: --set runtime.unpack_rate=2e9. Repeatable.")
+    ] = None,
+    time_limit: Annotated[float, Flag("--time-limit", help="Seconds that one search may take.")] = 20.0,
+    seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.")] = 0,
+) -> Request:
+    """Check the shared flags and put them together."""
+    if not 0 < time_limit < 1e6:
+        raise InputError(f"--time-limit = {time_limit:g}: must be a positive number of seconds")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed = {seed}: must be between 0 and {2**31 - 1}")
+    overrides = tuple(set_ or ())
+    if max_flash_write is not None:
+        overrides += (f"runtime.flash_write_cap_bytes={parse_nbytes(max_flash_write, '--max-flash-write', lowest=0)}",)
+    if budget is not None:
+        parse_nbytes(budget, "--budget")
+    return Request(
+        config=load_model(DEFAULT_MODEL if model is None else model),
+        workload=Workload(
+            seq_len=seq_len,
+            batch_size=batch_size,
+            lora=Lora(rank=lora_r, alpha=lora_alpha, targets=parse_targets(lora_targets)),
+            weights=weight_format(weights),
+            precision=cast(Precision, precision),
+            optimizer=cast(Optimizer, optimizer),
+        ),
+        device_name=device,
+        overrides=overrides,
+        budget_text=budget,
+        time_limit_s=time_limit,
+        seed=seed,
+    )
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command(request, ...)` the shared flags in place of its first parameter."""
+    shared = inspect.signature(make_request, eval_str=True).parameters
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def wrapped(**given: Any) -> None:
+        flags = {name: given.pop(name) for name in shared}
+        used = frozenset(name.rstrip("_") for name, value in flags.items() if value != shared[name].default and value != [])
+        command(replace(make_request(**flags), given=used), **given)
+
+    arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared.values())]
+    wrapped.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in arguments}
+    wrapped.__name__ = command.__name__
+    wrapped.__doc__ = command.__doc__
+    return wrapped

@@ -1,0 +1,205 @@
+"""`mebp-plan run`: execute a plan on this machine, and print what was predicted beside what was measured."""
+
+import hashlib
+import json
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import platformdirs
+import typer
+
+from mebp.check import check, graph_of
+from mebp.cli.device import HOST, measure_host
+from mebp.cli.model import make_store
+from mebp.cli.plan import pick, search
+from mebp.cli.request import Flag, Request
+from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.unit import show_nbytes
+from mebp.errors import Disagreement, InputError
+from mebp.models.config import ModelConfig
+from mebp.models.format import WeightFormat
+from mebp.models.graph import Graph, signature
+from mebp.models.workload import Workload
+from mebp.plan import Plan, dump_plan, read_plan
+from mebp.sim.device import Device, load_device, override, user_device_dir
+from mebp.sim.simulate import Prediction, simulate
+
+if TYPE_CHECKING:
+    from mebp.executor.worker import GradientCheck, Measurement
+
+MEMORY_TOLERANCE = 0.10
+TIME_TOLERANCE = 2.0  # a shared machine's clock alone moves by a factor of two between calibration and run
+MAX_STEPS = 100_000
+
+
+def run(
+    request: Request,
+    plan_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PLAN.json]", help="A plan that `plan -o` wrote; without it, plan for this machine first."),
+    ] = None,
+    steps: Annotated[int, Flag("--steps", help="Steps to time, after one to warm up.")] = 3,
+    store: Annotated[Path | None, Flag("--store", help="Folder of compressed weights; default: random ones, written once.")] = None,
+    ids: Annotated[Path | None, Flag("--ids", help="JSON file of token ids, one list a sequence; default: random ones.")] = None,
+    choose: Annotated[str | None, Flag("--plan", help="Run this row of the table, not the fastest that fits.")] = None,
+    spill_dir: Annotated[Path | None, Flag("--spill-dir", help="Folder for the spill file.")] = None,
+    torch_device: Annotated[str, Flag("--torch-device", help="cpu, cuda or mps.")] = "cpu",
+    check_gradients: Annotated[bool, Flag("--check-gradients", help="Compare every adapter gradient with autograd's.")] = False,
+    output: Annotated[Path | None, Flag("--output", "-o", help="Write the plan that was run to this JSON file.")] = None,
+    trace: Annotated[Path | None, Flag("--trace", help="Write both timelines as a Chrome trace.")] = None,
+    as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
+) -> None:
+    """Execute a plan for real: predicted beside measured."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
+    given = None if plan_file is None else _read(plan_file, request)
+    config, workload = (given.config, given.workload) if given else (request.config, request.workload)
+    host = override(_host(config, workload, spill_dir), list(request.overrides))
+    plan, graph = (given, graph_of(given, str(plan_file))) if given else _solve(request, host, choose)
+    check(plan, graph)
+    prediction = simulate(plan, graph, host)
+    measurement = _measure(
+        plan,
+        store or _default_store(config, workload.weights),
+        steps,
+        torch_device,
+        spill_dir,
+        _token_ids(ids),
+        request.seed,
+        check_gradients,
+    )
+    if output is not None:
+        write_file(output, dump_plan(plan))
+    if trace is not None:
+        _write_trace(trace, plan, prediction, measurement)
+    _print(plan, graph, prediction, measurement, as_json)
+    require_agreement(plan, prediction, measurement)
+
+
+def _read(path: Path, request: Request) -> Plan:
+    """A plan file; flags that it decides itself are refused, and --model must name its model."""
+    plan = read_plan(path)
+    decided = sorted(request.given - {"model", "seed", "set"})
+    if decided:
+        raise InputError(f"{path} decides --{decided[0].replace('_', '-')} itself: leave the flag out, or plan again with it")
+    if "model" in request.given and signature(request.config, plan.workload) != plan.signature:
+        asked = request.config.name
+        raise InputError(f"{path} is a plan for {plan.config.name}, --model asks for {asked}: plan again, or leave --model out")
+    return plan
+
+
+def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Graph]:
+    """Plan for this machine, or for the device asked for."""
+    device = host if request.device_name in (None, HOST) else request.device(HOST)
+    found = search(request, device)
+    row = pick(found, choose)
+    if row is None:
+        from mebp.planner.tradeoff import require_fit  # noqa: PLC0415
+
+        row = require_fit(found)
+    return row.plan, row.graph
+
+
+def _host(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> Device:
+    """This machine's profile, measured first where there is none."""
+    if (user_device_dir() / f"{HOST}.toml").is_file():
+        return load_device(HOST)
+    note("no profile of this machine yet: calibrating first (under a minute)")
+    return measure_host(config, workload, spill_dir, user_device_dir() / f"{HOST}.toml")
+
+
+def _default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
+    """A store of random weights in the user's cache, written when first asked for."""
+    shapes = json.dumps([config.matrices(), config.vectors(), config.norm_offset])
+    key = hashlib.sha256(shapes.encode()).hexdigest()[:8]
+    folder = platformdirs.user_cache_path("mebp-plan") / "stores" / f"{config.name}-{fmt.name}-{key}"
+    if not (folder / "weights.safetensors").is_file():
+        size = sum(fmt.nbytes(*shape) for shape in config.matrices().values())
+        note(f"no --store given: writing random weights of {config.name} to {folder} ({show_nbytes(size)})")
+        make_store(folder, config, fmt, seed=0)
+    return folder
+
+
+def _token_ids(path: Path | None) -> tuple[tuple[int, ...], ...] | None:
+    if path is None:
+        return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        ok = isinstance(rows, list) and rows and all(isinstance(r, list) and r and all(type(t) is int for t in r) for r in rows)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read token ids from {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not ok or len({len(row) for row in rows}) != 1:
+        raise InputError(f"{path} does not hold token ids: expected a JSON list of lists of integers, all of one length")
+    return tuple(tuple(row) for row in rows)
+
+
+def _measure(
+    plan: Plan,
+    store: Path,
+    steps: int,
+    torch_device: str,
+    spill_dir: Path | None,
+    ids: tuple[tuple[int, ...], ...] | None,
+    seed: int,
+    check_gradients: bool,
+) -> "Measurement":
+    from mebp.executor.worker import Job, run_plan  # noqa: PLC0415
+
+    job = Job(
+        store=store,
+        steps=steps,
+        device=torch_device,
+        spill_dir=spill_dir,
+        ids=ids,
+        seed=seed,
+        check_gradients=check_gradients,
+    )
+    with working(f"running {plan.name}") as status:
+        return run_plan(plan, job, lambda done, total: status.update(f"running {plan.name}: step {done} of {total}"))
+
+
+def _write_trace(path: Path, plan: Plan, prediction: Prediction, measurement: "Measurement") -> None:
+    from mebp.sim.trace import Track, chrome_trace, predicted_track  # noqa: PLC0415
+
+    tracks = [predicted_track(plan, prediction), Track(name="measured", spans_ns=measurement.spans_ns)]
+    write_file(path, chrome_trace(plan, prediction, tracks))
+
+
+def _print(plan: Plan, graph: Graph, prediction: Prediction, measurement: "Measurement", as_json: bool) -> None:
+    if as_json:
+        from mebp.cli.report import run_json  # noqa: PLC0415
+
+        typer.echo(run_json(plan.name, plan.arena_bytes, prediction, measurement), nl=False)
+        return
+    from mebp.cli.measured import print_run  # noqa: PLC0415
+
+    print_run(stdout(), plan, graph, prediction, measurement)
+
+
+def require_agreement(plan: Plan, prediction: Prediction, measured: "Measurement") -> None:
+    """Raise Disagreement (exit 4) where the run differs from its prediction beyond tolerance."""
+    if measured.arena_bytes != plan.arena_bytes:
+        raise Disagreement(f"the arena was used up to byte {measured.arena_bytes}, the plan says {plan.arena_bytes}")
+    memory = measured.peak_bytes / prediction.peak_bytes - 1
+    if abs(memory) > MEMORY_TOLERANCE:
+        raise Disagreement(
+            f"the measured peak, {show_nbytes(measured.peak_bytes)}, is {memory:+.0%} off the predicted one"
+            f" (tolerance {MEMORY_TOLERANCE:.0%}): run `mebp-plan calibrate` for this model and try again"
+        )
+    check = measured.gradients
+    if check is not None and not gradients_agree(plan, check):
+        raise Disagreement(
+            f"gradients are off autograd's: cosine {check.cosine:.6f}, worst relative error"
+            f" {check.max_relative_error:.1e}: a bug to report"
+        )
+    ratio = median(measured.step_s) * 1e9 / prediction.step_ns
+    if not 1 / (1 + TIME_TOLERANCE) <= ratio <= 1 + TIME_TOLERANCE:
+        raise Disagreement(
+            f"the measured step takes {ratio:.2f} x the predicted time: run `mebp-plan calibrate` on a quiet machine and try again"
+        )
+
+
+def gradients_agree(plan: Plan, check: "GradientCheck") -> bool:
+    """fp32: every gradient to 1e-4, relative; bf16: all of them together to a cosine of 0.999."""
+    return check.max_relative_error <= 1e-4 if plan.workload.precision == "fp32" else check.cosine >= 0.999

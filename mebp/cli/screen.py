@@ -1,0 +1,62 @@
+"""The two consoles and what is written to them: data on stdout, progress on stderr, files whole or not at all."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mebp.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+
+def stdout() -> "Console":
+    """Where results go."""
+    from rich.console import Console  # noqa: PLC0415  (rich is slow to import; --help does without)
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr() -> "Console":
+    """Where progress and notes go."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator["Status"]:
+    """A spinner on stderr while something long runs; silent where stderr is not a terminal."""
+    console = stderr()
+    with console.status(what) as status:
+        yield status
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write `text` to `path` in one piece: a failure leaves what was there, and no temporary file. Links are followed.
+
+    InputError for a target that is not a regular file (a device, a pipe, a folder) and where writing fails.
+    """
+    target = path.resolve()
+    if not target.name or target.is_dir() or (target.exists() and not target.is_file()):
+        raise InputError(f"cannot write {path}: it is no regular file: name a file, such as plan.json")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o7777)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

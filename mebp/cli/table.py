@@ -1,0 +1,204 @@
+"""The trade-off table, the five lines that explain a plan, and the verdict."""
+
+import textwrap
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from mebp.cli.unit import show_count, show_nbytes, show_ns
+from mebp.plan import Compute, Load, Plan, Store, Unpack
+from mebp.planner.tradeoff import SUMMARIES, Row, Tradeoff
+from mebp.sim.simulate import Prediction
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PAPER = "mebp"
+LABEL = 11  # width of the labels of the explanation
+
+
+def print_tradeoff(console: "Console", found: Tradeoff) -> None:
+    """Title, table, explanation and verdict."""
+    for line in header(found):
+        console.print(line, markup=False)
+    console.print(tradeoff_table(found))
+    console.print(CAPTION, style="dim", markup=False)
+    if found.chosen is not None:
+        print_wrapped(console, explanation(found, found.chosen))
+    console.print()
+    console.print(verdict(found), style="bold green" if found.chosen else "bold red", markup=False)
+
+
+def print_wrapped(console: "Console", lines: list[str]) -> None:
+    """Print labelled lines, continued under their text where the console is narrow."""
+    for line in lines:
+        console.print(textwrap.fill(line, console.width, subsequent_indent=" " * LABEL), markup=False)
+
+
+def header(found: Tradeoff) -> list[str]:
+    """What was planned, every input named."""
+    w = found.graph.workload
+    targets = "all linears" if len(w.lora.targets) == 7 else ",".join(w.lora.targets)
+    return [
+        f"{found.graph.config.name} on {found.device.title}, budget {show_nbytes(found.budget_bytes)}",
+        f"{w.batch_size} x {w.seq_len} tokens, LoRA r={w.lora.rank} on {targets},"
+        f" {w.weights.name} weights, {w.precision}, {w.optimizer}",
+    ]
+
+
+def tradeoff_table(found: Tradeoff) -> "Table":
+    """A row a plan, the fastest first; times against the paper's recipe."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("  plan", "fits"):
+        table.add_column(title, no_wrap=True)
+    for title in ("peak", "step", "x mebp", "redone", "unpacked", "written"):
+        table.add_column(title, justify="right", no_wrap=True)
+    paper = found.row(PAPER)
+    for row in sorted(found.rows, key=lambda row: (not row.plan.exact, row.prediction.step_ns)):
+        style = "bold" if row is found.chosen else "" if row.fits and row.plan.exact else "dim"
+        table.add_row(*_cells(row, paper, row is found.chosen), style=style)
+    return table
+
+
+CAPTION = """\
+peak      footprint of the process, memory-mapped files not counted
+x mebp    step time against the paper's recipe (Song & Tang, 2025)
+redone    time a step spends recomputing
+unpacked  weights decompressed a step
+written   bytes a step writes to flash
+mezo*     two forwards: not an exact gradient, for comparison
+"""
+
+
+def _cells(row: Row, paper: Row | None, chosen: bool) -> tuple[str, ...]:
+    p = row.prediction
+    ratio = f"{p.step_ns / paper.prediction.step_ns:.2f}" if paper else "-"
+    return (
+        f"{'> ' if chosen else '  '}{row.name}{'' if row.plan.exact else '*'}",
+        "yes" if row.fits else "no",
+        show_nbytes(p.peak_bytes),
+        show_ns(p.step_ns),
+        ratio,
+        show_ns(p.recompute_ns) if p.recompute_ns else "-",
+        show_count(p.unpacked_weights) if p.unpacked_weights else "-",
+        show_nbytes(p.flash_written_bytes) if p.flash_written_bytes else "-",
+    )
+
+
+def explanation(found: Tradeoff, row: Row) -> list[str]:
+    """The chosen plan in five lines."""
+    lines = [f"{row.name}: {SUMMARIES[row.name]}", *plan_facts(row)]
+    paper = found.row(PAPER)
+    if paper is not None and paper is not row:
+        ours, theirs = row.prediction, paper.prediction
+        faster, larger = theirs.step_ns / ours.step_ns, ours.peak_bytes / theirs.peak_bytes
+        lines.append(f"  paper    {faster:.2f} x as fast as its recipe, at {larger:.2f} x its memory{_against_greedy(found, row)}")
+    return lines
+
+
+def _against_greedy(found: Tradeoff, row: Row) -> str:
+    greedy = found.row("greedy")
+    if greedy is None or greedy is row:
+        return ""
+    if not greedy.fits:
+        return "; greedy does not fit"
+    faster = greedy.prediction.step_ns / row.prediction.step_ns - 1
+    return f"; {faster:.1%} faster than greedy" if faster >= 0.001 else "; greedy ties"
+
+
+def plan_facts(row: Row) -> list[str]:
+    """What a plan saves, how it reads weights, where its memory peaks and where its time goes: a line each."""
+    p = row.prediction
+    gap = "" if row.gap is None else f"; within {row.gap:.1%} of the best of its class"
+    return [
+        f"  saves    {_saves(row)}",
+        f"  weights  {_weights(row)}",
+        f"  peak     {_top(dict(p.peak_breakdown), 4, show_nbytes)}; reached at {_where(row.plan, p)}",
+        f"  time     {_top({part.value: ns for part, ns in p.time_breakdown.items()}, 4, show_ns)}{gap}",
+    ]
+
+
+def _saves(row: Row) -> str:
+    graph, plan = row.graph, row.plan
+    again = [i for i in plan.instructions if isinstance(i, Compute) and i.recompute]
+    stored = {i.tensor for i in plan.instructions if isinstance(i, Store)}
+    loaded = sum(isinstance(i, Load) for i in plan.instructions)
+    forward = [op for op in graph.ops if not op.backward]
+    parts = [f"recomputes {len(again)} of {len(forward)} forward ops" if again else "recomputes nothing"]
+    if stored:
+        parts.append(f"stores {len(stored)} tensors ({show_nbytes(row.prediction.flash_written_bytes)}), loads {loaded}")
+    parts.append(f"keeps {show_nbytes(_kept_bytes(row))} from forward to backward")
+    return "; ".join(parts)
+
+
+def _kept_bytes(row: Row) -> int:
+    """Bytes of activations that lie in the arena when the head runs."""
+    live: dict[str, int] = {}
+    for instruction in row.plan.instructions:
+        match instruction:
+            case Compute():
+                live |= {place.tensor: place.nbytes for place in instruction.writes}
+                if row.graph.op[instruction.op].kind == "head":
+                    return sum(n for tensor, n in live.items() if tensor not in {place.tensor for place in instruction.writes})
+            case Store() | Unpack() | Load():
+                pass
+            case _:
+                live.pop(instruction.tensor, None)
+    return 0
+
+
+def _weights(row: Row) -> str:
+    uses = Counter(
+        "streamed" if i.streamed else "read unpacked"
+        for i in row.plan.instructions
+        if isinstance(i, Compute) and row.graph.op[i.op].weights
+    )
+    unpacks = sum(isinstance(i, Unpack) for i in row.plan.instructions)
+    parts = [f"{count} uses {how}" for how, count in uses.items()]
+    if unpacks:
+        parts.append(f"{unpacks} unpacked whole")
+    if row.plan.resident:
+        size = sum(place.nbytes for place in row.plan.resident)
+        parts.append(f"{len(row.plan.resident)} resident ({show_nbytes(size)})")
+    return "; ".join(parts)
+
+
+def _top(parts: dict[str, int], count: int, show: object) -> str:
+    assert callable(show)
+    largest = sorted(parts.items(), key=lambda item: -item[1])
+    shown = [f"{name} {show(amount)}" for name, amount in largest[:count]]
+    rest = sum(amount for _, amount in largest[count:])
+    return ", ".join(shown + ([f"rest {show(rest)}"] if rest else []))
+
+
+def _where(plan: Plan, prediction: Prediction) -> str:
+    instruction = plan.instructions[prediction.peak_index]
+    match instruction:
+        case Compute():
+            return str(instruction.op)
+        case Unpack():
+            return f"unpack {instruction.weight}"
+        case Load():
+            return f"load {instruction.place.tensor}"
+        case _:
+            return str(instruction.tensor)
+
+
+def verdict(found: Tradeoff) -> str:
+    """One line: fits or not, and by how much."""
+    budget = found.budget_bytes
+    if found.chosen is not None:
+        peak = found.chosen.prediction.peak_bytes
+        spare = budget - peak
+        step = show_ns(found.chosen.prediction.step_ns)
+        return (
+            f"fits: {found.chosen.name} peaks at {show_nbytes(peak)} of {show_nbytes(budget)}"
+            f" ({show_nbytes(spare)}, {spare / budget:.0%} to spare), {step} a step"
+        )
+    return (
+        f"does not fit {show_nbytes(budget)}: the least feasible budget is {show_nbytes(found.least_budget_bytes)}"
+        f" ({found.least_budget_bytes} bytes); lower --seq-len, --batch-size or --lora-r, or raise --budget"
+    )

@@ -1,0 +1,72 @@
+"""Sizes and times as people write and read them."""
+
+import re
+
+from mebp.errors import InputError
+
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+}
+MAX_BYTES = 1 << 50
+
+
+def parse_nbytes(text: str, what: str, *, lowest: int = 1) -> int:
+    """Read `1GB`, `512 MiB`, `1.5e9` as bytes; InputError naming `what` otherwise."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    unit = UNITS.get(match.group(2)) if match else None
+    if match is None or unit is None:
+        raise InputError(f"{what} = {text!r}: not a size: write bytes, or a number with MB, MiB, GB or GiB")
+    value = float(match.group(1)) * unit
+    if not lowest <= value <= MAX_BYTES:
+        raise InputError(f"{what} = {text!r}: must be between {lowest} byte{'s' * (lowest != 1)} and 1024 TiB")
+    return int(value)
+
+
+def show_nbytes(nbytes: float) -> str:
+    """`1.03 GB`, `47.2 MB`, `512 B`: decimal units, three figures."""
+    for unit in ("GB", "MB", "kB"):
+        scale = UNITS[unit.lower()]
+        if abs(nbytes) >= 0.9995 * scale:  # what would round to 1000 of the next smaller unit
+            return f"{_three(nbytes / scale)} {unit}"
+    return f"{int(nbytes)} B"
+
+
+def show_ns(ns: float) -> str:
+    """`20.5 s`, `3.1 ms`, `12 us`."""
+    for unit, scale in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if abs(ns) >= scale:
+            return f"{_three(ns / scale)} {unit}"
+    return f"{ns:.0f} ns"
+
+
+def show_count(count: float) -> str:
+    """`3.88 G`, `14.9 M`."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(count) >= scale:
+            return f"{_three(count / scale)} {unit}"
+    return f"{count:.0f}"
+
+
+def _three(value: float) -> str:
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def whole_us(parts_ns: dict[str, int]) -> dict[str, int]:
+    """Nanoseconds by part as whole microseconds that sum to the rounded total: rounding is carried from part to part."""
+    found: dict[str, int] = {}
+    done_ns = done_us = 0
+    for part, ns in parts_ns.items():
+        done_ns += ns
+        found[part] = round(done_ns / 1000) - done_us
+        done_us += found[part]
+    return found

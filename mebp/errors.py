@@ -1,0 +1,69 @@
+"""Every exception that the project raises on purpose.
+
+    MebpError                    one clear line for a person; the command exits with `exit_code`
+    ├── InputError               a value from outside is wrong (2)
+    │   ├── ModelError           a model config is unknown, incomplete or absurd
+    │   ├── ProfileError         a device profile has a missing, negative or misspelt entry
+    │   └── StoreError           a weight store is missing, cut off or of another model
+    ├── InvalidPlan              a plan breaks a rule of the plan language (2)
+    ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
+    ├── NoPlanInTime             the solver met its limit without any plan (3)
+    └── Disagreement             measured differs from predicted beyond tolerance (4)
+
+A text names the value, the bound and the remedy.
+"""
+
+
+class MebpError(Exception):
+    """Base of every error that a user of the library may want to catch."""
+
+    exit_code = 2
+
+
+class InputError(MebpError):
+    """A value that came from outside is wrong."""
+
+
+class ModelError(InputError):
+    """A model config is unknown, incomplete or absurd."""
+
+
+class ProfileError(InputError):
+    """A device profile has a missing, negative or misspelt entry."""
+
+
+class StoreError(InputError):
+    """A weight store is missing, cut off, or belongs to another model."""
+
+
+class InvalidPlan(MebpError):
+    """A plan breaks `rule` at instruction number `index` (None: the plan as a whole)."""
+
+    def __init__(self, rule: str, index: int | None, message: str) -> None:
+        where = "the plan" if index is None else f"instruction {index}"
+        super().__init__(f"invalid plan: {where} breaks the rule '{rule}': {message}")
+        self.rule = rule
+        self.index = index
+
+
+class InfeasibleBudget(MebpError):
+    """No plan fits `budget_bytes`; one of `least_bytes` exists."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, budget_bytes: int, least_bytes: int) -> None:
+        super().__init__(message)
+        self.budget_bytes = budget_bytes
+        self.least_bytes = least_bytes
+
+
+class NoPlanInTime(MebpError):
+    """The solver met its limit without any plan."""
+
+    exit_code = 3
+
+
+class Disagreement(MebpError):
+    """A measurement lies beyond tolerance of its prediction, or a limit was overstepped."""
+
+    exit_code = 4

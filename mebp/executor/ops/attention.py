@@ -1,0 +1,161 @@
+"""Causal grouped-query attention, with or without a sliding window, a tile of queries at a time; exact, saving only q, k, v.
+
+A tile holds R query positions of the G heads that share one key head, as R x G rows; it sees all its keys at once, so the
+softmax is a plain one. Scores are fp32; products run in the activations' type. B batch, T positions, D head_dim, S keys seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mebp.executor.env import Io
+from mebp.models.kind import score_rows, score_span
+
+
+@dataclass(slots=True, kw_only=True)
+class _Buffers:
+    scores: Tensor  # fp32, flat
+    typed: Tensor  # activations' type, flat
+    mask: Tensor  # bool, flat
+    row: Tensor  # fp32, (R x G,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tile:
+    """Queries [start, end) of key head `group` in sequence `batch`, seeing keys [low, end)."""
+
+    batch: int
+    group: int
+    start: int
+    end: int
+    low: int
+
+
+def attention(io: Io) -> None:
+    d = io.dims
+    q, y = _by_group(io, io["q"]), _by_group(io, io["y"])  # (B, T, KV, G, D)
+    k, v = _by_head(io, io["k"]), _by_head(io, io["v"])  # (B, T, KV, D)
+    rows = score_rows(d) * (d.heads // d.kv_heads)
+    buffers = _buffers(io, rows)
+    q_tile, y_tile = io.take(rows, d.head_dim), io.take(rows, d.head_dim)
+    for tile in _tiles(io):
+        keys, values = (t[tile.batch, tile.low : tile.end, tile.group] for t in (k, v))  # (S, D)
+        queries = _gather(q, tile, q_tile)  # (R x G, D)
+        p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
+        typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
+        out = torch.mm(typed, values, out=y_tile[: len(queries)])
+        _scatter(out, tile, y)
+
+
+def attention_backward(io: Io) -> None:
+    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q. p is made again from q and k."""
+    d = io.dims
+    q, dy, dq = (_by_group(io, io[slot]) for slot in ("q", "dy", "dq"))  # (B, T, KV, G, D)
+    k, v, dk, dv = (_by_head(io, io[slot]) for slot in ("k", "v", "dk", "dv"))  # (B, T, KV, D)
+    rows = score_rows(d) * (d.heads // d.kv_heads)
+    buffers = _buffers(io, rows)
+    flat_ds = io.take(len(buffers.scores), dtype=torch.float32)
+    q_tile, dy_tile, dq_tile = (io.take(rows, d.head_dim) for _ in range(3))
+    dk_sum, dv_sum = (io.take(d.seq, d.head_dim, dtype=torch.float32) for _ in range(2))
+    product = io.take(score_span(d), d.head_dim)
+    for tile in _tiles(io):
+        if tile.start == 0:
+            dk_sum.zero_()
+            dv_sum.zero_()
+        keys, values = (t[tile.batch, tile.low : tile.end, tile.group] for t in (k, v))  # (S, D)
+        queries, upstream = _gather(q, tile, q_tile), _gather(dy, tile, dy_tile)  # (R x G, D)
+        p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
+        ds = flat_ds[: p.numel()].view(p.shape)
+        typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
+        span = tile.end - tile.low
+        dv_sum[tile.low : tile.end].add_(torch.mm(typed.T, upstream, out=product[:span]))
+        ds.copy_(torch.mm(upstream, values.T, out=typed))
+        _softmax_backward(p, ds, buffers.row[: len(p)], io.env.graph.config.attention_scale)
+        typed.copy_(ds)
+        _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
+        dk_sum[tile.low : tile.end].add_(torch.mm(typed.T, queries, out=product[:span]))
+        if tile.end == d.seq:
+            dk[tile.batch, :, tile.group].copy_(dk_sum)
+            dv[tile.batch, :, tile.group].copy_(dv_sum)
+
+
+def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
+    """ds holds dp and becomes p (dp - sum(dp p)) scale; p is used up."""
+    ds.mul_(p)
+    torch.sum(ds, dim=1, out=row)
+    ds.sub_(p.mul_(row[:, None])).mul_(scale)
+
+
+def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, tile: _Tile) -> Tensor:
+    """softmax(scale q k^T) over the keys that each query may see, fp32, (R x G, S)."""
+    rows, span = len(queries), len(keys)
+    typed = torch.mm(queries, keys.T, out=buffers.typed[: rows * span].view(rows, span))
+    scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(io.env.graph.config.attention_scale)
+    _mask(io, buffers, scores, tile)
+    row = buffers.row[:rows]
+    torch.amax(scores, dim=1, out=row)
+    scores.sub_(row[:, None]).exp_()
+    torch.sum(scores, dim=1, out=row)
+    return scores.div_(row[:, None])
+
+
+def _mask(io: Io, buffers: _Buffers, scores: Tensor, tile: _Tile) -> None:
+    """-inf where a key lies after its query, or a window or more before it."""
+    count, span = tile.end - tile.start, tile.end - tile.low
+    query = io.env.positions[tile.start : tile.end, None]
+    key = io.env.positions[None, tile.low : tile.end]
+    mask = buffers.mask[: count * span].view(count, span)
+    by_query = scores.view(count, -1, span)
+    torch.gt(key, query, out=mask)
+    by_query.masked_fill_(mask[:, None], float("-inf"))
+    if io.dims.window and tile.end - tile.low > io.dims.window:
+        torch.le(key, query - io.dims.window, out=mask)
+        by_query.masked_fill_(mask[:, None], float("-inf"))
+
+
+def _tiles(io: Io) -> Iterator[_Tile]:
+    d = io.dims
+    rows = score_rows(d)
+    for batch in range(d.batch):
+        for group in range(d.kv_heads):
+            for start in range(0, d.seq, rows):
+                low = max(0, start - d.window + 1) if d.window else 0
+                yield _Tile(batch=batch, group=group, start=start, end=min(start + rows, d.seq), low=low)
+
+
+def _buffers(io: Io, rows: int) -> _Buffers:
+    d = io.dims
+    count = rows * score_span(d)
+    return _Buffers(
+        scores=io.take(count, dtype=torch.float32),
+        typed=io.take(count),
+        mask=io.take(score_rows(d) * score_span(d), dtype=torch.bool),
+        row=io.take(rows, dtype=torch.float32),
+    )
+
+
+def _by_group(io: Io, x: Tensor) -> Tensor:
+    """(tokens, heads x D) as (B, T, KV, G, D)."""
+    d = io.dims
+    return x.view(d.batch, d.seq, d.kv_heads, d.heads // d.kv_heads, d.head_dim)
+
+
+def _by_head(io: Io, x: Tensor) -> Tensor:
+    """(tokens, KV x D) as (B, T, KV, D)."""
+    d = io.dims
+    return x.view(d.batch, d.seq, d.kv_heads, d.head_dim)
+
+
+def _gather(x: Tensor, tile: _Tile, out: Tensor) -> Tensor:
+    """Copy a tile's rows of `x` together: (R x G, D)."""
+    source = x[tile.batch, tile.start : tile.end, tile.group]  # (R, G, D)
+    count = source.shape[0] * source.shape[1]
+    out[:count].view(source.shape).copy_(source)
+    return out[:count]
+
+
+def _scatter(rows: Tensor, tile: _Tile, y: Tensor) -> None:
+    target = y[tile.batch, tile.start : tile.end, tile.group]  # (R, G, D)
+    target.copy_(rows.view(target.shape))

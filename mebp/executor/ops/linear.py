@@ -1,0 +1,50 @@
+"""Frozen linears with LoRA: y = x W^T + b + s (x A^T) B^T, and their backward. N tokens, k in, n out, r rank."""
+
+import torch
+from torch import Tensor
+
+from mebp.executor.env import Io
+
+
+def linear(io: Io) -> None:
+    x, y = io["x"], io["y"]  # (N, k), (N, n)
+    for start, end, tile in io.weight_tiles():  # (rows, k)
+        torch.mm(x, tile.T, out=y[:, start:end])
+    if io.op.vectors:
+        y.add_(io.vector())
+    if io.op.adapters:
+        A, B = _cast_adapter(io)
+        h = torch.mm(x, A.T, out=io.take(len(x), len(A)))  # (N, r)
+        y.addmm_(h, B.T, alpha=io.env.graph.workload.lora.scale)
+
+
+def linear_backward(io: Io) -> None:
+    """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is made again: r is tiny."""
+    dy = io["dy"]  # (N, n)
+    scale = io.env.graph.workload.lora.scale
+    if io.has("dx"):
+        _input_gradient(io, dy)
+    if not io.op.adapters:
+        return
+    x = io["x"]  # (N, k)
+    A, B = _cast_adapter(io)
+    h = torch.mm(x, A.T, out=io.take(len(x), len(A)))  # (N, r)
+    dh = torch.mm(dy, B, out=io.take(len(x), len(A)))  # (N, r)
+    if io.has("dx"):
+        io["dx"].addmm_(dh, A, alpha=scale)
+    for slot, product in (("dA", (dh.T, x)), ("dB", (dy.T, h))):
+        gradient = io[slot]
+        gradient.copy_(torch.mm(*product, out=io.take(*gradient.shape))).mul_(scale)
+
+
+def _input_gradient(io: Io, dy: Tensor) -> None:
+    dx = io["dx"]  # (N, k)
+    fresh = "dx" in io.op.writes
+    for start, end, tile in io.weight_tiles():  # (rows, k)
+        dx.addmm_(dy[:, start:end], tile, beta=0 if fresh and start == 0 else 1)
+
+
+def _cast_adapter(io: Io) -> tuple[Tensor, Tensor]:
+    """A (r, k) and B (n, r) in the activations' type."""
+    adapter = io.adapter()
+    return io.take(*adapter.A.shape).copy_(adapter.A), io.take(*adapter.B.shape).copy_(adapter.B)

@@ -1,0 +1,269 @@
+"""Execute a plan: real tensors in one arena, engines as threads, the order of mebp/sim/order.py kept by waiting.
+
+The compute engine is the calling thread; unpack, store and load have a thread each where the plan uses them. Each works through
+its own instructions; before one starts, it waits until those that must have ended on other engines have.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mebp.errors import MebpError
+from mebp.executor.env import Adapter, Arena, Env, Io, Scratch, read_rows
+from mebp.executor.ops.table import OPS
+from mebp.executor.rope import rope_tables
+from mebp.executor.spill import Spill
+from mebp.executor.store import Frozen, Store
+from mebp.models.graph import Graph, TensorId, WeightId
+from mebp.models.kind import stream_rows
+from mebp.models.step import adapter_shapes
+from mebp.plan import (
+    Compute,
+    Engine,
+    Free,
+    Instruction,
+    Load,
+    Place,
+    Plan,
+    Unpack,
+    require_signature,
+)
+from mebp.plan import (
+    Store as StoreInstruction,
+)
+from mebp.sim.order import predecessors
+
+GradientHook = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """One executed step: seconds, loss (mean over labelled tokens), and (start, end) ns of every instruction, 0 for frees."""
+
+    seconds: float
+    loss: float
+    spans_ns: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Executor:
+    """A plan bound to a store and adapters, ready to run steps. `arena.used_bytes` is the highest byte touched."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: Graph,
+        store: Store,
+        adapters: dict[str, Adapter],
+        *,
+        device: str = "cpu",
+        spill_dir: Path | None = None,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
+        store.require_model(graph.config, graph.workload.weights)
+        self.plan = plan
+        self.graph = graph
+        self.arena = Arena(plan.arena_bytes, torch.device(device))
+        sizes = {i.tensor: graph.tensors[i.tensor].nbytes for i in plan.instructions if isinstance(i, StoreInstruction)}
+        self.spill = Spill(sizes, spill_dir)
+        self.env = _env(graph, store, adapters, torch.device(device), learning_rate, seed)
+        self._waits = _cross_engine_waits(plan)
+        self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
+        for place in plan.resident:
+            self._unpack(WeightId(place.tensor), place, None)
+
+    def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
+        """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to the next token, -100 is not counted.
+
+        `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update.
+        """
+        env = self.env
+        env.ids.copy_(ids.reshape(-1))
+        env.labels.copy_(next_tokens(ids if labels is None else labels).reshape(-1))
+        env.on_gradient = on_gradient
+        env.losses.clear()
+        begin = time.perf_counter_ns()
+        spans = _Engines(self.plan, self._waits, self._run).run(begin)
+        seconds = (time.perf_counter_ns() - begin) / 1e9
+        env.step += 1
+        return StepResult(seconds=seconds, loss=env.losses[""], spans_ns=spans)
+
+    def _run(self, instruction: Instruction) -> None:
+        match instruction:
+            case Compute():
+                self._places |= {place.tensor: place for place in instruction.writes}
+                op = self.graph.op[instruction.op]
+                scratch = Scratch(self.arena, instruction.scratch)
+                io = Io(
+                    self.env,
+                    self.arena,
+                    op,
+                    self._places,
+                    scratch,
+                    streamed=instruction.streamed,
+                    tile=instruction.tile,
+                )
+                OPS[op.kind](io)
+                assert not scratch.unused, f"{op.id} left {scratch.unused} bytes of its scratch untouched"
+            case Unpack():
+                self._places[instruction.place.tensor] = instruction.place
+                self._unpack(instruction.weight, instruction.place, instruction.scratch)
+            case StoreInstruction():
+                self.spill.store(instruction.tensor, self._raw(self._places[instruction.tensor]))
+            case Load():
+                self._places[instruction.place.tensor] = instruction.place
+                self.spill.load(instruction.place.tensor, self._raw(instruction.place))
+            case Free():
+                pass
+
+    def _raw(self, place: Place) -> Tensor:
+        """The bytes of a tensor (without its padding)."""
+        return self.arena.view(place.offset, (self.graph.tensors[place.tensor].nbytes,), torch.int8)
+
+    def _unpack(self, wid: WeightId, place: Place, scratch: Place | None) -> None:
+        """Decompress a whole weight, a cache-sized block of rows at a time; without scratch in a buffer of its own."""
+        weight, frozen = self.graph.weights[wid], self.env.frozen(wid)
+        out = self.arena.view(place.offset, (weight.rows, weight.cols), self.env.dtype)
+        rows = stream_rows(weight.cols)
+        count = min(rows, weight.rows) * frozen.codes.shape[1]
+        codes = None
+        if frozen.steps is not None and frozen.format.bits < 8:
+            codes = (
+                self.arena.view(scratch.offset, (count,), torch.int8)
+                if scratch
+                else torch.empty(count, dtype=torch.int8, device=out.device)
+            )
+        for start in range(0, weight.rows, rows):
+            block = slice(start, min(start + rows, weight.rows))
+            part = Frozen(
+                codes=frozen.codes[block],
+                steps=None if frozen.steps is None else frozen.steps[block],
+                format=frozen.format,
+            )
+            read_rows(part, slice(None), out[block], codes)
+
+
+def new_adapters(graph: Graph, *, seed: int = 0, device: str = "cpu") -> dict[str, Adapter]:
+    """Fresh LoRA pairs as PEFT makes them: A uniform (Kaiming, a = sqrt 5), B zero, fp32; with AdamW, its states."""
+    generator = torch.Generator().manual_seed(seed)
+    adapters = {}
+    for name, (a_shape, b_shape) in adapter_shapes(graph.config, graph.workload).items():
+        bound = a_shape[1] ** -0.5
+        A = torch.empty(a_shape).uniform_(-bound, bound, generator=generator).to(device)
+        B = torch.zeros(b_shape, device=device)
+        states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.outside_bytes["optimizer state"] else []
+        adapters[name] = Adapter(A=A, B=B, states=states)
+    return adapters
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """Labels: each position's next token, and -100 at the end of every sequence. (batch, seq) in and out."""
+    labels = torch.full_like(tokens, -100)
+    labels[:, :-1] = tokens[:, 1:]
+    return labels
+
+
+def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch.device, learning_rate: float, seed: int) -> Env:
+    workload = graph.workload
+    return Env(
+        graph=graph,
+        store=store,
+        adapters=adapters,
+        ids=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
+        labels=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
+        positions=torch.arange(workload.seq_len, device=device),
+        tables=rope_tables(graph.config, workload, device),
+        device=device,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+def _cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:
+    """For each instruction the predecessors on other engines, the last one of each engine only."""
+    waits: list[tuple[int, ...]] = []
+    for instruction, before in zip(plan.instructions, predecessors(plan), strict=True):
+        last: dict[Engine, int] = {}
+        for index in before:
+            engine = plan.instructions[index].engine
+            if engine is not instruction.engine:
+                last[engine] = max(index, last.get(engine, -1))
+        waits.append(tuple(last.values()))
+    return waits
+
+
+class _Engines:
+    """One run through a plan: a thread an engine, each told how far the others are."""
+
+    def __init__(self, plan: Plan, waits: list[tuple[int, ...]], run: Callable[[Instruction], None]) -> None:
+        self._instructions = plan.instructions
+        self._waits = waits
+        self._run_one = run
+        self._engine_of = [instruction.engine for instruction in plan.instructions]
+        self._ended = dict.fromkeys(Engine, -1)
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._spans = [(0, 0)] * len(plan.instructions)
+
+    def run(self, begin_ns: int) -> list[tuple[int, int]]:
+        others = [e for e in (Engine.UNPACK, Engine.STORE, Engine.LOAD) if e in self._engine_of]
+        threads = [
+            threading.Thread(target=self._work, args=(engine, begin_ns), name=f"mebp-{engine}", daemon=True) for engine in others
+        ]
+        started: list[threading.Thread] = []
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+            self._work(Engine.COMPUTE, begin_ns)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            for thread in started:
+                thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._spans
+
+    def _work(self, engine: Engine, begin_ns: int) -> None:
+        try:
+            for index, instruction in enumerate(self._instructions):
+                if self._engine_of[index] is engine:
+                    self._await(self._waits[index])
+                    start = time.perf_counter_ns()
+                    self._run_one(instruction)
+                    self._spans[index] = (start - begin_ns, time.perf_counter_ns() - begin_ns)
+                    self._report(engine, index)
+        except BaseException as error:
+            self._fail(error)
+
+    def _await(self, before: tuple[int, ...]) -> None:
+        if not before:
+            return
+        with self._changed:
+            while any(self._ended[self._engine_of[index]] < index for index in before):
+                if self._failure is not None:
+                    raise _Stopped
+                self._changed.wait()
+
+    def _report(self, engine: Engine, index: int) -> None:
+        with self._changed:
+            self._ended[engine] = index
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None or isinstance(self._failure, _Stopped):
+                self._failure = error
+            self._changed.notify_all()
+
+
+class _Stopped(MebpError):
+    """Another engine failed; this one stops too."""

@@ -1,0 +1,96 @@
+"""One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if asked."""
+
+import gc
+
+import torch
+
+from mebp.check import graph_of
+from mebp.errors import InputError
+from mebp.executor.measure import Sampler, fix_allocator, memory_now
+from mebp.executor.reference import compare_gradients
+from mebp.executor.run import Executor, new_adapters
+from mebp.executor.store import open_store
+from mebp.executor.worker import Job, Measurement, Progress
+from mebp.models.graph import Graph
+from mebp.plan import parse_plan
+
+WARM_UP_STEPS = 1
+
+
+def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
+    """Run the job's steps and measure them. The baseline is the process with torch imported and its threads started."""
+    fix_allocator()
+    require_device(job.device)
+    _start_threads()
+    baseline, _ = memory_now()
+    plan = parse_plan(plan_text, "the plan")
+    if job.check_gradients and not plan.exact:
+        raise InputError(f"{plan.name} has no exact gradient to check: leave --check-gradients out")
+    graph = graph_of(plan, "the plan")
+    store = open_store(job.store)
+    adapters = new_adapters(graph, seed=job.seed, device=job.device)
+    gc.collect()
+    total = WARM_UP_STEPS + job.steps
+    with Sampler() as sampler:
+        executor = Executor(
+            plan,
+            graph,
+            store,
+            adapters,
+            device=job.device,
+            spill_dir=job.spill_dir,
+            learning_rate=job.learning_rate,
+            seed=job.seed,
+        )
+        ids = batch(graph, job)
+        seconds, losses = [], []
+        for step in range(total):
+            progress(step, total)
+            result = executor.step(ids)
+            seconds.append(result.seconds)
+            losses.append(result.loss)
+        progress(total, total)
+    check = None
+    if job.check_gradients:
+        check = compare_gradients(plan, graph, store, ids, job)
+    return Measurement(
+        arena_bytes=executor.arena.used_bytes,
+        baseline_bytes=baseline,
+        peak_bytes=sampler.anonymous,
+        file_bytes=sampler.file,
+        step_s=tuple(seconds[WARM_UP_STEPS:]),
+        loss=tuple(losses),
+        spans_ns=tuple(result.spans_ns),
+        gradients=check,
+    )
+
+
+def batch(graph: Graph, job: Job) -> torch.Tensor:
+    """Token ids (batch, seq): the job's own, or random ones from its seed."""
+    workload = graph.workload
+    shape = (workload.batch_size, workload.seq_len)
+    if job.ids is None:
+        generator = torch.Generator().manual_seed(job.seed)
+        return torch.randint(0, graph.config.vocab, shape, generator=generator)
+    given = (len(job.ids), len(job.ids[0]))
+    if given != shape:
+        raise InputError(f"token ids have shape {given}, the plan is for {shape}: plan for that shape")
+    outside = [token for row in job.ids for token in row if not 0 <= token < graph.config.vocab]
+    if outside:
+        raise InputError(f"token id {outside[0]} is outside the vocabulary: ids go from 0 to {graph.config.vocab - 1}")
+    return torch.tensor(job.ids, dtype=torch.int64)
+
+
+def require_device(name: str) -> None:
+    """Refuse a torch device that this machine does not have."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"torch has no device {name!r} here: {str(error).splitlines()[0]}") from None
+
+
+def _start_threads() -> None:
+    """Start torch's threads and its products' library once, so that they count as baseline."""
+    x = torch.zeros(256, 256, dtype=torch.bfloat16)
+    torch.mm(x, x)
+    torch.mm(x.float(), x.float())

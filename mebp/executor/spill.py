@@ -1,0 +1,81 @@
+"""The spill file: where stored tensors wait between forward and backward. Preallocated, mapped, unlinked as soon as it is open.
+
+Unlinking first means that nothing is left behind however the process ends; preallocating means that a full disk is an error
+before the step and never a bus error within it.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mebp.errors import StoreError
+from mebp.executor.store import reserve
+from mebp.models.graph import TensorId
+
+MS_SYNC = 4 if sys.platform.startswith("linux") else 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Spill:
+    """A mapped file with a page-aligned slot for every tensor that a plan stores."""
+
+    def __init__(self, sizes: Mapping[TensorId, int], folder: Path | None) -> None:
+        self.slots: dict[TensorId, tuple[int, int]] = {}
+        end = 0
+        for tensor, nbytes in sizes.items():
+            self.slots[tensor] = (end, nbytes)
+            end += -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.nbytes = end
+        self._map = _map_unlinked(end, folder) if end else None
+        self._bytes = torch.frombuffer(self._map, dtype=torch.int8) if self._map else torch.empty(0, dtype=torch.int8)
+
+    def store(self, tensor: TensorId, source: Tensor) -> None:
+        """Copy bytes out, write them back to flash, and drop their pages."""
+        offset, nbytes = self.slots[tensor]
+        self._bytes[offset : offset + nbytes].copy_(source)
+        self._msync(offset, nbytes)
+        self._drop(offset, nbytes)
+
+    def load(self, tensor: TensorId, target: Tensor) -> None:
+        """Copy bytes back in, and drop their pages."""
+        offset, nbytes = self.slots[tensor]
+        target.copy_(self._bytes[offset : offset + nbytes])
+        self._drop(offset, nbytes)
+
+    def _msync(self, offset: int, nbytes: int) -> None:
+        """Through ctypes, which lets other threads run meanwhile; mmap.flush does not."""
+        address = ctypes.c_void_p(self._bytes.data_ptr() + offset)
+        if _libc.msync(address, ctypes.c_size_t(nbytes), MS_SYNC):
+            number = ctypes.get_errno()
+            raise StoreError(f"cannot write the spill file back: {os.strerror(number)}: name another folder with --spill-dir")
+
+    def _drop(self, offset: int, nbytes: int) -> None:
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, offset, nbytes)
+
+
+def _map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
+    where = folder or Path(tempfile.gettempdir())
+    try:
+        file, path = tempfile.mkstemp(prefix="mebp-spill-", dir=where)
+    except OSError as error:
+        raise StoreError(f"cannot make a spill file in {where}: {error.strerror}: name another folder with --spill-dir") from None
+    try:
+        os.unlink(path)
+        reserve(file, nbytes)
+        return mmap.mmap(file, nbytes)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise StoreError(
+            f"cannot keep {nbytes} bytes for the spill file in {where}: {reason}: name another folder with --spill-dir"
+        ) from None
+    finally:
+        os.close(file)

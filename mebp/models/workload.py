@@ -1,0 +1,88 @@
+"""What is asked of the model: sequence, batch, adapters, formats, optimiser. Checked against the model in one place."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mebp.errors import InputError
+from mebp.models.config import LINEARS, LinearName, ModelConfig
+from mebp.models.format import WeightFormat
+
+Precision = Literal["bf16", "fp32"]
+Optimizer = Literal["sgd", "adamw"]
+Method = Literal["backprop", "mezo"]
+
+ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp32": 4}
+MAX_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Adapters: rank, alpha (the update is scaled by alpha / rank) and the linears that carry one."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[LinearName, ...] = LINEARS
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products."""
+
+    seq_len: int = 256
+    batch_size: int = 1
+    lora: Lora
+    weights: WeightFormat
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "sgd"
+    method: Method = "backprop"
+
+    @property
+    def tokens(self) -> int:
+        return self.seq_len * self.batch_size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element of an activation."""
+        return ITEMSIZE[self.precision]
+
+
+def parse_targets(text: str) -> tuple[LinearName, ...]:
+    """Read `all-linear` or a comma-separated subset such as `q,v` or `q_proj,v_proj`."""
+    if text.strip() == "all-linear":
+        return LINEARS
+    asked = {part.strip().removesuffix("_proj") for part in text.split(",") if part.strip()}
+    unknown = asked - set(LINEARS)
+    if unknown or not asked:
+        raise InputError(f"lora targets {text!r}: take all-linear or a subset of {','.join(LINEARS)}")
+    return tuple(name for name in LINEARS if name in asked)
+
+
+def require_workload(config: ModelConfig, workload: Workload) -> None:
+    """Refuse what cannot be built on `config`: InputError naming value, bound and remedy."""
+    _require_range("--seq-len", workload.seq_len, 2, MAX_TOKENS)
+    _require_range("--batch-size", workload.batch_size, 1, 4096)
+    _require_range("tokens (--seq-len x --batch-size)", workload.tokens, 2, MAX_TOKENS)
+    if not workload.lora.targets:
+        raise InputError("lora targets are empty: take all-linear or some of " + ",".join(LINEARS))
+    widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)
+    _require_range(f"--lora-r (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
+    if not 0 < workload.lora.alpha < float("inf"):
+        raise InputError(f"--lora-alpha = {workload.lora.alpha}: must be a positive number")
+    _require_choice("--precision", workload.precision, get_args(Precision))
+    _require_choice("--optimizer", workload.optimizer, get_args(Optimizer))
+    for name, (_, cols) in config.matrices().items():
+        workload.weights.require_fits(name, cols)
+
+
+def _require_range(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{what} = {value}: must be between {low} and {high}")
+
+
+def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{what} = {value!r}: must be one of {', '.join(choices)}")

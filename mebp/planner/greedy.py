@@ -1,0 +1,80 @@
+"""The greedy recipe: from checkpoint-1 upwards, take whatever saves most time per byte while the budget lasts.
+
+Items are activations (kept instead of recomputed: saves their op) and weights (resident: saves each unpacking). This is what
+a solver has to beat, so it is a row of every table.
+"""
+
+from dataclasses import dataclass
+
+from mebp.models.graph import Graph, Op, TensorId, WeightId
+from mebp.models.kind import align, reads_in_place
+from mebp.planner.budget import arena_budget
+from mebp.planner.lower import live_profile
+from mebp.planner.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
+from mebp.planner.schedule import schedule
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device
+
+PACKING_SLACK = 0.98  # part of the budget that live bytes may take, so that gaps between tensors still fit
+USES = 3  # a layer's weight is read in forward, recomputation and backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    gain: float
+    activation: TensorId | None = None
+    weight: WeightId | None = None
+
+
+def greedy_recipe(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """Take the longest prefix of items, best first, whose live bytes stay within the budget."""
+    room = int(arena_budget(graph, device, budget_bytes) * PACKING_SLACK)
+    items = sorted(_items(graph, device), key=lambda item: -item.gain)
+    low, high = 0, len(items)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _live_peak(graph, _recipe(graph, items[:middle])) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return _recipe(graph, items[:low])
+
+
+def _items(graph: Graph, device: Device) -> list[_Item]:
+    cost = CostModel(graph, device)
+    saved = set(layer_inputs(graph))
+    found = [
+        _Item(gain=cost.op_ns(op, streamed=bool(op.weights)) / _kept_bytes(graph, op), activation=tensor)
+        for op in _recomputable(graph)
+        for tensor in op.writes.values()
+        if tensor not in saved
+    ]
+    for wid, weight in graph.weights.items():
+        tensor = graph.tensors[TensorId(wid)]
+        if not reads_in_place(weight.format, tensor.itemsize):
+            uses = USES if tensor.layer is not None else 1
+            found.append(_Item(gain=uses * cost.unpack_ns(weight) / tensor.nbytes, weight=wid))
+    return found
+
+
+def _recomputable(graph: Graph) -> list[Op]:
+    reads = backward_reads(graph)
+    return [op for op in graph.ops if not op.backward and reads & set(op.writes.values())]
+
+
+def _kept_bytes(graph: Graph, op: Op) -> int:
+    return sum(align(graph.tensors[tensor].nbytes) for tensor in op.writes.values())
+
+
+def _recipe(graph: Graph, items: list[_Item]) -> Recipe:
+    saving = dict.fromkeys(layer_inputs(graph), Saving.KEEP)
+    saving |= {item.activation: Saving.KEEP for item in items if item.activation}
+    unpacking = {item.weight: Unpacking.RESIDENT for item in items if item.weight}
+    return Recipe(saving=saving, unpacking=unpacking, head_tile=head_tile(graph))
+
+
+def _live_peak(graph: Graph, recipe: Recipe) -> int:
+    """Live bytes of a recipe at their highest; resident weights lie beside whatever the steps make."""
+    resident = [weight for weight, choice in recipe.unpacking.items() if choice is Unpacking.RESIDENT]
+    sizes = sum(align(graph.tensors[TensorId(weight)].nbytes) for weight in resident)
+    return sizes + max(live_profile(schedule(graph, recipe), graph, recipe))

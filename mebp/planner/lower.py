@@ -1,0 +1,175 @@
+"""Turn a recipe into a plan: order the steps, find every tensor's lifetime, pack the arena, write the instructions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mebp.models.graph import Graph, TensorId, WeightId
+from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
+from mebp.plan import Compute, Free, Instruction, Load, Place, Plan, SolverFacts, Store, Unpack
+from mebp.planner.pack import Buffer, pack
+from mebp.planner.recipe import Recipe, Unpacking
+from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, hoist_loads, schedule, tensors_of
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device
+
+SCRATCH = TensorId("scratch")
+
+
+@dataclass(slots=True)
+class _Life:
+    """One stay of a tensor in the arena: made at step `start`, last touched at `last`."""
+
+    tensor: TensorId
+    start: int
+    last: int
+
+
+def lower(
+    graph: Graph,
+    device: Device,
+    recipe: Recipe,
+    *,
+    name: str,
+    budget_bytes: int,
+    exact: bool = True,
+    solver: SolverFacts | None = None,
+) -> Plan:
+    """Write `recipe` out as a plan for `graph`; its engines are those of `device`."""
+    cost = CostModel(graph, device)
+    steps = hoist_loads(
+        schedule(graph, recipe),
+        lambda tensor: cost.load_ns(graph.tensors[tensor].nbytes),
+        lambda run: cost.op_ns(run.op, streamed=run.streamed, tile=recipe.head_tile if run.op.kind == "head" else 0),
+    )
+    resident = _resident_places(graph, recipe)
+    floor = sum(place.nbytes for place in resident)
+    lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
+    scratch = [step_scratch(step, graph, recipe) for step in steps]
+    buffers = [Buffer(start=life.start, end=life.last + 1, size=align(graph.tensors[life.tensor].nbytes)) for life in lives]
+    spaces = [(at, size) for at, size in enumerate(scratch) if size]
+    buffers += [Buffer(start=at, end=at + 1, size=size) for at, size in spaces]
+    packing = pack(buffers)
+    offsets = [floor + offset for offset in packing.offsets]
+    places = {
+        (life.tensor, life.start): Place(tensor=life.tensor, offset=offset, nbytes=buffer.size)
+        for life, buffer, offset in zip(lives, buffers, offsets, strict=False)
+    }
+    workspaces = {
+        at: Place(tensor=SCRATCH, offset=offset, nbytes=size)
+        for (at, size), offset in zip(spaces, offsets[len(lives) :], strict=True)
+    }
+    writer = _Writer(graph=graph, device=device, recipe=recipe, places=places, workspaces=workspaces)
+    return Plan(
+        name=name,
+        exact=exact,
+        signature=graph.signature,
+        device=device.name,
+        budget_bytes=budget_bytes,
+        config=graph.config,
+        workload=graph.workload,
+        arena_bytes=floor + packing.height,
+        resident=tuple(resident),
+        instructions=tuple(writer.write(steps, lives)),
+        solver=solver,
+    )
+
+
+def lifetimes(steps: Sequence[Step], graph: Graph, resident: frozenset[TensorId] = frozenset()) -> list[_Life]:
+    """Every stay of every tensor in the arena, in the order in which they begin."""
+    lives: list[_Life] = []
+    current: dict[TensorId, _Life] = {}
+    for at, step in enumerate(steps):
+        for tensor, new in tensors_of(step, graph):
+            if tensor in resident:
+                continue
+            if new:
+                current[tensor] = _Life(tensor=tensor, start=at, last=at)
+                lives.append(current[tensor])
+            elif tensor in current:
+                current[tensor].last = at
+    return lives
+
+
+def step_scratch(step: Step, graph: Graph, recipe: Recipe) -> int:
+    """Bytes of scratch that a step takes, aligned."""
+    match step:
+        case Run(op=op, streamed=streamed):
+            weight = graph.weights[op.weights[0]] if op.weights else None
+            tile = recipe.head_tile if op.kind == "head" else 0
+            return align(op_scratch(op, weight, streamed=streamed, tile=tile))
+        case Unpacked(weight=wid):
+            weight = graph.weights[wid]
+            return unpack_scratch(weight.format, min(stream_rows(weight.cols), weight.rows), weight.cols)
+        case Stored() | Loaded():
+            return 0
+
+
+def live_profile(steps: Sequence[Step], graph: Graph, recipe: Recipe) -> list[int]:
+    """Live bytes (scratch included) while each step runs, before packing."""
+    change = [0] * (len(steps) + 1)
+    for life in lifetimes(steps, graph):
+        size = align(graph.tensors[life.tensor].nbytes)
+        change[life.start] += size
+        change[life.last + 1] -= size
+    profile, live = [], 0
+    for at, step in enumerate(steps):
+        live += change[at]
+        profile.append(live + step_scratch(step, graph, recipe))
+    return profile
+
+
+def _resident_places(graph: Graph, recipe: Recipe) -> list[Place]:
+    places: list[Place] = []
+    offset = 0
+    for weight in graph.weights:
+        if recipe.unpacks(weight) is Unpacking.RESIDENT:
+            tensor = TensorId(weight)
+            places.append(Place(tensor=tensor, offset=offset, nbytes=align(graph.tensors[tensor].nbytes)))
+            offset = places[-1].end
+    return places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    """Writes steps as instructions once every stay has its place."""
+
+    graph: Graph
+    device: Device
+    recipe: Recipe
+    places: dict[tuple[TensorId, int], Place]
+    workspaces: dict[int, Place]
+
+    def write(self, steps: Sequence[Step], lives: list[_Life]) -> list[Instruction]:
+        over: dict[int, list[TensorId]] = {}
+        for life in lives:
+            over.setdefault(life.last, []).append(life.tensor)
+        written: list[Instruction] = []
+        for at, step in enumerate(steps):
+            written.append(self._instruction(at, step))
+            written += [Free(tensor=tensor) for tensor in over.get(at, ())]
+        return written
+
+    def _instruction(self, at: int, step: Step) -> Instruction:
+        match step:
+            case Run(op=op):
+                unpacked = () if step.streamed else tuple(TensorId(weight) for weight in op.weights)
+                updates = tuple(op.updates.values())
+                return Compute(
+                    op=op.id,
+                    recompute=step.recompute,
+                    reads=(*(t for t in op.reads.values() if t not in updates), *unpacked),
+                    writes=tuple(self.places[tensor, at] for tensor in op.writes.values()),
+                    updates=updates,
+                    scratch=self.workspaces.get(at),
+                    streamed=step.streamed,
+                    tile=self.recipe.head_tile if op.kind == "head" else 0,
+                )
+            case Unpacked(weight=weight):
+                place = self.places[TensorId(weight), at]
+                return Unpack(
+                    weight=WeightId(weight), place=place, scratch=self.workspaces.get(at), engine=self.device.unpack_engine
+                )
+            case Stored(tensor=tensor):
+                return Store(tensor=tensor)
+            case Loaded(tensor=tensor):
+                return Load(place=self.places[tensor, at])

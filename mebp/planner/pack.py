@@ -1,0 +1,101 @@
+"""Give buffers addresses: lifetimes in, offsets out, and the height of the arena that they need.
+
+Half-open lifetimes [start, end) in steps. A heuristic: first fit at the lowest offset, over several orders, the best height
+kept; it stops early where the height equals the most live bytes, which no packing can beat.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """`size` bytes that live in [start, end)."""
+
+    start: int
+    end: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """An offset for each buffer, the height they reach, and the most bytes live at once (a lower bound of any height)."""
+
+    offsets: tuple[int, ...]
+    height: int
+    live_peak: int
+
+
+def pack(buffers: list[Buffer]) -> Packing:
+    """Place `buffers` so that no two that live together overlap."""
+    if not buffers:
+        return Packing(offsets=(), height=0, live_peak=0)
+    start, end, size = (np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size"))
+    live_peak = _live_peak(start, end, size)
+    best: tuple[int, npt.NDArray[np.int64]] | None = None
+    for order in _orders(start, end, size):
+        offsets, height = _first_fit(order, start, end, size)
+        if best is None or height < best[0]:
+            best = (height, offsets)
+        if best[0] == live_peak:
+            break
+    assert best is not None
+    return Packing(offsets=tuple(int(offset) for offset in best[1]), height=best[0], live_peak=live_peak)
+
+
+def require_apart(buffers: list[Buffer], packing: Packing) -> None:
+    """Check pair by pair, the slow way, that no two buffers that live together overlap (AssertionError)."""
+    placed = list(zip(buffers, packing.offsets, strict=True))
+    for i, (a, at) in enumerate(placed):
+        assert 0 <= at and at + a.size <= packing.height
+        for b, other in placed[:i]:
+            apart_in_time = a.end <= b.start or b.end <= a.start
+            assert apart_in_time or at + a.size <= other or other + b.size <= at, (a, b)
+
+
+def _orders(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    length = end - start
+    return [
+        np.lexsort((start, -length, -size)),
+        np.lexsort((start, -size, -length)),
+        np.lexsort((start, -(size * length))),
+        np.lexsort((-size, start)),
+    ]
+
+
+def _live_peak(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> int:
+    change = np.zeros(int(end.max()) + 1, dtype=np.int64)
+    np.add.at(change, start, size)
+    np.add.at(change, end, -size)
+    return int(np.cumsum(change).max())
+
+
+def _first_fit(
+    order: npt.NDArray[np.int64], start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Place in `order`, each at the lowest offset that is free for its whole life."""
+    count = len(order)
+    starts, ends, sizes = start[order], end[order], size[order]
+    placed = np.zeros(count, dtype=np.int64)
+    height = 0
+    for i in range(count):
+        together = np.flatnonzero((starts[:i] < ends[i]) & (ends[:i] > starts[i]))
+        placed[i] = _lowest_gap(placed[together], sizes[together], int(sizes[i]))
+        height = max(height, int(placed[i] + sizes[i]))
+    offsets = np.empty(count, dtype=np.int64)
+    offsets[order] = placed
+    return offsets, height
+
+
+def _lowest_gap(lows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], wanted: int) -> int:
+    """The lowest offset with `wanted` free bytes among the taken stretches."""
+    if not lows.size:
+        return 0
+    by_offset = np.argsort(lows, kind="stable")
+    lows = lows[by_offset]
+    tops = np.maximum.accumulate(lows + sizes[by_offset])
+    gap_starts = np.concatenate(([0], tops))
+    fits = np.flatnonzero(lows - gap_starts[:-1] >= wanted)
+    return int(gap_starts[fits[0]] if fits.size else gap_starts[-1])

@@ -1,0 +1,182 @@
+"""Put a recipe in order: which instruction follows which, before anything has an address.
+
+Forward runs as the graph has it. In backward, what an op reads and the recipe did not save is brought back right before it:
+loaded, or recomputed from what is there, each op at most once for each time its result is missing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from mebp.models.graph import Graph, Op, TensorId, WeightId
+from mebp.planner.recipe import Recipe, Saving, Unpacking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Compute an op."""
+
+    op: Op
+    recompute: bool
+    streamed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """Decompress a whole weight."""
+
+    weight: WeightId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Write a tensor to the spill file."""
+
+    tensor: TensorId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Bring a tensor back."""
+
+    tensor: TensorId
+
+
+Step = Run | Unpacked | Stored | Loaded
+
+
+def schedule(graph: Graph, recipe: Recipe, ops: Iterable[Op] | None = None, given: frozenset[TensorId] = frozenset()) -> list[Step]:
+    """Order the steps of `ops` (default: the whole graph) under `recipe`; `given` tensors are there from the start."""
+    chosen = graph.ops if ops is None else tuple(ops)
+    order = _Order(graph, recipe, chosen, given)
+    for position, op in enumerate(chosen):
+        order.run(position, op)
+    return order.steps
+
+
+class _Order:
+    def __init__(self, graph: Graph, recipe: Recipe, ops: tuple[Op, ...], given: frozenset[TensorId]) -> None:
+        self.graph = graph
+        self.recipe = recipe
+        self.steps: list[Step] = []
+        self.position = {op.id: position for position, op in enumerate(ops)}
+        self.available: set[TensorId] = set(given)
+        self.held: set[WeightId] = set()
+        self.last_forward: dict[TensorId, int] = {}
+        self.backward_uses: dict[TensorId, int] = {}
+        for position, op in enumerate(ops):
+            for tensor in op.touched:
+                if op.backward:
+                    self.backward_uses[tensor] = self.backward_uses.get(tensor, 0) + 1
+                else:
+                    self.last_forward[tensor] = position
+
+    def run(self, position: int, op: Op) -> None:
+        if op.backward:
+            self._bring_back(op)
+        self._emit(op, recompute=False)
+        if op.backward:
+            self._drop_used_up(op)
+        else:
+            self._drop_unsaved(position, op)
+
+    def _drop_unsaved(self, position: int, op: Op) -> None:
+        """After the last forward use only what is kept stays."""
+        for tensor in op.writes.values():
+            if self.recipe.saves(tensor) is Saving.STORE:
+                self.steps.append(Stored(tensor=tensor))
+        for tensor in (*op.reads.values(), *op.writes.values()):
+            over = self.last_forward.get(tensor, -1) <= position
+            from_head = self.graph.producer[tensor].kind == "head"
+            if over and not from_head and self.recipe.saves(tensor) is not Saving.KEEP:
+                self.available.discard(tensor)
+
+    def _drop_used_up(self, op: Op) -> None:
+        for tensor in op.touched:
+            self.backward_uses[tensor] -= 1
+            if not self.backward_uses[tensor] and self.recipe.saves(tensor) is not Saving.KEEP:
+                self.available.discard(tensor)
+
+    def _bring_back(self, op: Op) -> None:
+        """Load or recompute what `op` reads and is not there; what no later backward op reads is dropped again at once."""
+        wanted = [tensor for tensor in op.touched if tensor not in self.available]
+        loads: list[TensorId] = []
+        again: dict[str, Op] = {}
+        seen: set[TensorId] = set()
+        while wanted:
+            tensor = wanted.pop()
+            if tensor in seen or tensor in self.available:
+                continue
+            seen.add(tensor)
+            if self.recipe.saves(tensor) is Saving.STORE:
+                loads.append(tensor)
+                continue
+            producer = self.graph.producer[tensor]
+            assert not producer.backward, f"{tensor} of {producer.id} was dropped before {op.id}"
+            again[producer.id] = producer
+            wanted += producer.reads.values()
+        for tensor in reversed(loads):
+            self.steps.append(Loaded(tensor=tensor))
+        for producer in sorted(again.values(), key=lambda other: self.position[other.id]):
+            self._emit(producer, recompute=True)
+        self.available |= seen
+        self.available -= {tensor for tensor in seen if not self.backward_uses.get(tensor)}
+
+    def _emit(self, op: Op, *, recompute: bool) -> None:
+        streamed = bool(op.weights) and not self._unpack_for(op, recompute)
+        self.steps.append(Run(op=op, recompute=recompute, streamed=streamed))
+        self.available |= set(op.writes.values())
+
+    def _unpack_for(self, op: Op, recompute: bool) -> bool:
+        """Unpack the op's weight where the recipe says so; returns whether the op finds it unpacked."""
+        weight = op.weights[0]
+        match self.recipe.unpacks(weight):
+            case Unpacking.RESIDENT:
+                return op.kind != "embed"
+            case Unpacking.UNPACK if op.kind not in ("embed", "head"):
+                self.steps.append(Unpacked(weight=weight))
+                return True
+            case Unpacking.HOLD if recompute:
+                self.steps.append(Unpacked(weight=weight))
+                self.held.add(weight)
+                return True
+            case _:
+                return weight in self.held and op.backward
+
+
+def hoist_loads(steps: list[Step], load_ns: Callable[[TensorId], int], run_ns: Callable[[Run], int]) -> list[Step]:
+    """Move every load up until the steps between it and its place give it the time that it takes.
+
+    A load does not pass another load or store (the flash queue keeps its order) nor the start of backward.
+    """
+    moved: list[Step] = []
+    for step in steps:
+        if not isinstance(step, Loaded):
+            moved.append(step)
+            continue
+        need = load_ns(step.tensor)
+        at = len(moved)
+        while at and need > 0 and not isinstance(moved[at - 1], Loaded | Stored):
+            before = moved[at - 1]
+            if isinstance(before, Run):
+                if not before.op.backward and not before.recompute:
+                    break
+                need -= run_ns(before)
+            at -= 1
+        moved.insert(at, step)
+    return moved
+
+
+def tensors_of(step: Step, graph: Graph) -> Iterator[tuple[TensorId, bool]]:
+    """Tensors that a step touches, each with whether the step makes it new."""
+    match step:
+        case Run(op=op, streamed=streamed):
+            yield from ((tensor, False) for tensor in op.touched)
+            if not streamed:
+                yield from ((TensorId(weight), False) for weight in op.weights)
+            yield from ((tensor, True) for tensor in op.writes.values())
+        case Unpacked(weight=weight):
+            yield TensorId(weight), True
+        case Stored(tensor=tensor):
+            yield tensor, False
+        case Loaded(tensor=tensor):
+            yield tensor, True

@@ -1,0 +1,100 @@
+"""Fixed recipes, each a small function of graph, device and budget. The rows that a solved plan is compared with."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import isqrt
+
+from mebp.models.build import build_graph
+from mebp.models.graph import Graph, TensorId, WeightId
+from mebp.plan import Plan
+from mebp.planner.greedy import greedy_recipe
+from mebp.planner.lower import lower
+from mebp.planner.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
+from mebp.sim.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A named way to a recipe; `exact` is false where the gradient is not the true one."""
+
+    name: str
+    summary: str
+    recipe: Callable[[Graph, Device, int], Recipe]
+    exact: bool = True
+
+    def graph(self, graph: Graph) -> Graph:
+        """The graph that the strategy runs: the given one, or for MeZO two forwards of the same model."""
+        return graph if self.exact else build_graph(graph.config, replace(graph.workload, method="mezo"))
+
+    def plan(self, graph: Graph, device: Device, budget_bytes: int) -> Plan:
+        """Write the strategy out as a plan for `graph` (as `self.graph` returns it)."""
+        recipe = self.recipe(graph, device, budget_bytes)
+        return lower(graph, device, recipe, name=self.name, budget_bytes=budget_bytes, exact=self.exact)
+
+
+def keep_all(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """Keep every activation that backward reads; weights are streamed, the head is one pass."""
+    return Recipe(saving=dict.fromkeys(backward_reads(graph), Saving.KEEP), head_tile=head_tile(graph))
+
+
+def mebp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """The paper's: every layer's input stored through mmap, whole weights unpacked for each use, full logits."""
+    return Recipe(
+        saving=dict.fromkeys(layer_inputs(graph), Saving.STORE),
+        unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.UNPACK),
+        head_tile=graph.config.vocab,
+    )
+
+
+def mesp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """Every layer's input kept in memory, whole weights unpacked for each use, structured backward (h = xA recomputed)."""
+    return Recipe(
+        saving=_checkpoints(graph, 1),
+        unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.UNPACK),
+        head_tile=graph.config.vocab,
+    )
+
+
+def checkpoint(every: int) -> Callable[[Graph, Device, int], Recipe]:
+    """Every `every`-th layer's input kept, the rest recomputed from it; weights streamed, the head one pass."""
+
+    def recipe(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+        return Recipe(saving=_checkpoints(graph, every), head_tile=head_tile(graph))
+
+    return recipe
+
+
+def sqrt(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """Checkpoint about sqrt(L) layers (Chen et al., 2016)."""
+    return checkpoint(max(1, isqrt(graph.config.num_layers)))(graph, device, budget_bytes)
+
+
+def mezo(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """Two forwards and no backward (Malladi et al., 2023), as the paper's baseline ran it: whole weights, full logits."""
+    return Recipe(unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.UNPACK), head_tile=graph.config.vocab)
+
+
+def _checkpoints(graph: Graph, every: int) -> dict[TensorId, Saving]:
+    """Inputs of every `every`-th layer, and the input of the final norm."""
+    inputs = layer_inputs(graph)
+    chosen: Iterable[TensorId] = [*inputs[:-1:every], inputs[-1]]
+    return dict.fromkeys(chosen, Saving.KEEP)
+
+
+def _layer_weights(graph: Graph) -> list[WeightId]:
+    return [weight for weight in graph.weights if graph.tensors[TensorId(weight)].layer is not None]
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy(name="mebp", summary="the paper: checkpoints mmapped, whole weights, full logits", recipe=mebp),
+        Strategy(name="mesp", summary="checkpoints in memory, whole weights, full logits", recipe=mesp),
+        Strategy(name="keep-all", summary="every activation kept, streamed weights, one-pass head", recipe=keep_all),
+        Strategy(name="sqrt", summary="every sqrt(L)-th layer kept, streamed weights, one-pass head", recipe=sqrt),
+        Strategy(name="checkpoint-2", summary="every second layer kept, streamed weights", recipe=checkpoint(2)),
+        Strategy(name="checkpoint-1", summary="every layer kept, streamed weights: the best fixed recipe", recipe=checkpoint(1)),
+        Strategy(name="greedy", summary="most time saved per byte first, under the budget", recipe=greedy_recipe),
+        Strategy(name="mezo", summary="two forwards, no backward: not an exact gradient", recipe=mezo, exact=False),
+    )
+}

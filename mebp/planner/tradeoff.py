@@ -1,0 +1,143 @@
+"""The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread
+
+from mebp.check import check
+from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.models.graph import Graph
+from mebp.plan import Plan
+from mebp.planner.solve import Limits, Problem, Progress, least_plan, pose, solve
+from mebp.planner.strategies import STRATEGIES, Strategy
+from mebp.sim.device import Device
+from mebp.sim.simulate import Prediction, simulate
+
+SOLVED, LEAST = "solved", "least"
+SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
+    SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
+    LEAST: "CP-SAT: the least memory of any plan in its class",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One plan, checked and simulated."""
+
+    plan: Plan
+    graph: Graph
+    prediction: Prediction
+    fits: bool
+    within_cap: bool
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def status(self) -> str | None:
+        """`optimal` where the simulated step meets the solver's bound, else `feasible`; None for fixed strategies."""
+        return None if self.gap is None else "optimal" if self.gap == 0 else "feasible"
+
+    @property
+    def gap(self) -> float | None:
+        """How far the simulated step can be above the optimum of the solver's class; None for fixed strategies."""
+        if self.plan.solver is None:
+            return None
+        return max(0.0, 1 - self.plan.solver.bound_ns / self.prediction.step_ns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something would."""
+
+    graph: Graph
+    device: Device
+    budget_bytes: int
+    rows: tuple[Row, ...]
+    chosen: Row | None
+    least_budget_bytes: int
+
+    def row(self, name: str) -> Row | None:
+        """The row called `name`, if there is one."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def tradeoff(
+    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None = None
+) -> Tradeoff:
+    """Plan `graph` every way there is; `progress(name)` is asked for a callback before each search."""
+    solved = _beside(lambda: list(_solved(graph, device, budget_bytes, limits, progress)))
+    rows = [strategy_row(strategy, graph, device, budget_bytes) for strategy in STRATEGIES.values()]
+    rows += [row_of(plan, graph, device) for plan in solved.result()]
+    exact = [row for row in rows if row.plan.exact]
+    fitting = [row for row in exact if row.fits]
+    chosen = min(fitting, key=lambda row: (row.prediction.step_ns, row.prediction.flash_written_bytes), default=None)
+    return Tradeoff(
+        graph=graph,
+        device=device,
+        budget_bytes=budget_bytes,
+        rows=tuple(rows),
+        chosen=chosen,
+        least_budget_bytes=min(row.prediction.peak_bytes for row in exact if row.within_cap),
+    )
+
+
+def _beside(work: Callable[[], list[Plan]]) -> "Future[list[Plan]]":
+    """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
+    future: Future[list[Plan]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="mebp-solve", daemon=True).start()
+    return future
+
+
+def require_fit(found: Tradeoff) -> Row:
+    """The chosen row, or InfeasibleBudget naming the least budget and what binds there."""
+    if found.chosen is not None:
+        return found.chosen
+    least = min((row for row in found.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
+    binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
+    raise InfeasibleBudget(
+        f"does not fit {found.budget_bytes} bytes: the least feasible budget is {found.least_budget_bytes} bytes"
+        f" (plan {least.name}; most of it {binding}): raise --budget, or lower --seq-len, --batch-size or --lora-r",
+        found.budget_bytes,
+        found.least_budget_bytes,
+    )
+
+
+def _solved(
+    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None
+) -> Iterator[Plan]:
+    problem: Problem = pose(graph, device)
+    searches: tuple[Callable[[], Plan], ...] = (
+        lambda: solve(problem, budget_bytes, limits, progress(SOLVED) if progress else None),
+        lambda: least_plan(problem, budget_bytes, limits),
+    )
+    for search in searches:
+        try:
+            yield search()
+        except (InfeasibleBudget, NoPlanInTime):
+            continue  # the other rows still stand, and the least plan says what budget would do
+
+
+def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:
+    """Plan, check and simulate one fixed strategy."""
+    own = strategy.graph(graph)
+    return row_of(strategy.plan(own, device, budget_bytes), own, device)
+
+
+def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
+    """Check and simulate a plan; it fits where its peak and its writes stay within budget and cap."""
+    checked = check(plan, graph)
+    assert checked.peak_bytes == plan.arena_bytes
+    prediction = simulate(plan, graph, device)
+    within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
+    fits = prediction.peak_bytes <= plan.budget_bytes and within_cap
+    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap)

@@ -1,0 +1,93 @@
+"""How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
+
+from mebp.models.graph import Graph, Op, Weight
+from mebp.models.kind import KINDS, Part, head_passes, reads_in_place
+from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
+from mebp.sim.device import Device
+
+NS = 1e9
+
+
+class CostModel:
+    """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, plus launches.
+
+    `parts(instruction)` splits the duration; its values sum to it exactly.
+    """
+
+    def __init__(self, graph: Graph, device: Device) -> None:
+        self.graph = graph
+        self.device = device
+        hardware, runtime = device.hardware, device.runtime
+        factor = runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
+        flops = hardware.product_flops / factor
+        self._rate = {
+            Part.PRODUCTS: flops * runtime.product_fraction,
+            Part.ATTENTION: flops * runtime.attention_fraction,
+            Part.HEAD: flops * runtime.head_fraction,
+        }
+        self._backward_rate = flops * runtime.backward_fraction
+        self._bandwidth = hardware.memory_bandwidth * runtime.bandwidth_fraction
+        self.launch_ns = round(runtime.launch_seconds * NS)
+        self._ops: dict[object, dict[Part, int]] = {}
+
+    def duration(self, instruction: Instruction) -> int:
+        """Nanoseconds that `instruction` keeps its engine busy."""
+        return sum(self.parts(instruction).values())
+
+    def parts(self, instruction: Instruction) -> dict[Part, int]:
+        """Nanoseconds by part."""
+        match instruction:
+            case Compute():
+                return self.op_parts(self.graph.op[instruction.op], streamed=instruction.streamed, tile=instruction.tile)
+            case Unpack():
+                return {Part.UNPACK: self.unpack_ns(self.graph.weights[instruction.weight]), Part.LAUNCH: self.launch_ns}
+            case Store():
+                return {Part.FLASH: self.store_ns(self.graph.tensors[instruction.tensor].nbytes)}
+            case Load():
+                return {Part.FLASH: self.load_ns(self.graph.tensors[instruction.place.tensor].nbytes)}
+            case Free():
+                return {}
+
+    def op_parts(self, op: Op, *, streamed: bool, tile: int = 0) -> dict[Part, int]:
+        """Nanoseconds of one run of `op` by part, with its weight streamed or read unpacked."""
+        key = (op.kind, op.dims, "dx" in op.writes, "dx" in op.updates, op.weights[:1], streamed, tile)
+        if key not in self._ops:
+            self._ops[key] = self._measure(op, streamed, tile)
+        return self._ops[key]
+
+    def op_ns(self, op: Op, *, streamed: bool, tile: int = 0) -> int:
+        """Nanoseconds of one run of `op`."""
+        return sum(self.op_parts(op, streamed=streamed, tile=tile).values())
+
+    def _measure(self, op: Op, streamed: bool, tile: int) -> dict[Part, int]:
+        kind = KINDS[op.kind]
+        seconds = kind.moved(op) / self._bandwidth
+        if kind.part in self._rate:
+            rate = self._backward_rate if op.kind == "linear_backward" else self._rate[kind.part]
+            seconds = max(seconds, kind.flops(op) / rate)
+        parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
+        if streamed and op.weights:
+            weight = self.graph.weights[op.weights[0]]
+            if op.kind == "embed":
+                parts[Part.UNPACK] = self._unpack_count_ns(weight, min(op.dims.rows, weight.rows) * weight.cols)
+            else:
+                passes = head_passes(op, tile) if op.kind == "head" else 1
+                parts[Part.UNPACK] = passes * self.unpack_ns(weight)
+        return parts
+
+    def unpack_ns(self, weight: Weight) -> int:
+        """Nanoseconds to decompress a whole weight once."""
+        return self._unpack_count_ns(weight, weight.count)
+
+    def _unpack_count_ns(self, weight: Weight, count: int) -> int:
+        if reads_in_place(weight.format, self.graph.workload.itemsize):
+            return 0
+        return round(count / self.device.runtime.unpack_rate * NS)
+
+    def store_ns(self, nbytes: int) -> int:
+        """Nanoseconds to write `nbytes` to flash."""
+        return round((nbytes / self.device.hardware.flash_write + self.device.runtime.flash_latency_seconds) * NS)
+
+    def load_ns(self, nbytes: int) -> int:
+        """Nanoseconds to read `nbytes` from flash."""
+        return round((nbytes / self.device.hardware.flash_read + self.device.runtime.flash_latency_seconds) * NS)

@@ -1,0 +1,265 @@
+"""A device profile: hardware numbers and the runtime fitted on them, each with its source. One TOML file a device.
+
+Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`. A file is refused by name, key and
+line where an entry is missing, misspelt, negative or without provenance.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import platformdirs
+
+from mebp.errors import ProfileError
+from mebp.plan import Engine
+
+Provenance = Literal["measured", "vendor", "assumed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What the machine is. Bytes, bytes/s and FLOP/s; `product_flops` is what a good dense 16-bit product attains."""
+
+    ram_bytes: float
+    memory_bandwidth: float
+    product_flops: float
+    flash_read: float
+    flash_write: float
+    app_limit_bytes: float
+    page_bytes: float
+    sustained_factor: float
+    power_watts: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What a training runtime gets out of the hardware.
+
+    The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`; `unpack_rate` is in weights/s;
+    `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has a processor of its own.
+    `footprint_bytes` is there before any tensor; `workspace_bytes` are the libraries' own buffers while a step runs,
+    `op_bytes` what the runtime keeps for each op of the graph to hold graph and plan in memory.
+    """
+
+    product_fraction: float
+    backward_fraction: float
+    attention_fraction: float
+    head_fraction: float
+    bandwidth_fraction: float
+    unpack_rate: float
+    fp32_factor: float
+    launch_seconds: float
+    flash_latency_seconds: float
+    unpack_beside: float
+    footprint_bytes: float
+    workspace_bytes: float
+    op_bytes: float
+    recommended_budget_bytes: float
+    flash_write_cap_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a number comes from."""
+
+    kind: Provenance
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A named profile; `sources` has an entry for every number, keyed `hardware.x` or `runtime.x`."""
+
+    name: str
+    title: str
+    hardware: Hardware
+    runtime: Runtime
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @property
+    def unpack_engine(self) -> Engine:
+        return Engine.UNPACK if self.runtime.unpack_beside else Engine.COMPUTE
+
+    @property
+    def default_budget_bytes(self) -> int:
+        """The recommended budget, never above 0.8 x the app limit."""
+        return int(min(self.runtime.recommended_budget_bytes, 0.8 * self.hardware.app_limit_bytes))
+
+    def value(self, key: str) -> float:
+        """The number behind `hardware.x` or `runtime.x`."""
+        section, _, name = key.partition(".")
+        return cast(float, getattr(getattr(self, section), name))
+
+
+BYTES = (1e3, 1e15)
+RATE = (1e4, 1e15)  # bytes/s, weights/s
+FRACTION = (1e-4, 10.0)
+RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so that only slips fall outside
+    "hardware.ram_bytes": BYTES,
+    "hardware.memory_bandwidth": RATE,
+    "hardware.product_flops": (1e7, 1e18),
+    "hardware.flash_read": RATE,
+    "hardware.flash_write": RATE,
+    "hardware.app_limit_bytes": BYTES,
+    "hardware.page_bytes": (512, 1e9),
+    "hardware.sustained_factor": (0.01, 1.0),
+    "hardware.power_watts": (0.01, 1e5),
+    "runtime.product_fraction": FRACTION,
+    "runtime.backward_fraction": FRACTION,
+    "runtime.attention_fraction": FRACTION,
+    "runtime.head_fraction": FRACTION,
+    "runtime.bandwidth_fraction": FRACTION,
+    "runtime.unpack_rate": RATE,
+    "runtime.fp32_factor": (0.01, 100.0),
+    "runtime.launch_seconds": (0.0, 1.0),
+    "runtime.flash_latency_seconds": (0.0, 10.0),
+    "runtime.unpack_beside": (0.0, 1.0),
+    "runtime.footprint_bytes": BYTES,
+    "runtime.workspace_bytes": (0.0, 1e15),
+    "runtime.op_bytes": (0.0, 1e9),
+    "runtime.recommended_budget_bytes": BYTES,
+    "runtime.flash_write_cap_bytes": (0.0, 1e15),
+}
+SECTIONS: dict[str, type[Hardware] | type[Runtime]] = {"hardware": Hardware, "runtime": Runtime}
+KEYS = tuple(f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in fields(cls))
+
+
+def user_device_dir() -> Path:
+    """Where `calibrate` writes profiles of this user's machines."""
+    return platformdirs.user_config_path("mebp-plan") / "devices"
+
+
+def device_names() -> list[str]:
+    """Names of all profiles: shipped ones and the user's own."""
+    shipped = {Path(entry.name).stem for entry in resources.files("mebp.sim").joinpath("devices").iterdir()}
+    own = {path.stem for path in user_device_dir().glob("*.toml")} if user_device_dir().is_dir() else set()
+    return sorted(shipped | own)
+
+
+def load_device(spec: str) -> Device:
+    """Find the profile that `spec` names: a shipped or calibrated device, or a TOML file."""
+    if spec.endswith(".toml") or "/" in spec:
+        return read_device(Path(spec))
+    own = user_device_dir() / f"{spec}.toml"
+    if own.is_file():
+        return read_device(own)
+    shipped = resources.files("mebp.sim").joinpath("devices", f"{spec}.toml")
+    if shipped.is_file():
+        return parse_device(shipped.read_text(encoding="utf-8"), f"{spec}.toml")
+    near = difflib.get_close_matches(spec, device_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    calibrate = "run `mebp-plan calibrate` first" if spec == "host" else "take a name that `mebp-plan devices` lists, or a .toml file"
+    raise ProfileError(f"unknown device {spec!r}: {hint}{calibrate}")
+
+
+def read_device(path: Path) -> Device:
+    """Read a profile from a TOML file."""
+    try:
+        return parse_device(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"cannot read device profile {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def parse_device(text: str, source: str) -> Device:
+    """Parse a profile; ProfileError names `source`, the key and its line."""
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{source}: {error}") from None
+    for key in raw:
+        _require_known(key, ("name", "title", *SECTIONS), source, text)
+    sources: dict[str, Source] = {}
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        entries = raw.get(section)
+        if not isinstance(entries, dict):
+            raise ProfileError(f"{source}: section [{section}] is missing")
+        names = tuple(f.name for f in fields(cls))
+        for key in entries:
+            _require_known(key, names, source, text)
+        values = {name: _entry(f"{section}.{name}", entries.get(name), source, text, sources) for name in names}
+        sections[section] = cls(**values)
+    name = raw.get("name")
+    if not isinstance(name, str) or not name:
+        raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
+    return Device(name=name, title=str(raw.get("title", name)), sources=sources, **sections)
+
+
+def _require_known(key: str, known: tuple[str, ...], source: str, text: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ProfileError(f"{source}:{_line(key, text)}: unknown entry {key!r}{hint}")
+
+
+def _entry(key: str, entry: Any, source: str, text: str, sources: dict[str, Source]) -> float:
+    name = key.partition(".")[2]
+    where = f"{source}:{_line(name, text)}: {key}"
+    if entry is None:
+        raise ProfileError(f"{source}: {key} is missing: write {{ value = ..., kind = ..., source = ... }}")
+    if not isinstance(entry, dict) or set(entry) != {"value", "kind", "source"}:
+        raise ProfileError(f"{where} = {entry!r}: must be {{ value = ..., kind = ..., source = ... }}")
+    if entry["kind"] not in get_args(Provenance):
+        raise ProfileError(f"{where} has kind {entry['kind']!r}: must be one of {', '.join(get_args(Provenance))}")
+    if not isinstance(entry["source"], str) or not entry["source"].strip():
+        raise ProfileError(f"{where} has no source: say where the number comes from")
+    sources[key] = Source(kind=entry["kind"], source=entry["source"])
+    return _number(key, entry["value"], where)
+
+
+def _number(key: str, value: Any, where: str) -> float:
+    low, high = RANGES[key]
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not low <= value <= high:
+        raise ProfileError(f"{where} = {value!r}: must be a number between {low:g} and {high:g}")
+    return float(value)
+
+
+def _line(key: str, text: str) -> int:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(rf"\s*\[?\"?{re.escape(key)}\b", line):
+            return number
+    return 1
+
+
+def override(device: Device, assignments: list[str]) -> Device:
+    """Apply `key=value` overrides, the key as `devices show` prints it."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ProfileError(f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them")
+        try:
+            value: float | str = float(text)
+        except ValueError:
+            value = text
+        section, _, name = key.partition(".")
+        changed = replace(getattr(device, section), **{name: _number(key, value, f"--set {key}")})
+        sources = {**device.sources, key: Source(kind="assumed", source="--set on the command line")}
+        device = replace(device, sources=sources, **{section: changed})
+    return device
+
+
+def dump_device(device: Device) -> str:
+    """Write a profile as TOML; `parse_device` reads it back equal."""
+    lines = [f'name = "{device.name}"', f"title = {_quoted(device.title)}"]
+    for section, cls in SECTIONS.items():
+        lines += ["", f"[{section}]"]
+        for f in fields(cls):
+            key = f"{section}.{f.name}"
+            origin = device.sources[key]
+            value = device.value(key)
+            shown = str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+            lines.append(f'{f.name} = {{ value = {shown}, kind = "{origin.kind}", source = {_quoted(origin.source)} }}')
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,182 @@
+"""Predict step time and peak memory of a plan on a device. No torch, no planner: the plan's own rule, and the cost table.
+
+The peak is the plan's: arena, what lives outside it, and the device's runtime baseline. Breakdowns sum to their totals exactly.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mebp.models.graph import Graph, Role, TensorId
+from mebp.models.kind import Part
+from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device
+from mebp.sim.order import predecessors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """One instruction on the timeline, in nanoseconds from the start of the step."""
+
+    index: int
+    engine: Engine
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Bytes of the arena that are live while instruction `index` runs."""
+
+    index: int
+    live_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a plan costs on a device; times in ns, sizes in bytes.
+
+    `peak_breakdown` sums to `peak_bytes`, `time_breakdown` to `step_ns`, `arena_breakdown` to the plan's arena.
+    File-backed bytes (`weight_file_bytes`, `spill_bytes`) are not part of the peak.
+    """
+
+    peak_bytes: int
+    peak_breakdown: Mapping[str, int]
+    arena_breakdown: Mapping[str, int]
+    peak_index: int
+    step_ns: int
+    time_breakdown: Mapping[Part, int]
+    busy_ns: Mapping[Engine, int]
+    recompute_ns: int
+    unpack_ns: int
+    unpacked_weights: int
+    flash_read_bytes: int
+    flash_written_bytes: int
+    spill_bytes: int
+    weight_file_bytes: int
+    timeline: tuple[Slice, ...]
+    memory: tuple[Moment, ...]
+
+
+def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
+    """Run `plan` on paper; it must be valid for `graph` (see check)."""
+    cost = CostModel(graph, device)
+    timeline = _timeline(plan, cost)
+    memory, peak_index, arena_breakdown = _memory(plan, graph)
+    step_ns = max((piece.end_ns for piece in timeline), default=0)
+    outside = outside_bytes(graph, device)
+    peak_breakdown = {name: nbytes for name, nbytes in (outside | arena_breakdown).items() if nbytes}
+    sizes = {tid: tensor.nbytes for tid, tensor in graph.tensors.items()}
+    return Prediction(
+        peak_bytes=sum(peak_breakdown.values()),
+        peak_breakdown=peak_breakdown,
+        arena_breakdown=arena_breakdown,
+        peak_index=peak_index,
+        step_ns=step_ns,
+        time_breakdown=_time_breakdown(plan, cost, timeline, step_ns),
+        busy_ns=_busy(timeline),
+        recompute_ns=sum(cost.duration(i) for i in plan.instructions if isinstance(i, Compute) and i.recompute),
+        unpack_ns=sum(cost.parts(i).get(Part.UNPACK, 0) for i in plan.instructions),
+        unpacked_weights=_unpacked_weights(plan, graph),
+        flash_read_bytes=sum(sizes[i.place.tensor] for i in plan.instructions if isinstance(i, Load)),
+        flash_written_bytes=sum(sizes[i.tensor] for i in plan.instructions if isinstance(i, Store)),
+        spill_bytes=sum(sizes[tensor] for tensor in {i.tensor for i in plan.instructions if isinstance(i, Store)}),
+        weight_file_bytes=sum(weight.nbytes for weight in graph.weights.values()),
+        timeline=timeline,
+        memory=memory,
+    )
+
+
+def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
+    """Bytes of the footprint outside the arena, by name: the runtime's own, and what the graph holds for the whole run."""
+    runtime = device.runtime
+    return {
+        "runtime baseline": int(runtime.footprint_bytes),
+        "library workspace": int(runtime.workspace_bytes),
+        "plan and graph": int(runtime.op_bytes * len(graph.ops)),
+        **graph.outside_bytes,
+    }
+
+
+def _timeline(plan: Plan, cost: CostModel) -> tuple[Slice, ...]:
+    ends: list[int] = []
+    pieces: list[Slice] = []
+    for index, (instruction, before) in enumerate(zip(plan.instructions, predecessors(plan), strict=True)):
+        start = max((ends[other] for other in before), default=0)
+        ends.append(start + cost.duration(instruction))
+        if not isinstance(instruction, Free):
+            pieces.append(Slice(index=index, engine=instruction.engine, start_ns=start, end_ns=ends[index]))
+    return tuple(pieces)
+
+
+def _time_breakdown(plan: Plan, cost: CostModel, timeline: tuple[Slice, ...], step_ns: int) -> dict[Part, int]:
+    """The compute engine's busy time by part; the rest of the step is waiting for unpacking, where that has its own engine, or flash."""
+    found = dict.fromkeys(Part, 0)
+    for piece in timeline:
+        if piece.engine is Engine.COMPUTE:
+            for part, ns in cost.parts(plan.instructions[piece.index]).items():
+                found[part] += ns
+    waiting = step_ns - sum(found.values())
+    stores = any(piece.engine in (Engine.STORE, Engine.LOAD) for piece in timeline)
+    found[Part.FLASH if stores else Part.WAIT] += waiting
+    return {part: ns for part, ns in found.items() if ns}
+
+
+def _busy(timeline: tuple[Slice, ...]) -> dict[Engine, int]:
+    found: dict[Engine, int] = {}
+    for piece in timeline:
+        found[piece.engine] = found.get(piece.engine, 0) + piece.end_ns - piece.start_ns
+    return found
+
+
+def _unpacked_weights(plan: Plan, graph: Graph) -> int:
+    """Weights decompressed in a step, each use counted, gathered embedding rows left out."""
+    total = 0
+    for instruction in plan.instructions:
+        match instruction:
+            case Unpack():
+                total += graph.weights[instruction.weight].count
+            case Compute(streamed=True):
+                op = graph.op[instruction.op]
+                total += graph.weights[op.weights[0]].count if op.kind != "embed" else 0
+    return total
+
+
+SCRATCH = "scratch"
+GAPS = "gaps between tensors"
+
+
+def _memory(plan: Plan, graph: Graph) -> tuple[tuple[Moment, ...], int, dict[str, int]]:
+    """Live bytes while each instruction runs, where they peak, and the arena by role there (gaps named, so that it sums)."""
+    live: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
+    live_bytes = sum(place.nbytes for place in plan.resident)
+    moments: list[Moment] = []
+    peak, peak_index, at_peak = -1, 0, {}
+    for index, instruction in enumerate(plan.instructions):
+        scratch = 0
+        match instruction:
+            case Free():
+                live_bytes -= live.pop(instruction.tensor).nbytes
+                continue
+            case Compute():
+                written, scratch = instruction.writes, instruction.scratch.nbytes if instruction.scratch else 0
+            case Unpack():
+                written, scratch = (instruction.place,), instruction.scratch.nbytes if instruction.scratch else 0
+            case Load():
+                written = (instruction.place,)
+            case Store():
+                written = ()
+        live |= {place.tensor: place for place in written}
+        live_bytes += sum(place.nbytes for place in written)
+        moments.append(Moment(index=index, live_bytes=live_bytes + scratch))
+        if live_bytes + scratch > peak:
+            peak, peak_index, at_peak = live_bytes + scratch, index, _by_role(live, scratch, graph)
+    gaps = plan.arena_bytes - max(peak, 0)
+    return tuple(moments), peak_index, at_peak | ({GAPS: gaps} if gaps else {})
+
+
+def _by_role(live: Mapping[TensorId, Place], scratch: int, graph: Graph) -> dict[str, int]:
+    found = {role.value: 0 for role in Role}
+    for tensor, place in live.items():
+        found[graph.tensors[tensor].role] += place.nbytes
+    return {name: nbytes for name, nbytes in (found | {SCRATCH: scratch}).items() if nbytes}

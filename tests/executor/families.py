@@ -1,0 +1,216 @@
+"""Tiny models of every family, made with transformers, and the same model built from a store: the independent reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from mebp.executor.env import Adapter
+from mebp.executor.packing import pack, unpack_whole
+from mebp.executor.run import new_adapters
+from mebp.executor.store import Store, layout, open_store, write_store
+from mebp.models.build import build_graph
+from mebp.models.config import ModelConfig
+from mebp.models.format import WeightFormat, weight_format
+from mebp.models.graph import Graph
+from mebp.models.huggingface import read_model
+from mebp.models.workload import Lora, Workload
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 320,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES: dict[str, dict[str, object]] = {
+    "qwen2": {"model_type": "qwen2", "head_dim": None, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "qwen2-untied": {"model_type": "qwen2", "tie_word_embeddings": False, "head_dim": None, "num_attention_heads": 2},
+    "qwen3": {"model_type": "qwen3"},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "llama": {"model_type": "llama", "rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
+    "smollm2": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
+}
+HF_LINEARS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def hf_config(family: str) -> PretrainedConfig:
+    """The tiny transformers config of a family."""
+    fields = {"tie_word_embeddings": True} | SIZES | FAMILIES[family]
+    fields = {key: value for key, value in fields.items() if value is not None}
+    return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
+
+
+def tiny_config(family: str, folder: Path) -> ModelConfig:
+    """The family's config.json as transformers writes it, read back by the project."""
+    hf_config(family).save_pretrained(folder)
+    return read_model(folder)
+
+
+def tiny_store(config: ModelConfig, fmt: WeightFormat, folder: Path) -> Store:
+    """A store of random weights, packed from tensors."""
+    generator = torch.Generator().manual_seed(11)
+    tensors: dict[str, Tensor] = {}
+    for name, shape in config.matrices().items():
+        weight = torch.randn(shape, generator=generator) * 0.08
+        if fmt.packed:
+            tensors[f"{name}.codes"], tensors[f"{name}.steps"] = pack(weight, fmt)
+        else:
+            tensors[name] = weight.bfloat16()
+    for name, length in config.vectors().items():
+        center = 0.0 if "bias" in name else 1.0 - config.norm_offset
+        tensors[name] = (center + 0.1 * torch.randn(length, generator=generator)).bfloat16()
+    write_store(folder, config, fmt, ((name, tensors[name]) for name in layout(config, fmt)))
+    return open_store(folder)
+
+
+def random_adapters(graph_adapters: dict[str, Adapter]) -> dict[str, Adapter]:
+    """Give B random values too, so that the gradient of A is not zero."""
+    generator = torch.Generator().manual_seed(5)
+    for adapter in graph_adapters.values():
+        adapter.B.copy_(torch.randn(adapter.B.shape, generator=generator) * 0.05)
+    return graph_adapters
+
+
+def reference(family: str, config: ModelConfig, store: Store, workload: Workload, adapters: dict[str, Adapter]) -> torch.nn.Module:
+    """transformers + PEFT on the store's decompressed weights, in fp32, with the given adapters."""
+    model = AutoModelForCausalLM.from_config(hf_config(family), attn_implementation="eager").float()
+    state = {
+        name: tensor for name, tensor in reference_weights(config, store).items() if not (config.tied and name == "lm_head.weight")
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    lora = workload.lora
+    modules = [HF_LINEARS[name].split(".")[1] for name in lora.targets]
+    peft = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, lora_dropout=0.0))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            adapter = adapters[our_name(name)]
+            parameter.data.copy_(adapter.A if "lora_A" in name else adapter.B)
+    return peft
+
+
+def reference_weights(config: ModelConfig, store: Store) -> dict[str, Tensor]:
+    """The store's contents under transformers' names, decompressed to fp32."""
+
+    def matrix(name: str) -> Tensor:
+        frozen = store.matrix(name)
+        if frozen.steps is None:
+            return frozen.codes.float()
+        return unpack_whole(frozen.codes, frozen.steps, frozen.format, torch.float32)
+
+    found = {"model.embed_tokens.weight": matrix("embedding"), "model.norm.weight": store.vector("final_norm").float()}
+    if not config.tied:
+        found["lm_head.weight"] = matrix("head")
+    norms = {
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+    }
+    if config.four_norms:
+        norms |= {
+            "norm2": "pre_feedforward_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffn_norm": "post_feedforward_layernorm",
+        }
+    for name in config.vectors():
+        layer, _, vector = name.partition(".")
+        if vector.endswith("_bias"):
+            found[f"model.layers.{layer}.self_attn.{vector[0]}_proj.bias"] = store.vector(name).float()
+        elif vector:
+            found[f"model.layers.{layer}.{norms[vector]}.weight"] = store.vector(name).float()
+    for name in config.matrices():
+        layer, _, linear = name.partition(".")
+        if linear:
+            found[f"model.layers.{layer}.{HF_LINEARS[linear]}.weight"] = matrix(name)
+    return found
+
+
+def our_name(peft_name: str) -> str:
+    """`...layers.3.self_attn.q_proj.lora_A...` as `3.q`."""
+    parts = peft_name.split(".")
+    layer = parts[parts.index("layers") + 1]
+    module = next(part for part in parts if part.endswith("_proj"))
+    return f"{layer}.{module.removesuffix('_proj')}"
+
+
+def tiny_workload(*, fmt: str = "int4-g32", **changes: object) -> Workload:
+    """A small workload in fp32; 13 tokens are beyond Gemma's tiny window."""
+    fields: dict[str, object] = {"seq_len": 13, "batch_size": 2, "lora": Lora(rank=4, alpha=8.0), "precision": "fp32"}
+    return Workload(weights=weight_format(fmt), **(fields | changes))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A tiny model with everything that a step needs: store, graph, adapters whose gradients are not zero, token ids."""
+
+    family: str
+    config: ModelConfig
+    workload: Workload
+    store: Store
+    graph: Graph
+    adapters: dict[str, Adapter]
+    ids: Tensor
+
+    def fresh_adapters(self) -> dict[str, Adapter]:
+        """Copies, so that one run's updates do not reach the next."""
+        return {n: Adapter(A=a.A.clone(), B=a.B.clone(), states=[s.clone() for s in a.states]) for n, a in self.adapters.items()}
+
+    def expected(self, labels: Tensor | None = None, adapters: dict[str, Adapter] | None = None) -> tuple[float, dict[str, Tensor]]:
+        """Loss and adapter gradients of transformers + PEFT."""
+        model = reference(self.family, self.config, self.store, self.workload, adapters or self.adapters)
+        loss = model(input_ids=self.ids, labels=self.ids if labels is None else labels).loss
+        loss.backward()
+        found = {
+            f"{our_name(name)}.{'dA' if 'lora_A' in name else 'dB'}": parameter.grad
+            for name, parameter in model.named_parameters()
+            if "lora_" in name
+        }
+        return float(loss.detach()), found
+
+
+def trial(family: str, folder: Path, **changes: object) -> Trial:
+    """Make a tiny model of `family` in `folder` and a batch for it."""
+    config, workload = tiny_config(family, folder / "hf"), tiny_workload(**changes)  # type: ignore[arg-type]
+    graph = build_graph(config, workload)
+    ids = torch.randint(1, config.vocab, (workload.batch_size, workload.seq_len), generator=torch.Generator().manual_seed(3))
+    return Trial(
+        family=family,
+        config=config,
+        workload=workload,
+        store=tiny_store(config, workload.weights, folder / "store"),
+        graph=graph,
+        adapters=random_adapters(new_adapters(graph)),
+        ids=ids,
+    )

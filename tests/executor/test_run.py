@@ -1,0 +1,187 @@
+"""The executor against transformers + PEFT with autograd, on the same decompressed weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mebp.errors import StoreError
+from mebp.executor.reference import reference_gradients
+from mebp.executor.run import Executor, new_adapters
+from mebp.executor.spill import Spill
+from mebp.models.graph import Graph
+from mebp.models.workload import Lora
+from mebp.plan import Plan
+from mebp.planner.budget import outside_arena
+from mebp.planner.solve import Limits, least_plan, pose, solve
+from mebp.planner.strategies import STRATEGIES
+from mebp.sim.device import load_device, override
+from tests.executor.families import FAMILIES, Trial, trial
+
+DEVICE = load_device("iphone15promax")
+EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+PLANS = [*EXACT, "solved", "least"]
+TOLERANCE = 1e-5
+
+
+def plan_named(name: str, graph: Graph) -> Plan:
+    """A fixed strategy's plan, or a solved one under a budget between the least and keep-all."""
+    if name in STRATEGIES:
+        return STRATEGIES[name].plan(graph, DEVICE, DEVICE.default_budget_bytes)
+    problem = pose(graph, DEVICE)
+    least = least_plan(problem, 0, Limits())
+    if name == "least":
+        return least
+    return solve(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Limits())
+
+
+def run_once(plan: Plan, given: Trial, labels: Tensor | None = None) -> tuple[float, dict[str, Tensor]]:
+    """Loss and every adapter gradient of one executed step; the arena must be used to the byte."""
+    gradients: dict[str, Tensor] = {}
+    executor = Executor(plan, given.graph, given.store, given.fresh_adapters())
+    result = executor.step(given.ids, labels, on_gradient=lambda name, gradient: gradients.update({name: gradient.clone()}))
+    assert executor.arena.used_bytes == plan.arena_bytes
+    return result.loss, gradients
+
+
+def worst_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Largest relative error of any gradient, in the 2-norm."""
+    assert set(ours) == set(theirs)
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None) -> None:
+    """Every plan's loss and gradients equal those of transformers + PEFT."""
+    loss, expected = given.expected(labels)
+    for name in plans:
+        ours, gradients = run_once(plan_named(name, given.graph), given, labels)
+        assert ours == pytest.approx(loss, rel=TOLERANCE), name
+        assert worst_error(gradients, expected) <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_exact_plan_has_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path), PLANS)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+@pytest.mark.parametrize("targets", [("q", "v"), ("down",), ("o", "gate")])
+def test_any_subset_of_linears_has_the_gradients_of_autograd(family: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    lora = Lora(rank=3, alpha=5.0, targets=targets)  # type: ignore[arg-type]
+    require_exact(trial(family, tmp_path, lora=lora), ["least", "keep-all"])
+
+
+@pytest.mark.parametrize("fmt", ["int4-g64", "int8", "ternary", "bf16"])
+def test_every_weight_format_has_the_gradients_of_autograd(fmt: str, tmp_path: Path) -> None:
+    require_exact(trial("llama", tmp_path, fmt=fmt), ["mebp", "checkpoint-1", "greedy"])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mebp.models.kind.SCORE_ELEMENTS", 256)
+    require_exact(trial(family, tmp_path, seq_len=37, batch_size=3), ["mebp", "least"])
+
+
+def test_masked_labels_are_not_counted(tmp_path: Path) -> None:
+    given = trial("qwen3", tmp_path)
+    labels = given.ids.clone()
+    labels[0, 9:] = -100
+    labels[1, :4] = -100
+    require_exact(given, ["keep-all", "mebp"], labels)
+
+
+def test_bf16_gradients_point_where_the_exact_ones_do(tmp_path: Path) -> None:
+    exact, rough = trial("qwen2", tmp_path / "fp32"), trial("qwen2", tmp_path / "bf16", precision="bf16")
+    _, expected = run_once(plan_named("checkpoint-1", exact.graph), exact)
+    _, found = run_once(plan_named("checkpoint-1", rough.graph), rough)
+    flat, flat_expected = (torch.cat([g[name].flatten() for name in expected]).double() for g in (found, expected))
+    assert torch.nn.functional.cosine_similarity(flat, flat_expected, dim=0) >= 0.9995
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_projects_own_reference_agrees_with_transformers(family: str, tmp_path: Path) -> None:
+    given = trial(family, tmp_path)
+    loss, expected = given.expected()
+    own_loss, own = reference_gradients(given.graph, given.store, given.adapters, given.ids)
+    assert own_loss == pytest.approx(loss, rel=TOLERANCE)
+    assert worst_error(own, expected) <= TOLERANCE
+
+
+def test_mezo_measures_the_slope_along_its_noise(tmp_path: Path) -> None:
+    """loss(adapters +- epsilon z) of transformers + PEFT gives the same two losses, and the update goes down the slope."""
+    given = trial("qwen2", tmp_path)
+    graph = STRATEGIES["mezo"].graph(given.graph)
+    adapters = given.fresh_adapters()
+    executor = Executor(STRATEGIES["mezo"].plan(graph, DEVICE, 10**9), graph, given.store, adapters)
+    executor.step(given.ids)
+    losses, epsilon = executor.env.losses, executor.env.epsilon
+    noise = torch.Generator()
+    for sign, name in ((1, "+"), (-1, "-")):
+        moved = given.fresh_adapters()
+        noise.manual_seed(0)
+        for adapter in moved.values():
+            for parameter in (adapter.A, adapter.B):
+                parameter.add_(torch.empty_like(parameter).normal_(generator=noise), alpha=sign * epsilon)
+        assert losses[name] == pytest.approx(given.expected(adapters=moved)[0], rel=TOLERANCE)
+    slope = (losses["+"] - losses["-"]) / (2 * epsilon)
+    noise.manual_seed(0)
+    before = given.adapters["0.q"].A
+    stepped = before - executor.env.learning_rate * slope * torch.empty_like(before).normal_(generator=noise)
+    assert torch.allclose(adapters["0.q"].A, stepped, atol=1e-6)
+
+
+def test_adamw_steps_as_torchs_own_does(tmp_path: Path) -> None:
+    given = trial("qwen2", tmp_path, optimizer="adamw")
+    adapters = given.fresh_adapters()
+    twin = torch.nn.Parameter(adapters["1.v"].A.clone())
+    optimizer = torch.optim.AdamW([twin], lr=1e-3, weight_decay=0.0)
+    executor = Executor(plan_named("checkpoint-1", given.graph), given.graph, given.store, adapters, learning_rate=1e-3)
+    seen: dict[str, Tensor] = {}
+    for _ in range(3):
+        executor.step(given.ids, on_gradient=lambda name, gradient: seen.update({name: gradient.clone()}))
+        twin.grad = seen["1.v.dA"]
+        optimizer.step()
+    assert torch.allclose(adapters["1.v"].A, twin.data, rtol=1e-5, atol=1e-7)
+
+
+def test_training_lowers_the_loss_and_two_runs_are_bit_identical(tmp_path: Path) -> None:
+    given = trial("llama", tmp_path)
+    plan = plan_named("mebp", given.graph)
+    curves = []
+    for _ in range(2):
+        executor = Executor(plan, given.graph, given.store, new_adapters(given.graph), learning_rate=0.5)
+        curves.append([executor.step(given.ids).loss for _ in range(6)])
+    assert curves[0] == curves[1]
+    assert curves[0][-1] < curves[0][0] - 0.01
+
+
+def test_spilled_activations_go_through_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file's bytes zeroed behind the executor's back, the gradients are wrong: nothing else holds them."""
+    given = trial("llama", tmp_path)
+    plan = plan_named("mebp", given.graph)
+    _, right = run_once(plan, given)
+    load = Spill.load
+    monkeypatch.setattr(Spill, "load", lambda self, tensor, target: (self._bytes.zero_(), load(self, tensor, target)))
+    _, wrong = run_once(plan, given)
+    assert worst_error(wrong, right) > 0.1
+
+
+def test_a_failing_engine_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = trial("llama", tmp_path)
+    executor = Executor(plan_named("mebp", given.graph), given.graph, given.store, given.fresh_adapters())
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk broke")
+
+    monkeypatch.setattr(executor.spill, "store", fail)
+    with pytest.raises(StoreError, match="the disk broke"):
+        executor.step(given.ids)
+
+
+def test_unpacking_beside_compute_gives_the_same_gradients(tmp_path: Path) -> None:
+    given = trial("qwen3", tmp_path)
+    beside = override(DEVICE, ["runtime.unpack_beside=1"])
+    plans = [STRATEGIES["mebp"].plan(given.graph, device, 10**9) for device in (DEVICE, beside)]
+    found = [run_once(plan, given)[1] for plan in plans]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

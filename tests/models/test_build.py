@@ -1,0 +1,84 @@
+"""The graph of a training step: order, what is pruned, what lives outside the arena."""
+
+import pytest
+
+from mebp.errors import InputError
+from mebp.models.build import build_graph
+from mebp.models.config import LINEARS
+from mebp.models.graph import Graph, Role, TensorId
+from mebp.models.kind import KINDS, attended_pairs
+from mebp.models.view import critical_path, dataflow, dominators, frontier
+from mebp.models.workload import Lora, parse_targets
+from tests.conftest import small_config, small_workload
+
+
+def test_every_op_reads_only_what_earlier_ops_made(small_graph: Graph) -> None:
+    made: set[TensorId] = set()
+    for op in small_graph.ops:
+        assert set(op.touched) <= made, op.id
+        made |= set(op.writes.values())
+
+
+def test_every_tensor_that_is_read_in_backward_is_declared_saved_by_its_kind(small_graph: Graph) -> None:
+    """The kind table's `saves` is what the graph's backward ops read of each kind's inputs."""
+    forward = {op.id: op for op in small_graph.ops if not op.backward}
+    for op in small_graph.ops:
+        if op.backward and op.kind != "update":
+            twin = forward.get(op.id.removesuffix(".backward"))  # type: ignore[call-overload]
+            assert twin is not None
+            saved = {twin.reads[slot] for slot in KINDS[twin.kind].saves}
+            assert {t for t in op.reads.values() if small_graph.tensors[t].role is Role.ACTIVATION} <= saved
+
+
+def test_the_first_layer_computes_no_gradient_that_nothing_needs(small_graph: Graph) -> None:
+    assert "0.norm1.backward" not in small_graph.op
+    assert not small_graph.op["0.q.backward"].weights  # type: ignore[index]
+    assert small_graph.op["1.q.backward"].weights  # type: ignore[index]
+
+
+@pytest.mark.parametrize("targets", [("q",), ("down",), ("o", "up"), LINEARS])
+def test_gradients_are_made_for_the_targeted_linears_only(targets: tuple[str, ...]) -> None:
+    graph = build_graph(small_config(), small_workload(lora=Lora(rank=4, targets=targets)))  # type: ignore[arg-type]
+    made = {tensor for op in graph.ops for slot, tensor in op.writes.items() if slot in ("dA", "dB")}
+    assert made == {f"{layer}.{name}.{slot}" for layer in range(4) for name in targets for slot in ("dA", "dB")}
+
+
+def test_a_rank_larger_than_a_dimension_is_refused() -> None:
+    with pytest.raises(InputError, match="32"):
+        build_graph(small_config(), small_workload(lora=Lora(rank=33)))
+
+
+def test_a_format_that_does_not_divide_a_row_is_refused_with_a_remedy() -> None:
+    with pytest.raises(InputError, match="int4-g32"):
+        build_graph(small_config(hidden=48), small_workload())
+
+
+@pytest.mark.parametrize("text", ["", "z", "q,z", " , "])
+def test_unknown_targets_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="lora targets"):
+        parse_targets(text)
+
+
+@pytest.mark.parametrize(("seq", "window"), [(1, 0), (7, 0), (7, 3), (7, 7), (7, 9), (64, 5)])
+def test_attended_pairs_equal_a_count(seq: int, window: int) -> None:
+    count = sum(1 for q in range(seq) for k in range(q + 1) if not window or q - k < window)
+    assert attended_pairs(seq, window) == count
+
+
+def test_dominators_are_the_residual_stream(small_graph: Graph) -> None:
+    names = dominators(small_graph)
+    assert [f"{layer}.residual2" for layer in range(4)] == [name for name in names if name.endswith("residual2")]
+
+
+def test_the_frontier_after_a_layer_is_what_backward_will_ask_for(small_graph: Graph) -> None:
+    cut = frontier(small_graph, small_graph.ops[15].id)
+    assert "0.residual2.out" in cut
+    assert "0.glu.out" in cut
+    assert "0.q.out" not in cut  # rope's backward reads nothing of the forward
+
+
+def test_the_critical_path_is_a_path_and_as_long_as_its_ops(small_graph: Graph) -> None:
+    length, path = critical_path(small_graph, lambda op: 1 + len(op.id))
+    view = dataflow(small_graph)
+    assert all(view.has_edge(a, b) for a, b in zip(path, path[1:], strict=False))
+    assert length == sum(1 + len(name) for name in path)

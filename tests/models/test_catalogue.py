@@ -1,0 +1,88 @@
+"""The catalogue against published counts, and against modules that transformers builds from its entries."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mebp.errors import ModelError
+from mebp.models.build import build_graph, num_trainable
+from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
+from mebp.models.format import weight_format
+from mebp.models.kind import KINDS, Part
+from mebp.models.workload import Lora, Workload
+
+PUBLISHED = {  # parameters, as the checkpoints' own safetensors headers count them
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}
+PAPER_TRAINABLE = {"0.5b": 4.39e6, "1.5b": 9.23e6, "3b": 14.97e6, "1b": 6.52e6, "4b": 14.90e6}
+
+
+def workload(seq_len: int = 256) -> Workload:
+    return Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64"))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    assert catalogue_model(name).num_parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_transformers_builds_as_many_parameters_from_the_same_config(name: str) -> None:
+    fields = dict(CATALOGUE[name])
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in set(model.parameters())) == catalogue_model(name).num_parameters
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_trainable_parameters_are_those_of_the_paper(alias: str) -> None:
+    """Rank 8 on all seven linears; the paper gives three figures."""
+    assert num_trainable(load_model(alias), workload()) == pytest.approx(PAPER_TRAINABLE[alias], rel=0.003)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "smollm2-135m"])
+def test_forward_flops_agree_with_torch_counter_on_real_modules(name: str) -> None:
+    """Products of the frozen weights; attention is left to its formula (torch counts none on CPU)."""
+    fields = dict(CATALOGUE[name])
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        ids = torch.zeros(1, 64, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids)
+    counted = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
+    graph = build_graph(catalogue_model(name), workload(64))
+    lora = sum(2 * op.dims.rows * op.dims.rank * (op.dims.cols + op.dims.outs) for op in graph.ops if op.kind == "linear")
+    ours = sum(KINDS[op.kind].flops(op) for op in graph.ops if op.kind == "linear") - lora
+    head = next(op for op in graph.ops if op.kind == "head")
+    ours += KINDS["head"].flops(head) // 2  # logits only, not dx
+    assert ours == counted
+
+
+def test_attention_flops_follow_the_formula() -> None:
+    """Two products of (query, key) pairs x head_dim forward, five backward; half of T x T pairs and the diagonal."""
+    graph = build_graph(catalogue_model("qwen2.5-0.5b"), workload(256))
+    flops = {op.kind: KINDS[op.kind].flops(op) for op in graph.ops if KINDS[op.kind].part is Part.ATTENTION}
+    pairs = 256 * 257 // 2
+    assert flops == {"attention": 2 * 2 * 14 * pairs * 64, "attention_backward": 5 * 2 * 14 * pairs * 64}
+
+
+def test_unknown_name_suggests_a_known_one() -> None:
+    with pytest.raises(ModelError, match="did you mean qwen3-4b"):
+        load_model("qwen3-4bb")

@@ -1,0 +1,143 @@
+"""The solver: within budget, never slower than what fits, agreeing with checker and simulator, equal to brute force on a tiny chain."""
+
+from itertools import product
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mebp.check import check
+from mebp.errors import InfeasibleBudget
+from mebp.models.build import build_graph
+from mebp.models.catalogue import CATALOGUE, catalogue_model
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph
+from mebp.models.workload import Lora, Workload
+from mebp.planner.budget import outside_arena
+from mebp.planner.lower import lower
+from mebp.planner.menu import layers, menu
+from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.schedule import Run, schedule
+from mebp.planner.solve import Limits, least_plan, pose, solve
+from mebp.planner.tradeoff import require_fit, tradeoff
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device, override
+from mebp.sim.simulate import simulate
+from tests.conftest import small_config, small_workload
+
+QUICK = Limits(deterministic_s=0.2)
+
+
+def test_an_ample_budget_recomputes_nothing_and_unpacks_nothing_again(small_graph: Graph, device: Device) -> None:
+    found = simulate(solve(pose(small_graph, device), 10**9, QUICK), small_graph, device)
+    assert found.recompute_ns == 0
+    assert found.unpacked_weights == 0
+
+
+def test_the_least_budget_is_just_feasible(small_graph: Graph, device: Device) -> None:
+    problem = pose(small_graph, device)
+    least = simulate(least_plan(problem, 0, QUICK), small_graph, device).peak_bytes
+    plan = solve(problem, least * 101 // 100, QUICK)
+    assert simulate(plan, small_graph, device).peak_bytes <= least * 101 // 100
+
+
+def test_below_the_least_budget_nothing_is_found(small_graph: Graph, device: Device) -> None:
+    with pytest.raises(InfeasibleBudget):
+        solve(pose(small_graph, device), outside_arena(small_graph, device) + 50_000, QUICK)
+
+
+@pytest.mark.parametrize("spare_mb", [20, 60, 150, 600])
+def test_a_solved_plan_is_valid_within_budget_and_no_slower_than_what_fits(spare_mb: int, qwen_graph: Graph, device: Device) -> None:
+    budget = outside_arena(qwen_graph, device) + spare_mb * 10**6
+    found = tradeoff(qwen_graph, device, budget, QUICK)
+    row = require_fit(found)
+    assert row.prediction.peak_bytes <= budget
+    assert check(row.plan, row.graph).peak_bytes == row.plan.arena_bytes
+    assert all(row.prediction.step_ns <= other.prediction.step_ns for other in found.rows if other.fits and other.plan.exact)
+
+
+def test_solver_and_simulator_agree_where_nothing_waits(qwen_graph: Graph, device: Device) -> None:
+    """With the write cap at 0 nothing is stored, one engine does all, and the times are equal to the nanosecond."""
+    dry = override(device, ["runtime.flash_write_cap_bytes=0"])
+    plan = solve(pose(qwen_graph, dry), 300_000_000, QUICK)
+    found = simulate(plan, qwen_graph, dry)
+    assert plan.solver is not None
+    assert found.flash_written_bytes == 0
+    assert found.step_ns == plan.solver.objective_ns
+    assert plan.solver.bound_ns <= plan.solver.objective_ns
+
+
+def test_the_write_cap_is_kept(qwen_graph: Graph, device: Device) -> None:
+    capped = override(device, ["runtime.flash_write_cap_bytes=2e7"])
+    found = simulate(solve(pose(qwen_graph, capped), 220_000_000, QUICK), qwen_graph, capped)
+    assert 0 < found.flash_written_bytes <= 20_000_000
+
+
+def test_the_same_input_gives_the_same_plan(small_graph: Graph, device: Device) -> None:
+    budget = outside_arena(small_graph, device) + 700_000
+    plans = [solve(pose(small_graph, device), budget, QUICK) for _ in range(2)]
+    assert plans[0].instructions == plans[1].instructions
+
+
+def test_less_memory_never_means_less_time(qwen_graph: Graph, device: Device) -> None:
+    problem = pose(qwen_graph, device)
+    steps = [simulate(solve(problem, budget, QUICK), qwen_graph, device).step_ns for budget in (10**9, 400_000_000, 200_000_000)]
+    assert all(fast <= slow * 1.005 for fast, slow in zip(steps, steps[1:], strict=False))
+
+
+def test_the_menu_holds_the_best_saved_set_for_every_cap_by_brute_force(device: Device) -> None:
+    """All 2^n ways to save the larger activations of one layer: none is smaller and faster than every menu entry."""
+    graph = build_graph(small_config(layers=2), small_workload())
+    cost, tile = CostModel(graph, device), head_tile(graph)
+    layer = layers(graph, cost)[1]
+    options = menu(graph, cost, layer, tile)
+    inner = [tensor for op in layer.forward[:-1] for tensor in op.writes.values()]
+    chosen = sorted(inner, key=lambda t: -graph.tensors[t].nbytes)[:8]
+    for pattern in product((False, True), repeat=len(chosen)):
+        saved = [tensor for tensor, keep in zip(chosen, pattern, strict=True) if keep]
+        saving = dict.fromkeys([layer.input, *saved], Saving.KEEP)
+        recipe = Recipe(saving=saving, head_tile=tile)
+        given_ops = (*layer.forward, *layer.backward)
+        steps = schedule(graph, recipe, given_ops, frozenset({layer.input, "stream.grad"}))  # type: ignore[arg-type]
+        time = sum(cost.op_ns(s.op, streamed=bool(s.op.weights)) for s in steps if isinstance(s, Run) and s.recompute)
+        size = sum(graph.tensors[tensor].nbytes for tensor in saving)
+        assert any(o.recompute_ns <= time and o.kept_bytes + o.stored_bytes <= size for o in options)
+
+
+def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None:
+    """Every way to keep whole layers or only their inputs, on a chain of four: the solver is at least as fast within the room."""
+    dry = override(device, ["runtime.flash_write_cap_bytes=0", "runtime.unpack_rate=1e15"])
+    graph = build_graph(small_config(layers=4), small_workload())
+    reads = {tensor for op in graph.ops if op.backward for tensor in op.reads.values()}
+    best: dict[int, int] = {}
+    for pattern in product((False, True), repeat=4):
+        kept = [t for t in reads if graph.tensors[t].layer is not None and graph.producer[t].layer is not None and pattern[graph.producer[t].layer]]  # type: ignore[index]
+        forward = [t for t in kept if not graph.producer[t].backward]
+        saving = dict.fromkeys([*layer_inputs(graph), *forward], Saving.KEEP)
+        plan = lower(graph, dry, Recipe(saving=saving, head_tile=head_tile(graph)), name="x", budget_bytes=0)
+        best[plan.arena_bytes] = simulate(plan, graph, dry).step_ns
+    problem = pose(graph, dry)
+    for arena, step_ns in best.items():
+        budget = outside_arena(graph, dry) + arena * 102 // 100
+        assert simulate(solve(problem, budget, QUICK), graph, dry).step_ns <= step_ns
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(sorted(CATALOGUE)),
+    seq=st.integers(32, 8192),
+    batch=st.integers(1, 8),
+    rank=st.integers(1, 128),
+    budget=st.sampled_from([1, 10**8, 10**9, 5 * 10**9]),
+)
+def test_every_catalogue_model_gets_a_plan_or_a_least_budget(name: str, seq: int, batch: int, rank: int, budget: int, device: Device) -> None:
+    workload = Workload(seq_len=seq, batch_size=batch, lora=Lora(rank=rank), weights=weight_format("int4-g64"))
+    graph = build_graph(catalogue_model(name), workload)
+    found = tradeoff(graph, device, budget, Limits(deterministic_s=0.05))
+    if found.chosen is None:
+        with pytest.raises(InfeasibleBudget, match="least feasible budget") as caught:
+            require_fit(found)
+        assert caught.value.least_bytes > budget
+    else:
+        assert found.chosen.prediction.peak_bytes <= budget

@@ -1,0 +1,109 @@
+"""Device profiles: every number has a source, and a broken file is refused by name, key and line."""
+
+from pathlib import Path
+
+import pytest
+
+from mebp.errors import ProfileError
+from mebp.sim.device import KEYS, RANGES, device_names, dump_device, load_device, override, parse_device, read_device
+
+TEXT = dump_device(load_device("iphone15promax"))
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "mebp/sim/devices").glob("*.toml"))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ProfileError) as caught:
+        parse_device(text, "my.toml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def changed(key: str, line: str | None) -> str:
+    """The profile with the entry `key` replaced by a line (or removed)."""
+    lines = [line if text.startswith(f"{key} =") else text for text in TEXT.splitlines()]
+    return "\n".join(text for text in lines if text is not None)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_number_of_every_profile_has_kind_and_source(name: str) -> None:
+    device = load_device(name)
+    assert set(device.sources) == set(KEYS)
+    assert all(origin.source.strip() for origin in device.sources.values())
+    assert device.name == name
+
+
+def test_all_devices_are_listed() -> None:
+    assert set(SHIPPED) <= set(device_names())
+    assert len(SHIPPED) == 19
+
+
+def test_a_profile_survives_being_written() -> None:
+    device = load_device("rpi5_nvme")
+    assert parse_device(dump_device(device), "x") == device
+
+
+def test_a_missing_entry_is_named() -> None:
+    assert "hardware.flash_read is missing" in refusal(changed("flash_read", None))
+
+
+def test_a_misspelt_entry_is_named_with_its_line_and_what_was_meant() -> None:
+    text = TEXT.replace("flash_read =", "flash_raed =")
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if row.startswith("flash_raed"))
+    assert f"my.toml:{line}: unknown entry 'flash_raed': did you mean flash_read?" in refusal(text)
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "inf", "nan", '"fast"', "true"])
+def test_a_number_that_cannot_be_is_named_with_its_line(value: str) -> None:
+    message = refusal(changed("flash_read", f'flash_read = {{ value = {value}, kind = "assumed", source = "x" }}'))
+    assert "my.toml:" in message
+    assert "hardware.flash_read" in message
+
+
+@pytest.mark.parametrize(
+    "entry", ["5", '{ value = 5, kind = "guessed", source = "x" }', '{ value = 5, kind = "assumed", source = " " }', "{ value = 5 }"]
+)
+def test_a_number_without_provenance_is_refused(entry: str) -> None:
+    assert "flash_read" in refusal(changed("flash_read", f"flash_read = {entry}"))
+
+
+@pytest.mark.parametrize("text", ["", "name = 3", "[hardware", "name = 'x'\n[software]\n"])
+def test_text_that_is_no_profile_is_refused(text: str) -> None:
+    assert "my.toml" in refusal(text)
+
+
+def test_an_unknown_device_suggests_a_known_one() -> None:
+    with pytest.raises(ProfileError, match="did you mean iphone15promax"):
+        load_device("iphone15promx")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot read device profile"):
+        read_device(tmp_path / "none.toml")
+
+
+def test_overrides_change_one_number_and_its_source() -> None:
+    device = override(load_device("iphone15promax"), ["runtime.unpack_rate=3e9"])
+    assert device.runtime.unpack_rate == 3e9
+    assert "command line" in device.sources["runtime.unpack_rate"].source
+
+
+@pytest.mark.parametrize("assignment", ["x=1", "runtime.unpack_rate", "runtime.unpack_rate=-1", "runtime.unpack_rate=abc"])
+def test_an_override_that_cannot_be_is_refused(assignment: str) -> None:
+    with pytest.raises(ProfileError, match="--set"):
+        override(load_device("iphone15promax"), [assignment])
+
+
+@pytest.mark.parametrize(("key", "bounds"), RANGES.items())
+def test_every_number_has_its_range(key: str, bounds: tuple[float, float]) -> None:
+    device = load_device("iphone15promax")
+    for value in bounds:
+        assert override(device, [f"{key}={value}"]).value(key) == value
+    for value in (bounds[0] - 1, bounds[1] * 1.1 + 1):
+        with pytest.raises(ProfileError, match="must be a number between"):
+            override(device, [f"{key}={value}"])
+
+
+def test_the_default_budget_stays_below_the_app_limit() -> None:
+    assert load_device("iphone15promax").default_budget_bytes == 10**9
+    small = override(load_device("iphone15promax"), ["hardware.app_limit_bytes=1e9"])
+    assert small.default_budget_bytes == 800_000_000

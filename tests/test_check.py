@@ -1,0 +1,191 @@
+"""Each rule of the checker: a valid plan passes, and the smallest change that breaks the rule is caught by its name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mebp.check import check
+from mebp.errors import InvalidPlan
+from mebp.models.build import build_graph
+from mebp.models.catalogue import catalogue_model
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph, OpId, TensorId, WeightId
+from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
+from mebp.planner.strategies import STRATEGIES
+from mebp.sim.device import Device
+from tests.conftest import small_workload
+
+
+@pytest.fixture(scope="module")
+def plan(small_graph: Graph, device: Device) -> Plan:
+    return STRATEGIES["mebp"].plan(small_graph, device, 10**9)
+
+
+def edited(plan: Plan, index: int, *instructions: object) -> Plan:
+    """`plan` with instruction `index` replaced by others."""
+    listed = (*plan.instructions[:index], *instructions, *plan.instructions[index + 1 :])
+    return replace(plan, instructions=listed)  # type: ignore[arg-type]
+
+
+def first(plan: Plan, kind: type, wanted: Callable[..., bool] = lambda i: True) -> int:
+    return next(at for at, i in enumerate(plan.instructions) if isinstance(i, kind) and wanted(i))
+
+
+def broken_rule(plan: Plan, graph: Graph) -> str:
+    with pytest.raises(InvalidPlan) as caught:
+        check(plan, graph)
+    return caught.value.rule
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_is_valid_and_its_arena_is_its_peak(name: str, small_graph: Graph, device: Device) -> None:
+    strategy = STRATEGIES[name]
+    graph = strategy.graph(small_graph)
+    found = strategy.plan(graph, device, 10**9)
+    assert check(found, graph).peak_bytes == found.arena_bytes
+
+
+def test_a_missing_op_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "3.update")
+    assert broken_rule(edited(plan, at), small_graph) == "every op runs"
+
+
+def test_an_early_free_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "0.q")
+    early = edited(plan, at, Free(tensor=TensorId("0.norm1.out")), plan.instructions[at])
+    assert broken_rule(early, small_graph) == "read only what is in the arena"
+
+
+def test_a_missing_free_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = len(plan.instructions) - 1
+    assert isinstance(plan.instructions[at], Free)
+    assert broken_rule(edited(plan, at), small_graph) == "what is written is freed"
+
+
+def test_overlapping_tensors_are_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "0.norm1")
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    onto = replace(run.writes[0], offset=_place(plan, "embed.out").offset)
+    moved = edited(plan, at, replace(run, writes=(onto,)))
+    assert broken_rule(moved, small_graph) == "no two live tensors overlap"
+
+
+def _place(plan: Plan, tensor: str) -> Place:
+    return next(p for i in plan.instructions if isinstance(i, Compute) for p in i.writes if p.tensor == tensor)
+
+
+def test_a_place_outside_the_arena_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute)
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    out = edited(plan, at, replace(run, writes=(replace(run.writes[0], offset=plan.arena_bytes),)))
+    assert broken_rule(out, small_graph) == "stay inside the arena"
+
+
+def test_an_arena_larger_than_its_highest_byte_is_caught(plan: Plan, small_graph: Graph) -> None:
+    assert broken_rule(replace(plan, arena_bytes=plan.arena_bytes + 64), small_graph) == "the arena ends at its highest byte"
+
+
+def test_too_little_room_for_a_tensor_or_scratch_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.scratch is not None)
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    assert run.scratch is not None
+    small = replace(run.writes[0], nbytes=run.writes[0].nbytes - 64)
+    assert broken_rule(edited(plan, at, replace(run, writes=(small,))), small_graph) == "room for the tensor"
+    tight = replace(run.scratch, nbytes=run.scratch.nbytes - 64)
+    assert broken_rule(edited(plan, at, replace(run, scratch=tight)), small_graph) == "room for scratch"
+
+
+def test_a_load_without_its_store_is_caught(plan: Plan, small_graph: Graph) -> None:
+    assert broken_rule(edited(plan, first(plan, Store)), small_graph) == "load only what was stored"
+
+
+def test_a_second_run_must_be_marked(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.recompute)
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    unmarked = edited(plan, at, replace(run, recompute=False))
+    assert broken_rule(unmarked, small_graph) == "a second run is marked, a first is not"
+
+
+def test_an_accumulation_out_of_order_is_caught(plan: Plan, small_graph: Graph) -> None:
+    """The stream's gradient is read by the layer below only after this layer added its part."""
+    at = first(plan, Compute, lambda i: i.op == "3.norm1.backward")
+    assert broken_rule(edited(plan, at), small_graph) == "changes keep the graph's order"
+
+
+def test_a_recomputation_after_its_adapter_changed_is_caught(plan: Plan, small_graph: Graph) -> None:
+    """The last layer's update, and a second run of its q afterwards on an input that is still there."""
+    at = first(plan, Compute, lambda i: i.op == "3.update")
+    again = next(i for i in plan.instructions if isinstance(i, Compute) and i.op == "3.q" and i.recompute)
+    late = replace(again, reads=(TensorId("3.norm1.out"),), streamed=True)
+    assert broken_rule(edited(plan, at, plan.instructions[at], late), small_graph) == "changes keep the graph's order"
+
+
+def test_a_load_of_what_changed_since_its_store_is_caught(plan: Plan, small_graph: Graph) -> None:
+    stream = TensorId("stream.grad")
+    at = first(plan, Compute, lambda i: i.op == "3.norm2.backward")
+    place = next(p for i in plan.instructions if isinstance(i, Compute) for p in i.writes if p.tensor == stream)
+    stale = edited(plan, at, Store(tensor=stream), plan.instructions[at], Free(tensor=stream), Load(place=place))
+    assert broken_rule(stale, small_graph) == "load only what was stored"
+
+
+def test_places_off_the_alignment_are_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute)
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    odd = edited(plan, at, replace(run, writes=(replace(run.writes[0], offset=run.writes[0].offset + 2),)))
+    assert broken_rule(odd, small_graph) == "places are aligned"
+
+
+def test_a_weight_unpacked_by_no_engine_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Unpack)
+    instruction = plan.instructions[at]
+    assert isinstance(instruction, Unpack)
+    assert (
+        broken_rule(edited(plan, at, replace(instruction, engine=Engine.NONE)), small_graph)
+        == "weights unpack on compute or unpack"
+    )
+
+
+def test_a_head_tile_that_the_head_cannot_walk_is_caught(small_graph: Graph, device: Device) -> None:
+    graph = build_graph(catalogue_model("qwen2.5-0.5b"), small_workload(weights=weight_format("int4-g64")))
+    found = STRATEGIES["checkpoint-1"].plan(graph, device, 10**9)
+    at = first(found, Compute, lambda i: i.op == "head")
+    run = found.instructions[at]
+    assert isinstance(run, Compute)
+    assert "head tile" in broken_rule(edited(found, at, replace(run, tile=5000)), graph)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "rule"),
+    [
+        (Compute(op=OpId("nothing"), reads=(), writes=()), "known ops only"),
+        (
+            Unpack(weight=WeightId("nothing"), place=Place(tensor=TensorId("nothing"), offset=0, nbytes=64)),
+            "known weights only",
+        ),
+        (Free(tensor=TensorId("nothing")), "read only what is in the arena"),
+        (Load(place=Place(tensor=TensorId("embed.out"), offset=0, nbytes=64)), "load only what was stored"),
+    ],
+)
+def test_what_the_graph_does_not_know_is_caught(instruction: object, rule: str, plan: Plan, small_graph: Graph) -> None:
+    assert broken_rule(edited(plan, 0, instruction, plan.instructions[0]), small_graph) == rule
+
+
+def test_an_op_that_names_other_inputs_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "0.q")
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    wrong = edited(plan, at, replace(run, reads=(TensorId("embed.out"),)))
+    assert broken_rule(wrong, small_graph) == "an op reads its inputs"
+
+
+def test_a_freed_resident_weight_is_caught(small_graph: Graph, device: Device) -> None:
+    found = STRATEGIES["greedy"].plan(small_graph, device, 10**9)
+    assert found.resident
+    freed = replace(found, instructions=(*found.instructions, Free(tensor=found.resident[0].tensor)))
+    assert broken_rule(freed, small_graph) == "resident tensors stay"
