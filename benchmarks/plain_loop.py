@@ -17,7 +17,8 @@ from typing import Any
 from mebp import Job, Limits, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
 from mebp.executor.store import synthesize
 from mebp.plan import dump_plan
-from mebp.planner.solve import pose, solve
+from mebp.planner.problem import pose
+from mebp.planner.solve import solve
 from mebp.sim.device import override
 
 LOOP = Path(__file__).with_name("loop.py")

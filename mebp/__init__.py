@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mebp.models.graph import Graph
     from mebp.models.workload import Lora, Workload
     from mebp.plan import Plan, dump_plan, read_plan
-    from mebp.planner.solve import Limits
+    from mebp.planner.search import Limits
     from mebp.planner.strategies import STRATEGIES
     from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
     from mebp.sim.device import Device, load_device
@@ -30,7 +30,7 @@ _HOMES = {
     "Device": "mebp.sim.device",
     "Graph": "mebp.models.graph",
     "Job": "mebp.executor.worker",
-    "Limits": "mebp.planner.solve",
+    "Limits": "mebp.planner.search",
     "Lora": "mebp.models.workload",
     "Measurement": "mebp.executor.worker",
     "Plan": "mebp.plan",

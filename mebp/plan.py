@@ -125,14 +125,20 @@ Instruction = Annotated[Compute | Unpack | Store | Load | Free, Field(discrimina
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverFacts:
-    """What the solver says of a plan; `scope` names the class of plans that `bound_ns` holds for."""
+    """What the solver says of a plan; `scope` names the class of plans that `bound_ns` holds for, `whole_scope` the larger one.
+
+    `objective_ns` is the simulated step, `model_ns` the same without waits for flash: what the solver's own model says.
+    """
 
     status: Literal["optimal", "feasible"]
     objective_ns: int
+    model_ns: int
     bound_ns: int
     gap: float
+    whole_bound_ns: int
     wall_s: float
     scope: str
+    whole_scope: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def search(request: Request, device: "Device") -> "Tradeoff":
     """Plan the request every way there is, with the search's progress on stderr."""
     graph = request.graph()
     budget = request.budget(device)
-    from mebp.planner.solve import Limits  # noqa: PLC0415  (the solver takes half a second to import)
+    from mebp.planner.search import Limits  # noqa: PLC0415  (the solver takes half a second to import)
     from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415
 
     limits = Limits(deterministic_s=request.time_limit_s / SEARCH_SHARE, wall_s=request.time_limit_s, seed=request.seed)

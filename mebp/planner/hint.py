@@ -1,96 +1,125 @@
-"""A plan to start from: every layer of a class takes the same option, and what room is left goes to resident weights.
+"""A plan to start from: layers with one menu take one option, and what room is left goes to resident weights.
 
-Found by trying each option; the solver begins its search there and can only better it.
+Found by pricing memory and writes at a grid of prices, and by barring options with high peaks; the search begins with the best
+that fits and can only better it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
+import numpy as np
 from ortools.sat.python import cp_model
 
+from mebp.planner.bound import distinct_menus
+from mebp.planner.chain import Stretch, linear_of
 from mebp.planner.menu import Option
-from mebp.planner.variables import Holdable, Variables, linear_of
+from mebp.planner.variables import HeadOption, Variables
 
-TRIED = 10_000  # combinations of options that are tried
+MEMORY_PRICES = 48
+PEAKS = 6  # how many limits on a layer's own peak are tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform:
-    """One option a class, by number, what that takes of room and flash, and how long it recomputes."""
+    """One option a menu (by number) and a head tile, what that takes of room and flash, and its time above the base."""
 
-    choice: tuple[int, ...]
+    choice: dict[int, int]
+    head: int
     room: int
     stored: int
     flash_ns: int
     extra_ns: int
 
 
-def uniform_plans(variables: Variables, head_peak: int) -> list[Uniform]:
-    """Ways to give all layers of a class the same option."""
-    each = max(6, int(TRIED ** (1 / len(variables.classes))))
-    numbers = [_shortlist(c.options, each) for c in variables.classes]
-    return [_uniform(variables, choice, head_peak) for choice in product(*numbers)]
+def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> list[Uniform]:
+    """Uniform plans at a grid of prices, each with every head tile."""
+    menus = distinct_menus(stretches)
+    columns = {id(menu): np.array([(o.recompute_ns, o.kept_bytes, o.stored_bytes, o.peak) for o in menu.options], float) for menu in menus}
+    peaks = np.concatenate([table[:, 3] for table in columns.values()])
+    floor = max(table[:, 3].min() for table in columns.values())
+    limits = sorted({floor, *np.quantile(peaks[peaks >= floor], np.linspace(0, 1, PEAKS)), np.inf})
+    scale = max(1.0, max(table[:, 0].max() / max(64.0, table[:, 1].max()) for table in columns.values()))
+    prices = np.concatenate(([0.0], np.geomspace(1e-4, 1e3, MEMORY_PRICES))) * scale
+    choices = {
+        tuple(_cheapest(columns[id(menu)], price, written * price, limit) for menu in menus)
+        for price in prices
+        for written in (0.0, 0.5, 1e6)
+        for limit in limits
+    }
+    return [
+        _uniform(stretches, heads, number, dict(zip(map(id, menus), choice, strict=True)))
+        for choice in sorted(choices)
+        for number in range(len(heads))
+    ]
 
 
-def _shortlist(options: Sequence[Option], count: int) -> list[int]:
-    """Numbers of about `count` options: a spread over recomputation, those that keep least, those that neither store nor keep much."""
-    numbers = range(len(options))
-    third = max(1, count // 3)
-    by_time = sorted(numbers, key=lambda m: (options[m].recompute_ns, options[m].kept_bytes))
-    by_room = sorted(numbers, key=lambda m: (options[m].kept_bytes, options[m].peak, options[m].recompute_ns))
-    by_flash = sorted(numbers, key=lambda m: (options[m].stored_bytes, options[m].kept_bytes, options[m].peak))
-    return sorted({*by_time[:: max(1, len(by_time) // third)], *by_room[:third], *by_flash[:third]})
+def _cheapest(table: np.ndarray, price: float, written: float, limit: float) -> int:
+    costs = table[:, 0] + price * table[:, 1] + written * table[:, 2] + np.where(table[:, 3] <= limit, 0.0, np.inf)
+    return int(np.argmin(costs))
 
 
-def _uniform(variables: Variables, choice: tuple[int, ...], head_peak: int) -> Uniform:
-    taken = [c.options[m] for c, m in zip(variables.classes, choice, strict=True)]
-    sizes = [len(c.layers) for c in variables.classes]
-    kept = sum(option.kept_bytes * size for option, size in zip(taken, sizes, strict=True))
-    room = kept + max([head_peak, *(option.peak - option.kept_bytes for option in taken)])
+def _uniform(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: int, choice: dict[int, int]) -> Uniform:
+    taken: list[tuple[Option, int]] = [(s.menu.options[choice[id(s.menu)]], len(s.layers)) for s in stretches]
+    kept = room = 0
+    for option, size in taken:
+        room = max(room, kept + (size - 1) * option.kept_bytes + option.peak)
+        kept += size * option.kept_bytes
     return Uniform(
         choice=choice,
-        room=room,
-        stored=sum(option.stored_bytes * size for option, size in zip(taken, sizes, strict=True)),
-        flash_ns=sum(option.flash_ns * size for option, size in zip(taken, sizes, strict=True)),
-        extra_ns=sum(option.recompute_ns * size for option, size in zip(taken, sizes, strict=True)),
+        head=head,
+        room=max(room, kept + heads[head].peak),
+        stored=sum(option.stored_bytes * size for option, size in taken),
+        flash_ns=sum(option.flash_ns * size for option, size in taken),
+        extra_ns=sum(option.recompute_ns * size for option, size in taken) + heads[head].duration_ns,
     )
 
 
-def hint_fastest(model: cp_model.CpModel, variables: Variables, plans: Sequence[Uniform], room: int) -> None:
-    """Hint the fastest uniform plan within `room`, and residence for the weights that fill what is left."""
-    fitting = [plan for plan in plans if plan.room <= room]
-    if fitting:
-        best = min(fitting, key=lambda plan: (plan.extra_ns, plan.stored, plan.room))
-        _hint(model, variables, best, room - best.room)
+def hint(model: cp_model.CpModel, variables: Variables, plan: Uniform, spare: int) -> None:
+    """Hint every variable: the plan's options, and resident weights, most time a byte first, in `spare` bytes."""
+    resident = _fill(variables, plan, spare)
+    for number, stretch in enumerate(variables.stretches):
+        chosen = stretch.menu.options[plan.choice[id(stretch.menu)]]
+        size, kept = len(stretch.layers), 0
+        for m, option in enumerate(variables.options[number]):
+            count = size if option is chosen else 0
+            kept += count * option.kept_bytes
+            model.add_hint(variables.count[number][m], count)
+            model.add_hint(variables.used[number][m], int(count > 0))
+            model.add_hint(variables.kept_up_to[number][m], kept)
+        again = {linear_of(weight) for weight in chosen.again}
+        for w, item in enumerate(stretch.menu.holdables):
+            count = resident.get((number, w), 0)
+            model.add_hint(variables.resident[number][w], count)
+            model.add_hint(variables.resident_again[number][w], count if item.linear in again else 0)
+    for m, chosen_tile in enumerate(variables.head):
+        model.add_hint(chosen_tile, int(m == plan.head))
+    model.add_hint(variables.head_resident, resident.get(HEAD, 0))
+    model.add_hint(variables.resident_bytes, _bytes(variables, resident))
 
 
-def hint_smallest(model: cp_model.CpModel, variables: Variables, plans: Sequence[Uniform], room: cp_model.IntVar) -> None:
-    """Hint the uniform plan that takes least room."""
-    if plans:
-        best = min(plans, key=lambda plan: (plan.room, plan.stored))
-        _hint(model, variables, best, 0)
-        model.add_hint(room, best.room)
+HEAD = (-1, -1)
 
 
-def _hint(model: cp_model.CpModel, variables: Variables, plan: Uniform, spare: int) -> None:
-    room = spare
-    for number, layer_class in enumerate(variables.classes):
-        size = len(layer_class.layers)
-        for m, (count, used) in enumerate(zip(variables.count[number], variables.used[number], strict=True)):
-            model.add_hint(count, size if m == plan.choice[number] else 0)
-            model.add_hint(used, m == plan.choice[number])
-        again = {linear_of(weight) for weight in layer_class.options[plan.choice[number]].again}
-        for w, item in enumerate(variables.holdable[number]):
-            fill = min(len(item.weights), spare // item.nbytes)
-            spare -= fill * item.nbytes
-            model.add_hint(variables.resident[number][w], fill)
-            model.add_hint(variables.resident_again[number][w], fill if item.linear in again else 0)
-        kept = 0
-        for m, total in enumerate(variables.kept_up_to[number]):
-            kept += layer_class.options[m].kept_bytes * size if m == plan.choice[number] else 0
-            model.add_hint(total, kept)
-    head: Holdable | None = variables.head
-    fill = int(head is not None and head.nbytes <= spare)
-    model.add_hint(variables.head_resident, fill)
-    model.add_hint(variables.resident_bytes, room - spare + (head.nbytes if head is not None and fill else 0))
+def _fill(variables: Variables, plan: Uniform, spare: int) -> dict[tuple[int, int], int]:
+    """How many of each weight to hold: those first that save most time a byte."""
+    worth: list[tuple[float, tuple[int, int], int, int]] = []
+    for number, stretch in enumerate(variables.stretches):
+        again = {linear_of(weight) for weight in stretch.menu.options[plan.choice[id(stretch.menu)]].again}
+        for w, item in enumerate(stretch.menu.holdables):
+            saved = item.unpacking_ns * (item.uses + (item.linear in again))
+            worth.append((saved / item.nbytes, (number, w), item.nbytes, len(stretch.layers)))
+    if weight := variables.head_weight:
+        worth.append((weight.unpacking_ns * weight.uses / weight.nbytes, HEAD, weight.nbytes, 1))
+    found: dict[tuple[int, int], int] = {}
+    for _, key, nbytes, most in sorted(worth, key=lambda item: (-item[0], item[1])):
+        found[key] = min(most, max(0, spare) // nbytes)
+        spare -= found[key] * nbytes
+    return found
+
+
+def _bytes(variables: Variables, resident: dict[tuple[int, int], int]) -> int:
+    total = 0
+    for (number, w), count in resident.items():
+        item = variables.head_weight if (number, w) == HEAD else variables.stretches[number].menu.holdables[w]
+        total += count * item.nbytes if item else 0
+    return total

@@ -8,20 +8,12 @@ from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
 from mebp.plan import Compute, Free, Instruction, Load, Place, Plan, SolverFacts, Store, Unpack
 from mebp.planner.pack import Buffer, pack
 from mebp.planner.recipe import Recipe, Unpacking
-from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, hoist_loads, schedule, tensors_of
+from mebp.planner.flash import Life, extend_stored, hoist_loads
+from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, schedule, tensors_of
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
 
 SCRATCH = TensorId("scratch")
-
-
-@dataclass(slots=True)
-class _Life:
-    """One stay of a tensor in the arena: made at step `start`, last touched at `last`."""
-
-    tensor: TensorId
-    start: int
-    last: int
 
 
 def lower(
@@ -36,14 +28,11 @@ def lower(
 ) -> Plan:
     """Write `recipe` out as a plan for `graph`; its engines are those of `device`."""
     cost = CostModel(graph, device)
-    steps = hoist_loads(
-        schedule(graph, recipe),
-        lambda tensor: cost.load_ns(graph.tensors[tensor].nbytes),
-        lambda run: cost.op_ns(run.op, streamed=run.streamed, tile=recipe.head_tile if run.op.kind == "head" else 0),
-    )
+    steps = hoist_loads(schedule(graph, recipe), cost, recipe.head_tile)
     resident = _resident_places(graph, recipe)
     floor = sum(place.nbytes for place in resident)
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
+    extend_stored(lives, steps, cost, recipe.head_tile)
     scratch = [step_scratch(step, graph, recipe) for step in steps]
     buffers = [Buffer(start=life.start, end=life.last + 1, size=align(graph.tensors[life.tensor].nbytes)) for life in lives]
     spaces = [(at, size) for at, size in enumerate(scratch) if size]
@@ -74,16 +63,16 @@ def lower(
     )
 
 
-def lifetimes(steps: Sequence[Step], graph: Graph, resident: frozenset[TensorId] = frozenset()) -> list[_Life]:
+def lifetimes(steps: Sequence[Step], graph: Graph, resident: frozenset[TensorId] = frozenset()) -> list[Life]:
     """Every stay of every tensor in the arena, in the order in which they begin."""
-    lives: list[_Life] = []
-    current: dict[TensorId, _Life] = {}
+    lives: list[Life] = []
+    current: dict[TensorId, Life] = {}
     for at, step in enumerate(steps):
         for tensor, new in tensors_of(step, graph):
             if tensor in resident:
                 continue
             if new:
-                current[tensor] = _Life(tensor=tensor, start=at, last=at)
+                current[tensor] = Life(tensor=tensor, start=at, last=at)
                 lives.append(current[tensor])
             elif tensor in current:
                 current[tensor].last = at
@@ -139,7 +128,7 @@ class _Writer:
     places: dict[tuple[TensorId, int], Place]
     workspaces: dict[int, Place]
 
-    def write(self, steps: Sequence[Step], lives: list[_Life]) -> list[Instruction]:
+    def write(self, steps: Sequence[Step], lives: list[Life]) -> list[Instruction]:
         over: dict[int, list[TensorId]] = {}
         for life in lives:
             over.setdefault(life.last, []).append(life.tensor)

@@ -28,12 +28,14 @@ class Option:
     """One way through a layer, written for layer `of`; bytes and nanoseconds.
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
-    `again` are the weights that recomputation reads a time more than forward and backward do.
+    `again` are the weights that recomputation reads a time more than forward and backward do. `input_bytes` are those of the layer's
+    input, whatever becomes of it.
     """
 
     saving: Mapping[TensorId, Saving]
     hold: frozenset[WeightId]
     again: frozenset[WeightId]
+    input_bytes: int
     kept_bytes: int
     stored_bytes: int
     flash_ns: int
@@ -86,7 +88,7 @@ def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int) -> list[Option]
             if weights & backward_weights:
                 holds.append(weights & backward_weights)
             found += [_option(graph, cost, layer, saving, again, hold, tile) for hold in holds]
-    unpack_ns = {weight: cost.unpack_ns(graph.weights[weight]) for op in layer.forward for weight in op.weights}
+    unpack_ns = {weight: cost.unpacking_ns(graph.weights[weight]) for op in layer.forward for weight in op.weights}
     return _undominated(found, unpack_ns)
 
 
@@ -216,6 +218,7 @@ def _option(
         saving=saving,
         hold=hold,
         again=frozenset(w for op in again for w in op.weights if op.kind == "linear") - hold,
+        input_bytes=align(tensors[layer.input].nbytes),
         kept_bytes=kept,
         stored_bytes=stored,
         flash_ns=min(FOREVER_NS, sum(cost.store_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
@@ -227,9 +230,7 @@ def _option(
 
 def _again_ns(cost: CostModel, op: Op, hold: frozenset[WeightId]) -> int:
     """A second run; where its weight is held, the unpacking it needs is the one that backward saves."""
-    if op.weights and op.weights[0] in hold:
-        return cost.op_ns(op, streamed=False) + cost.launch_ns
-    return _op_ns(cost, op)
+    return cost.op_ns(op, streamed=bool(op.weights) and op.weights[0] not in hold)
 
 
 def _undominated(options: list[Option], unpack_ns: Mapping[WeightId, int]) -> list[Option]:

@@ -4,7 +4,7 @@ Forward runs as the graph has it. In backward, what an op reads and the recipe d
 loaded, or recomputed from what is there, each op at most once for each time its result is missing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Op, TensorId, WeightId
@@ -141,29 +141,6 @@ class _Order:
                 return True
             case _:
                 return weight in self.held and op.backward
-
-
-def hoist_loads(steps: list[Step], load_ns: Callable[[TensorId], int], run_ns: Callable[[Run], int]) -> list[Step]:
-    """Move every load up until the steps between it and its place give it the time that it takes.
-
-    A load does not pass another load or store (the flash queue keeps its order) nor the start of backward.
-    """
-    moved: list[Step] = []
-    for step in steps:
-        if not isinstance(step, Loaded):
-            moved.append(step)
-            continue
-        need = load_ns(step.tensor)
-        at = len(moved)
-        while at and need > 0 and not isinstance(moved[at - 1], Loaded | Stored):
-            before = moved[at - 1]
-            if isinstance(before, Run):
-                if not before.op.backward and not before.recompute:
-                    break
-                need -= run_ns(before)
-            at -= 1
-        moved.insert(at, step)
-    return moved
 
 
 def tensors_of(step: Step, graph: Graph) -> Iterator[tuple[TensorId, bool]]:

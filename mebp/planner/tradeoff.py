@@ -9,7 +9,9 @@ from mebp.check import check
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
-from mebp.planner.solve import Limits, Problem, Progress, least_plan, pose, solve
+from mebp.planner.problem import Problem, pose
+from mebp.planner.search import Limits
+from mebp.planner.solve import Progress, least_plan, solve
 from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate

@@ -66,18 +66,26 @@ class CostModel:
             rate = self._backward_rate if op.kind == "linear_backward" else self._rate[kind.part]
             seconds = max(seconds, kind.flops(op) / rate)
         parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
+        if op.kind == "head":
+            parts[Part.LAUNCH] *= 1 + -(-op.dims.outs // tile)
         if streamed and op.weights:
             weight = self.graph.weights[op.weights[0]]
             if op.kind == "embed":
                 parts[Part.UNPACK] = self._unpack_count_ns(weight, min(op.dims.rows, weight.rows) * weight.cols)
+            elif op.kind == "head":
+                parts[Part.UNPACK] = head_passes(op, tile) * self.unpack_ns(weight)
             else:
-                passes = head_passes(op, tile) if op.kind == "head" else 1
-                parts[Part.UNPACK] = passes * self.unpack_ns(weight)
+                parts[Part.UNPACK] = self.unpack_ns(weight)
+                parts[Part.LAUNCH] += self.launch_ns
         return parts
 
     def unpack_ns(self, weight: Weight) -> int:
-        """Nanoseconds to decompress a whole weight once."""
+        """Nanoseconds to decompress a whole weight once, its launch not counted."""
         return self._unpack_count_ns(weight, weight.count)
+
+    def unpacking_ns(self, weight: Weight) -> int:
+        """Nanoseconds that one use of a weight saves where it finds it unpacked: the same streamed or in an instruction of its own."""
+        return self.unpack_ns(weight) + self.launch_ns
 
     def _unpack_count_ns(self, weight: Weight, count: int) -> int:
         if reads_in_place(weight.format, self.graph.workload.itemsize):

@@ -14,7 +14,9 @@ from mebp.models.graph import Graph
 from mebp.models.workload import Lora
 from mebp.plan import Plan
 from mebp.planner.budget import outside_arena
-from mebp.planner.solve import Limits, least_plan, pose, solve
+from mebp.planner.problem import pose
+from mebp.planner.search import Limits
+from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES
 from mebp.sim.device import load_device, override
 from tests.executor.families import FAMILIES, Trial, trial

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 from ortools.sat.python import cp_model
 
+from mebp.planner.chain import Menu, Stretch, make_menu
 from mebp.planner.hint import uniform_plans
 from mebp.planner.menu import Option
 from mebp.planner.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain
-from mebp.planner.variables import Variables, layer_class
+from mebp.planner.variables import HeadOption, Variables
 
 
 def option(kept: int, stored: int, ns: int, peak: int) -> Option:
@@ -17,6 +18,7 @@ def option(kept: int, stored: int, ns: int, peak: int) -> Option:
         saving={},
         hold=frozenset(),
         again=frozenset(),
+        input_bytes=10,
         kept_bytes=kept,
         stored_bytes=stored,
         flash_ns=stored,
@@ -29,29 +31,32 @@ def option(kept: int, stored: int, ns: int, peak: int) -> Option:
 KEEP, STORE, AGAIN = option(100, 0, 0, 130), option(0, 100, 0, 130), option(10, 0, 50, 160)
 
 
+def stretch(first: int, count: int, menu: Menu) -> Stretch:
+    """`count` layers from number `first` on."""
+    layers = tuple(SimpleNamespace(number=number) for number in range(first, first + count))
+    return Stretch(layers=layers, menu=menu)  # type: ignore[arg-type]
+
+
+def menu_of(*options: Option) -> Menu:
+    return make_menu(SimpleNamespace(number=0, input="x"), options, ())  # type: ignore[arg-type]
+
+
 class Chain:
     """Four alike layers and one before them, with the variables of their placement."""
 
-    def __init__(self) -> None:
+    def __init__(self, head_peak: int = 0) -> None:
         self.model = cp_model.CpModel()
-        layers = [SimpleNamespace(number=number, forward=(), backward=()) for number in range(5)]
-        classes = [layer_class(layers[:1], [KEEP]), layer_class(layers[1:], [KEEP, STORE, AGAIN])]  # type: ignore[arg-type]
-        self.variables = _variables(self.model, classes)
+        self.stretches = [stretch(0, 1, menu_of(KEEP)), stretch(1, 4, menu_of(KEEP, STORE, AGAIN))]
+        everything = [range(len(s.menu.options)) for s in self.stretches]
+        head = HeadOption(tile=16, peak=head_peak, duration_ns=0)
+        self.variables = Variables(self.model, self.stretches, everything, [head], None)
         OneOptionPerLayer().post(self.model, self.variables)
 
     def best(self, amount: str = "recompute_ns") -> int | None:
         """The least total of `amount`, or None where nothing is feasible."""
-        self.model.minimize(sum(self.variables.total(number, amount) for number in (0, 1)))
+        self.model.minimize(self.variables.everywhere(amount))
         solver = cp_model.CpSolver()
         return round(solver.objective_value) if solver.solve(self.model) == cp_model.OPTIMAL else None
-
-
-def _variables(model: cp_model.CpModel, classes: list[object]) -> Variables:
-    head = SimpleNamespace(kind="head", weights=("w",))
-    weight = SimpleNamespace(format=SimpleNamespace(packed=False), id="w")
-    workload = SimpleNamespace(itemsize=2)
-    graph = SimpleNamespace(ops=[head], weights={"w": weight}, workload=workload)
-    return Variables(model, graph, None, classes)  # type: ignore[arg-type]
 
 
 def test_every_layer_takes_one_option() -> None:
@@ -71,15 +76,15 @@ def test_every_layer_takes_one_option() -> None:
 )
 def test_kept_bytes_and_peaks_fit_the_room(room: int, best: int | None) -> None:
     chain = Chain()
-    FitsTheArena(room=room, head_peak=0).post(chain.model, chain.variables)
+    FitsTheArena(room=room).post(chain.model, chain.variables)
     FlashKeepsUp(cap_bytes=0, time_ns=0).post(chain.model, chain.variables)
     assert chain.best() == best
 
 
 @pytest.mark.parametrize(("head_peak", "best"), [(0, 0), (100, 0), (101, 50), (1000, None)])
 def test_the_head_lies_beside_all_that_is_kept(head_peak: int, best: int | None) -> None:
-    chain = Chain()
-    FitsTheArena(room=600, head_peak=head_peak).post(chain.model, chain.variables)
+    chain = Chain(head_peak)
+    FitsTheArena(room=600).post(chain.model, chain.variables)
     FlashKeepsUp(cap_bytes=0, time_ns=0).post(chain.model, chain.variables)
     assert chain.best() == best
 
@@ -99,5 +104,6 @@ def test_rules_on_resident_weights_allow_none() -> None:
 
 
 def test_uniform_plans_know_their_room() -> None:
-    plans = uniform_plans(Chain().variables, head_peak=0)
+    chain = Chain()
+    plans = uniform_plans(chain.stretches, chain.variables.heads)
     assert {(plan.room, plan.stored, plan.extra_ns) for plan in plans} == {(530, 0, 0), (230, 400, 0), (290, 0, 200)}

@@ -1,0 +1,101 @@
+"""The decoder as a chain of stretches: consecutive layers that are alike share one menu of options, and one list of weights.
+
+A stretch is what placement decides about: how many of its layers take each option. Within it, layers take options in a fixed
+order: those that need most workspace beyond what they keep come first. Swapping two neighbours out of that order never lowers
+the higher of their two memory rows, so nothing is lost by it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from mebp.models.graph import Graph, Op, TensorId, WeightId
+from mebp.models.kind import align, reads_in_place
+from mebp.planner.menu import Layer, Option, layers, menu
+from mebp.sim.cost import CostModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdable:
+    """A weight that may be resident: its unpacked bytes, the time that each use saves by it, and uses a step (recomputation apart)."""
+
+    linear: str
+    nbytes: int
+    unpacking_ns: int
+    uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Menu:
+    """Options written for layer `source`, in the order in which layers take them, and its weights that may be resident."""
+
+    source: Layer
+    options: tuple[Option, ...]
+    holdables: tuple[Holdable, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """Consecutive layers with one menu."""
+
+    layers: tuple[Layer, ...]
+    menu: Menu
+
+    def weight(self, at: int, linear: str) -> WeightId:
+        """The weight of the stretch's layer number `at` that is called `linear`."""
+        return WeightId(f"{self.layers[at].number}.{linear}.weight")
+
+
+def stretches(graph: Graph, cost: CostModel, tile: int) -> tuple[Stretch, ...]:
+    """Split a graph into stretches; layers that are alike share a menu wherever they stand."""
+    menus: dict[tuple[object, ...], Menu] = {}
+    found: list[Stretch] = []
+    for shape, group in groupby(layers(graph, cost), key=lambda layer: layer.shape):
+        alike = tuple(group)
+        if shape not in menus:
+            menus[shape] = make_menu(alike[0], menu(graph, cost, alike[0], tile), layer_holdables(graph, cost, alike[0]))
+        found.append(Stretch(layers=alike, menu=menus[shape]))
+    return tuple(found)
+
+
+def make_menu(source: Layer, options: Sequence[Option], holdables: Sequence[Holdable]) -> Menu:
+    """Sort options into the order in which layers take them."""
+    ordered = sorted(options, key=lambda option: (option.kept_bytes - option.peak, option.kept_bytes))
+    return Menu(source=source, options=tuple(ordered), holdables=tuple(holdables))
+
+
+def linear_of(weight: str) -> str:
+    """Which of a layer's linears a weight is: the middle of `layer.linear.weight`."""
+    return weight.split(".")[1]
+
+
+def layer_holdables(graph: Graph, cost: CostModel, layer: Layer) -> list[Holdable]:
+    """The weights of a layer that residence would save time for."""
+    found: list[Holdable] = []
+    for op in layer.forward:
+        for wid in op.weights:
+            if not reads_in_place(graph.weights[wid].format, graph.workload.itemsize):
+                found.append(
+                    Holdable(
+                        linear=linear_of(wid),
+                        nbytes=align(graph.tensors[TensorId(wid)].nbytes),
+                        unpacking_ns=cost.unpacking_ns(graph.weights[wid]),
+                        uses=1 + sum(wid in other.weights for other in layer.backward),
+                    )
+                )
+    return found
+
+
+def head_holdable(graph: Graph, cost: CostModel) -> Holdable | None:
+    """The head's weight, where residence would save time for it."""
+    op = head_of(graph)
+    weight = graph.weights[op.weights[0]]
+    if reads_in_place(weight.format, graph.workload.itemsize):
+        return None
+    nbytes = align(graph.tensors[TensorId(weight.id)].nbytes)
+    return Holdable(linear="head", nbytes=nbytes, unpacking_ns=cost.unpack_ns(weight), uses=1)
+
+
+def head_of(graph: Graph) -> Op:
+    """The op that makes the loss."""
+    return next(op for op in graph.ops if op.kind == "head")

@@ -1,0 +1,76 @@
+"""Transfers that nobody waits for: loads start early enough, and bytes that are still being written are not given away.
+
+Both are worked out on a clock that counts the processor's own time only, so without other waits the flash keeps to it exactly.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+from mebp.models.graph import TensorId
+from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked
+from mebp.sim.cost import CostModel
+
+
+@dataclass(slots=True)
+class Life:
+    """One stay of a tensor in the arena: made at step `start`, last touched at `last`."""
+
+    tensor: TensorId
+    start: int
+    last: int
+
+
+def hoist_loads(steps: list[Step], cost: CostModel, tile: int) -> list[Step]:
+    """Move each load up to where the flash, one load after another, has it done when its reader starts.
+
+    Worked out from the last load to the first. No load moves before the head: memory is fullest there.
+    """
+    begins = start_times(steps, cost, tile)
+    turn = next((at for at, step in enumerate(steps) if isinstance(step, Run) and step.op.kind == "head"), -1) + 1
+    before: dict[int, list[Loaded]] = {}
+    free = begins[-1]
+    for at in range(len(steps) - 1, -1, -1):
+        step = steps[at]
+        if isinstance(step, Loaded):
+            free = min(free, begins[at]) - cost.load_ns(cost.graph.tensors[step.tensor].nbytes)
+            place = min(at, max(turn, bisect_right(begins, free) - 1))
+            before.setdefault(place, []).insert(0, step)
+    moved: list[Step] = []
+    for at, step in enumerate(steps):
+        moved += before.get(at, [])
+        if not isinstance(step, Loaded):
+            moved.append(step)
+    return moved
+
+
+def extend_stored(lives: list[Life], steps: list[Step], cost: CostModel, tile: int) -> None:
+    """Let every stored tensor stay until the flash, one store after another, has written it."""
+    begins = start_times(steps, cost, tile)
+    by_tensor: dict[TensorId, list[Life]] = {}
+    for life in lives:
+        by_tensor.setdefault(life.tensor, []).append(life)
+    free = 0
+    for at, step in enumerate(steps):
+        if isinstance(step, Stored):
+            free = max(free, begins[at]) + cost.store_ns(cost.graph.tensors[step.tensor].nbytes)
+            life = next(life for life in by_tensor[step.tensor] if life.start <= at <= life.last)
+            later = [other.start - 1 for other in by_tensor[step.tensor] if other.start > life.last]
+            life.last = max(life.last, min([bisect_left(begins, free) - 1, len(steps) - 1, *later]))
+
+
+def start_times(steps: list[Step], cost: CostModel, tile: int) -> list[int]:
+    """When the processor starts each step if it never waits, ns, and at the end when it is done."""
+    begins = [0]
+    for step in steps:
+        begins.append(begins[-1] + _processor_ns(step, cost, tile))
+    return begins
+
+
+def _processor_ns(step: Step, cost: CostModel, tile: int) -> int:
+    match step:
+        case Run(op=op, streamed=streamed):
+            return cost.op_ns(op, streamed=streamed, tile=tile if op.kind == "head" else 0)
+        case Unpacked(weight=weight) if not cost.device.runtime.unpack_beside:
+            return cost.unpacking_ns(cost.graph.weights[weight])
+        case _:
+            return 0

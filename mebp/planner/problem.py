@@ -1,0 +1,101 @@
+"""The problem that the solver is given: a graph on a device, split into stretches with their menus, ready for any budget."""
+
+from dataclasses import dataclass
+
+from mebp.errors import InputError
+from mebp.models.graph import Graph
+from mebp.models.kind import align, stream_rows
+from mebp.planner.bound import Limited, Relaxation
+from mebp.planner.chain import Holdable, Stretch, head_holdable, head_of, stretches
+from mebp.planner.lower import live_profile
+from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.schedule import schedule
+from mebp.planner.variables import HeadOption
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device
+
+LONGEST_STEP_NS = 10**15
+HEAD_TILES = 4
+SMALLEST_TILE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward."""
+
+    graph: Graph
+    device: Device
+    cost: CostModel
+    stretches: tuple[Stretch, ...]
+    heads: tuple[HeadOption, ...]
+    head_weight: Holdable | None
+    base_ns: int
+    forward_ns: int
+
+    @property
+    def cap_bytes(self) -> int:
+        """Bytes that a step may write to flash."""
+        return int(self.device.runtime.flash_write_cap_bytes)
+
+    def limited(self, room: int) -> Limited:
+        """The limits that a bound relaxes: what is written also has to be written while the forward runs."""
+        cap = min(self.cap_bytes, int(self.forward_ns / 1e9 * self.device.hardware.flash_write))
+        return Limited(room=room, cap=cap, base_ns=self.base_ns)
+
+    def relaxation(self, room: int) -> Relaxation:
+        """The relaxation over the plans that placement can choose."""
+        return Relaxation(self.stretches, self.heads, self.head_weight, self.limited(room))
+
+    def whole_relaxation(self, room: int) -> Relaxation:
+        """The relaxation over all plans of the language: any layer's input may also be made again from the layer below."""
+        limited = Limited(room=room, cap=self.cap_bytes, base_ns=self.base_ns)
+        beyond = {stretch.menu.source.number: self._input_again_ns(stretch) for stretch in self.stretches}
+        smallest = tuple(HeadOption(tile=head.tile, peak=0, duration_ns=head.duration_ns) for head in self.heads)
+        return Relaxation(self.stretches, smallest, self.head_weight, limited, beyond)
+
+    def _input_again_ns(self, stretch: Stretch) -> int:
+        """The least that making a layer's input again costs: the ops below it that no menu of the layer below counts."""
+        last = self.graph.producer[stretch.menu.source.input]
+        if last.kind == "embed":
+            return 0  # its own menu makes it again
+        return self.cost.op_ns(last, streamed=bool(last.weights))
+
+
+def pose(graph: Graph, device: Device) -> Problem:
+    """Work out the menus: one exact model a distinct layer."""
+    cost = CostModel(graph, device)
+    head = head_of(graph)
+    times = {op.id: cost.op_ns(op, streamed=bool(op.weights)) for op in graph.ops if op is not head}
+    heads = head_options(graph, cost)
+    total = sum(times.values()) + max(option.duration_ns for option in heads)
+    if total > LONGEST_STEP_NS:
+        raise InputError(f"a step would take {total / 86_400e9:.3g} days on {device.name}: too long to plan; check the device's numbers")
+    return Problem(
+        graph=graph,
+        device=device,
+        cost=cost,
+        stretches=stretches(graph, cost, head_tile(graph)),
+        heads=heads,
+        head_weight=head_holdable(graph, cost),
+        base_ns=sum(times.values()),
+        forward_ns=sum(times[op.id] for op in graph.ops if not op.backward and op is not head),
+    )
+
+
+def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
+    """The head with tiles from as many rows as one streamed tile of weights has, halved a few times."""
+    head = head_of(graph)
+    widest = min(stream_rows(head.dims.cols), head.dims.outs)
+    tiles = dict.fromkeys((max(SMALLEST_TILE, widest >> halved) // SMALLEST_TILE * SMALLEST_TILE or widest) for halved in range(HEAD_TILES))
+    tiles |= {head_tile(graph): None}
+    return tuple(
+        HeadOption(tile=tile, peak=_head_peak(graph, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile)) for tile in tiles
+    )
+
+
+def _head_peak(graph: Graph, tile: int) -> int:
+    """Live bytes at the head beside what layers keep: the stream's end, its norm, the head, and the norm's backward."""
+    last = layer_inputs(graph)[-1]
+    ops = [op for op in graph.ops if op.kind == "head" or op.id.startswith("final_norm")]
+    recipe = Recipe(saving={last: Saving.KEEP}, head_tile=tile)
+    return align(graph.tensors[last].nbytes) + max(live_profile(schedule(graph, recipe, ops, frozenset({last})), graph, recipe))

@@ -1,0 +1,97 @@
+"""Run CP-SAT: limits that make a search repeatable, a callback for who watches, and a way to stop it from another thread."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ortools.sat.python import cp_model
+
+from mebp.errors import NoPlanInTime
+
+HINT_S = 2.0  # wall seconds for completing a hint, which is given whole
+
+Watch = Callable[[float, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long the solver may search: deterministic seconds (repeatable), wall seconds as a backstop."""
+
+    deterministic_s: float = 0.6
+    wall_s: float = 20.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Stop:
+    """Asks every search that runs now or later to end with what it has."""
+
+    asked: bool = False
+    _running: list[cp_model.CpSolver] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self) -> None:
+        """End the search."""
+        with self._lock:
+            self.asked = True
+            for solver in self._running:
+                solver.stop_search()
+
+    def start(self, solver: cp_model.CpSolver) -> bool:
+        """Register a search that is about to run; False where it should not."""
+        with self._lock:
+            self._running.append(solver)
+            return not self.asked
+
+    def end(self, solver: cp_model.CpSolver) -> None:
+        """Forget a search that ended."""
+        with self._lock:
+            self._running.remove(solver)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A solver that holds a solution, and the bound that its search proved (-inf: none)."""
+
+    solver: cp_model.CpSolver
+    bound: float
+
+
+def search(model: cp_model.CpModel, limits: Limits, stop: Stop, watch: Watch | None = None, share: float = 1.0) -> Answer | None:
+    """The best solution within `share` of the limits; None where nothing is feasible. NoPlanInTime where nothing was found."""
+    solver = _solver(limits)
+    solver.parameters.max_deterministic_time = limits.deterministic_s * share
+    solver.parameters.max_time_in_seconds = limits.wall_s * share
+    status = cp_model.UNKNOWN
+    if stop.start(solver):
+        status = solver.solve(model, _Report(watch) if watch else None)
+    stop.end(solver)
+    if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return Answer(solver=solver, bound=solver.best_objective_bound)
+    if status == cp_model.INFEASIBLE:
+        return None
+    hinted = _solver(limits)
+    hinted.parameters.fix_variables_to_their_hinted_value = True
+    hinted.parameters.max_time_in_seconds = HINT_S
+    if hinted.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return Answer(solver=hinted, bound=-float("inf"))
+    raise NoPlanInTime(f"the solver found no plan in {limits.wall_s:g} s: raise --time-limit or the budget")
+
+
+def _solver(limits: Limits) -> cp_model.CpSolver:
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = limits.seed
+    solver.parameters.catch_sigint_signal = False  # Ctrl-C is the caller's, who asks for a stop
+    return solver
+
+
+class _Report(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # ortools has no types here
+    """Hands every better objective and the bound to whoever watches."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def on_solution_callback(self) -> None:
+        self._watch(self.objective_value, self.best_objective_bound)
