@@ -2,13 +2,15 @@
 
     MebpError                    one clear line for a person; the command exits with `exit_code`
     ├── InputError               a value from outside is wrong (2)
+    │   ├── GraphError           a graph file is no graph, has a cycle, or a node without cost
     │   ├── ModelError           a model config is unknown, incomplete or absurd
     │   ├── ProfileError         a device profile has a missing, negative or misspelt entry
     │   └── StoreError           a weight store is missing, cut off or of another model
     ├── InvalidPlan              a plan breaks a rule of the plan language (2)
     ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
     ├── NoPlanInTime             the solver met its limit without any plan (3)
-    └── Disagreement             measured differs from predicted beyond tolerance (4)
+    ├── Disagreement             measured differs from predicted beyond tolerance (4)
+    └── Interrupted              Ctrl-C cut a search short; what was found is given (130)
 
 A text names the value, the bound and the remedy.
 """
@@ -22,6 +24,10 @@ class MebpError(Exception):
 
 class InputError(MebpError):
     """A value that came from outside is wrong."""
+
+
+class GraphError(InputError):
+    """A graph file is no graph, has a cycle, or a node without cost."""
 
 
 class ModelError(InputError):
@@ -67,3 +73,9 @@ class Disagreement(MebpError):
     """A measurement lies beyond tolerance of its prediction, or a limit was overstepped."""
 
     exit_code = 4
+
+
+class Interrupted(MebpError):
+    """Ctrl-C cut a search short; what it found until then is given."""
+
+    exit_code = 130

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mebp.errors import InputError, InvalidPlan
 from mebp.models.config import ModelConfig
@@ -149,12 +149,14 @@ class Plan:
     true one (MeZO).
     """
 
-    schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    schema_version: int
     name: str
     exact: bool = True
     signature: str
     device: str
-    budget_bytes: int
+    budget_bytes: Annotated[int, Field(ge=0)]
     config: ModelConfig
     workload: Workload
     arena_bytes: int
@@ -178,7 +180,9 @@ def parse_plan(text: str, source: str) -> Plan:
     try:
         plan = _adapter().validate_json(text)
     except ValidationError as error:
-        raise InputError(f"{source} is not a plan: {_first(error.errors()[0])}") from None
+        raise InputError(f"{source} is not a plan: {_first(error.errors()[0])}: plan it again") from None
+    if not all(text.isprintable() for text in (plan.name, plan.device, plan.config.name)):
+        raise InputError(f"{source} is not a plan: its name, device or model holds control characters: plan it again")
     if plan.schema_version != SCHEMA_VERSION:
         raise InputError(f"{source}: schema_version {plan.schema_version} is not {SCHEMA_VERSION}: plan it again")
     return plan

@@ -62,8 +62,12 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     table.add_column("source", overflow="fold")
     for key in KEYS:
         origin = device.sources[key]
-        table.add_row(key, f"{device.value(key):.4g}", origin.kind, escape(origin.source))
+        table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
     stdout().print(table)
+
+
+def _value(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e6 else f"{value:.4g}"
 
 
 def calibrate(

@@ -3,6 +3,7 @@
 0 fits · 1 does not fit · 2 usage or input · 3 no plan in time · 4 measured disagrees with predicted · 130 Ctrl-C
 """
 
+import errno
 import os
 import sys
 
@@ -48,21 +49,39 @@ def group(context: typer.Context, version: bool = typer.Option(False, "--version
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its code."""
+    if sys.stdout is None:  # closed before the command began
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for the life of the process)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in GROUP_FLAGS:
         given.insert(0, "plan")
     code = _guarded(given)
     if code == INTERRUPTED:  # a search may still run in its thread, and would not survive an orderly exit
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(INTERRUPTED)
     sys.exit(code)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
+
+
+def _cannot_go_on(error: OSError) -> int:
+    """One line for what the system refuses; a full standard output is named as such."""
+    if error.errno == errno.ENOSPC and error.filename is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        note("mebp-plan: cannot write to standard output: no space left on device: send it elsewhere")
+    else:
+        where = f": {error.filename}" if error.filename else ""
+        note(f"mebp-plan: cannot go on: {error.strerror or error}{where}: check the input")
+    return 2
 
 
 def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each kind of end)
     try:
         result = app(args=given, standalone_mode=False)  # an exit code, where a command ended early
-        sys.stdout.flush()
+        _flush()
         if result == INTERRUPTED:
             note("mebp-plan: interrupted")
         return result if isinstance(result, int) else 0
@@ -79,11 +98,13 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
         return 0
     except SystemExit:  # how rich ends when its reader has gone
         return 0
-    except (OSError, OverflowError, RecursionError) as error:  # numbers, names and nesting that no reader can take
+    except OSError as error:
+        return _cannot_go_on(error)
+    except (OverflowError, RecursionError) as error:  # numbers, names and nesting that no reader can take
         note(f"mebp-plan: cannot go on: {str(error).splitlines()[0] or type(error).__name__}: check the input")
         return 2
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            note(f"mebp-plan: {error.format_message()}: see mebp-plan --help")
+            note(f"mebp-plan: {error.format_message().rstrip('.')}: see mebp-plan --help")
             return int(error.exit_code)
         raise

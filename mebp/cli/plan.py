@@ -1,15 +1,16 @@
 """`mebp-plan plan`: the trade-off table, the chosen plan, the verdict."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mebp.cli.request import Flag, Request
-from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_ns
-from mebp.errors import InputError
+from mebp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from mebp.planner.solve import Progress
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from mebp.sim.device import Device
 
 DEFAULT_DEVICE = "iphone15promax"
-SEARCH_SHARE = 66.0  # wall seconds of --time-limit for each deterministic second of search
+SEARCH_SHARE = 5.0  # wall seconds of --time-limit for each deterministic second of search, about
+BACKSTOP = 3.0  # times --time-limit, by the wall clock, where a machine is too slow for the deterministic one
 
 
 def plan(
@@ -28,16 +30,18 @@ def plan(
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare fixed strategies with solved plans for a device, and choose one."""
+    require_apart(request, {"-o": output, "--trace": trace})
     found = search(request, request.device(DEFAULT_DEVICE))
     row = pick(found, choose)
-    if output is not None and row is not None:
-        from mebp.plan import dump_plan  # noqa: PLC0415
-
-        write_file(output, dump_plan(row.plan))
+    found = replace(found, chosen=row)
     if trace is not None and row is not None:
         from mebp.sim.trace import chrome_trace, predicted_track  # noqa: PLC0415
 
         write_file(trace, chrome_trace(row.plan, row.prediction, [predicted_track(row.plan, row.prediction)]))
+    if output is not None and row is not None:
+        from mebp.plan import dump_plan  # noqa: PLC0415
+
+        write_file(output, dump_plan(row.plan))
     if as_json:
         from mebp.cli.report import tradeoff_json  # noqa: PLC0415
 
@@ -48,8 +52,16 @@ def plan(
         print_tradeoff(stdout(), found)
     if output is not None:
         note(f"wrote {row.name} to {output}" if row else f"nothing fits: {output} was not written")
-    if found.chosen is None:
-        raise typer.Exit(1)
+    raise typer.Exit(exit_code(found))
+
+
+def exit_code(found: "Tradeoff") -> int:
+    """0 fits, 1 does not, 3 no plan in time; Interrupted where Ctrl-C cut the search short."""
+    if found.interrupted:
+        raise Interrupted("interrupted: these are the best plans so far")
+    if found.chosen is None and found.out_of_time:
+        return 3
+    return 0 if found.chosen is not None and found.chosen.fits else 1
 
 
 def search(request: Request, device: "Device") -> "Tradeoff":
@@ -59,7 +71,7 @@ def search(request: Request, device: "Device") -> "Tradeoff":
     from mebp.planner.search import Limits  # noqa: PLC0415  (the solver takes half a second to import)
     from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415
 
-    limits = Limits(deterministic_s=request.time_limit_s / SEARCH_SHARE, wall_s=request.time_limit_s, seed=request.seed)
+    limits = Limits(deterministic_s=request.time_limit_s / SEARCH_SHARE, wall_s=BACKSTOP * request.time_limit_s, seed=request.seed)
     with working(f"planning {graph.config.name}") as status:
         begin = time.monotonic()
 

@@ -24,7 +24,7 @@ def tradeoff_json(found: Tradeoff) -> str:
             "device": device_fields(found.device),
             "workload": workload_fields(found.graph),
             "budget_bytes": found.budget_bytes,
-            "verdict": "fits" if found.chosen else "infeasible",
+            "verdict": "fits" if found.chosen and found.chosen.fits else "unknown" if found.out_of_time else "infeasible",
             "least_budget_bytes": found.least_budget_bytes,
             "chosen": found.chosen.name if found.chosen else None,
             "plans": [row_fields(row) for row in found.rows],
@@ -84,6 +84,9 @@ def row_fields(row: Row) -> dict[str, Any]:
             "gap": row.gap,
             "wall_s": round(solver.wall_s, 3),
             "scope": solver.scope,
+            "whole_bound_us": solver.whole_bound_ns // 1000,
+            "whole_gap": row.whole_gap,
+            "whole_scope": solver.whole_scope,
         },
     }
 

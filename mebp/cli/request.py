@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from mebp.cli.unit import parse_nbytes
+from mebp.cli.screen import note
+from mebp.cli.unit import parse_nbytes, show_nbytes
 from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.catalogue import load_model
@@ -25,7 +27,7 @@ DEFAULT_MODEL = "0.5b"
 class Request:
     """What the shared flags say, checked; `device_name` is None where the command is to choose it.
 
-    `given` names the flags that were used at all.
+    `given` names the flags that were used at all, `sources` the files that they read.
     """
 
     config: ModelConfig
@@ -36,6 +38,7 @@ class Request:
     time_limit_s: float
     seed: int
     given: frozenset[str] = frozenset()
+    sources: tuple[str, ...] = ()
 
     def graph(self) -> Graph:
         return build_graph(self.config, self.workload)
@@ -45,8 +48,13 @@ class Request:
         return override(load_device(self.device_name or default), list(self.overrides))
 
     def budget(self, device: Device) -> int:
-        """The budget asked for, or the device's own."""
-        return device.default_budget_bytes if self.budget_text is None else parse_nbytes(self.budget_text, "--budget")
+        """The budget asked for, or the device's own; never more than the device gives an app."""
+        if self.budget_text is None:
+            return device.default_budget_bytes
+        asked, limit = parse_nbytes(self.budget_text, "--budget"), int(device.hardware.app_limit_bytes)
+        if asked > limit:
+            note(f"--budget {self.budget_text} is above what {device.name} gives an app: planning for {show_nbytes(limit)}")
+        return min(asked, limit)
 
 
 def make_request(
@@ -76,7 +84,7 @@ def make_request(
     set_: Annotated[
         list[str] | None, Flag("--set", help="Override a profile entry: --set runtime.unpack_rate=2e9. Repeatable.")
     ] = None,
-    time_limit: Annotated[float, Flag("--time-limit", help="Seconds that one search may take.")] = 20.0,
+    time_limit: Annotated[float, Flag("--time-limit", help="Seconds that one search may take, about.")] = 4.0,
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.")] = 0,
 ) -> Request:
     """Check the shared flags and put them together."""
@@ -99,12 +107,26 @@ def make_request(
             precision=cast(Precision, precision),
             optimizer=cast(Optimizer, optimizer),
         ),
-        device_name=device,
+        device_name=_named(device),
         overrides=overrides,
         budget_text=budget,
         time_limit_s=time_limit,
         seed=seed,
+        sources=_files(model, device),
     )
+
+
+def _files(model: str | None, device: str | None) -> tuple[str, ...]:
+    """Files that the flags name as inputs."""
+    named = [spec for spec in (model, device) if spec]
+    inside = [str(Path(spec) / "config.json") for spec in named if Path(spec).is_dir()]
+    return tuple(spec for spec in (*named, *inside) if Path(spec).is_file())
+
+
+def _named(device: str | None) -> str | None:
+    if device is not None and not device.strip():
+        raise InputError("--device is empty: take a name that `mebp-plan devices` lists, or a .toml file")
+    return device
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:

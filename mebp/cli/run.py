@@ -14,7 +14,7 @@ from mebp.cli.device import HOST, measure_host
 from mebp.cli.model import make_store
 from mebp.cli.plan import pick, search
 from mebp.cli.request import Flag, Request
-from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_nbytes
 from mebp.errors import Disagreement, InputError
 from mebp.models.config import ModelConfig
@@ -53,6 +53,8 @@ def run(
     """Execute a plan for real: predicted beside measured."""
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
+    inputs = {"the plan": plan_file, "--ids": ids}
+    require_apart(request, inputs | {"-o": output, "--trace": trace})
     given = None if plan_file is None else _read(plan_file, request)
     config, workload = (given.config, given.workload) if given else (request.config, request.workload)
     host = override(_host(config, workload, spill_dir), list(request.overrides))
@@ -69,10 +71,10 @@ def run(
         request.seed,
         check_gradients,
     )
-    if output is not None:
-        write_file(output, dump_plan(plan))
     if trace is not None:
         _write_trace(trace, plan, prediction, measurement)
+    if output is not None:
+        write_file(output, dump_plan(plan))
     _print(plan, graph, prediction, measurement, as_json)
     require_agreement(plan, prediction, measurement)
 
@@ -93,6 +95,8 @@ def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Gr
     """Plan for this machine, or for the device asked for."""
     device = host if request.device_name in (None, HOST) else request.device(HOST)
     found = search(request, device)
+    if found.interrupted:
+        raise KeyboardInterrupt
     row = pick(found, choose)
     if row is None:
         from mebp.planner.tradeoff import require_fit  # noqa: PLC0415

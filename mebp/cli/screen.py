@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+    from mebp.cli.request import Request
+
 
 def stdout() -> "Console":
     """Where results go."""
@@ -39,6 +41,17 @@ def working(what: str) -> Iterator["Status"]:
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr)
+
+
+def require_apart(request: "Request", outputs: dict[str, Path | None]) -> None:
+    """Refuse an output that is another output, or a file that the command reads."""
+    taken = {Path(spec).resolve(): spec for spec in request.sources}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise InputError(f"{flag} {path} is {taken[path.resolve()]} too: name another file")
+        taken[path.resolve()] = flag
 
 
 def write_file(path: Path, text: str) -> None:

@@ -25,8 +25,9 @@ def print_tradeoff(console: "Console", found: Tradeoff) -> None:
     console.print(CAPTION, style="dim", markup=False)
     if found.chosen is not None:
         print_wrapped(console, explanation(found, found.chosen))
-    console.print()
-    console.print(verdict(found), style="bold green" if found.chosen else "bold red", markup=False)
+        console.print()
+    fits = found.chosen is not None and found.chosen.fits
+    console.print(verdict(found), style="bold green" if fits else "bold red", markup=False)
 
 
 def print_wrapped(console: "Console", lines: list[str]) -> None:
@@ -64,6 +65,7 @@ def tradeoff_table(found: Tradeoff) -> "Table":
 
 
 CAPTION = """\
+fits      yes, or what is too much: memory, or bytes written to flash
 peak      footprint of the process, memory-mapped files not counted
 x mebp    step time against the paper's recipe (Song & Tang, 2025)
 redone    time a step spends recomputing
@@ -78,7 +80,7 @@ def _cells(row: Row, paper: Row | None, chosen: bool) -> tuple[str, ...]:
     ratio = f"{p.step_ns / paper.prediction.step_ns:.2f}" if paper else "-"
     return (
         f"{'> ' if chosen else '  '}{row.name}{'' if row.plan.exact else '*'}",
-        "yes" if row.fits else "no",
+        fit_word(row),
         show_nbytes(p.peak_bytes),
         show_ns(p.step_ns),
         ratio,
@@ -88,14 +90,21 @@ def _cells(row: Row, paper: Row | None, chosen: bool) -> tuple[str, ...]:
     )
 
 
+def fit_word(row: Row) -> str:
+    """yes, or what is too much: memory, or bytes written to flash."""
+    return "yes" if row.fits else "memory" if row.within_cap else "writes"
+
+
 def explanation(found: Tradeoff, row: Row) -> list[str]:
     """The chosen plan in five lines."""
     lines = [f"{row.name}: {SUMMARIES[row.name]}", *plan_facts(row)]
     paper = found.row(PAPER)
     if paper is not None and paper is not row:
         ours, theirs = row.prediction, paper.prediction
-        faster, larger = theirs.step_ns / ours.step_ns, ours.peak_bytes / theirs.peak_bytes
-        lines.append(f"  paper    {faster:.2f} x as fast as its recipe, at {larger:.2f} x its memory{_against_greedy(found, row)}")
+        time, memory = ours.step_ns / theirs.step_ns, ours.peak_bytes / theirs.peak_bytes
+        lines.append(
+            f"  paper    {time:.2f} x the step time of its recipe, at {memory:.2f} x its memory{_against_greedy(found, row)}"
+        )
     return lines
 
 
@@ -112,13 +121,18 @@ def _against_greedy(found: Tradeoff, row: Row) -> str:
 def plan_facts(row: Row) -> list[str]:
     """What a plan saves, how it reads weights, where its memory peaks and where its time goes: a line each."""
     p = row.prediction
-    gap = "" if row.gap is None else f"; within {row.gap:.1%} of the best of its class"
+    gap = "" if row.gap is None else _gap(row.gap, row.whole_gap)
     return [
         f"  saves    {_saves(row)}",
         f"  weights  {_weights(row)}",
         f"  peak     {_top(dict(p.peak_breakdown), 4, show_nbytes)}; reached at {_where(row.plan, p)}",
         f"  time     {_top({part.value: ns for part, ns in p.time_breakdown.items()}, 4, show_ns)}{gap}",
     ]
+
+
+def _gap(gap: float, whole: float) -> str:
+    best = "the best of its class" if gap == 0 else f"within {gap:.2%} of the best of its class"
+    return f"; {best}, {whole:.2%} of any plan's bound"
 
 
 def _saves(row: Row) -> str:
@@ -189,16 +203,31 @@ def _where(plan: Plan, prediction: Prediction) -> str:
 
 def verdict(found: Tradeoff) -> str:
     """One line: fits or not, and by how much."""
-    budget = found.budget_bytes
-    if found.chosen is not None:
-        peak = found.chosen.prediction.peak_bytes
-        spare = budget - peak
-        step = show_ns(found.chosen.prediction.step_ns)
+    budget, row = found.budget_bytes, found.chosen
+    if row is not None and row.fits:
+        peak = row.prediction.peak_bytes
         return (
-            f"fits: {found.chosen.name} peaks at {show_nbytes(peak)} of {show_nbytes(budget)}"
-            f" ({show_nbytes(spare)}, {spare / budget:.0%} to spare), {step} a step"
+            f"fits: {row.name} peaks at {show_nbytes(peak)} of {show_nbytes(budget)}"
+            f" ({show_nbytes(budget - peak)}, {(budget - peak) / budget:.0%} to spare), {show_ns(row.prediction.step_ns)} a step"
         )
-    return (
-        f"does not fit {show_nbytes(budget)}: the least feasible budget is {show_nbytes(found.least_budget_bytes)}"
-        f" ({found.least_budget_bytes} bytes); lower --seq-len, --batch-size or --lora-r, or raise --budget"
-    )
+    if row is not None:
+        much = (
+            show_nbytes(row.prediction.peak_bytes)
+            if row.within_cap
+            else f"{show_nbytes(row.prediction.flash_written_bytes)} of writes"
+        )
+        return f"does not fit: {row.name} takes {much}; leave --plan out for the fastest plan that fits, or raise --budget"
+    return _refusal(found, f"{show_nbytes(found.least_budget_bytes, up=True)} ({found.least_budget_bytes} bytes)")
+
+
+def _refusal(found: Tradeoff, least: str) -> str:
+    """Why nothing is chosen, and what would do."""
+    budget, limit = show_nbytes(found.budget_bytes), int(found.device.hardware.app_limit_bytes)
+    if found.out_of_time:
+        unknown = f"no plan for {budget} found in time, nor a proof that there is none"
+        return f"{unknown}; {least} is known to do: raise --time-limit"
+    refusal = f"does not fit {budget}: the least feasible budget is {least}"
+    lower = "lower --seq-len, --batch-size or --lora-r"
+    if found.least_budget_bytes > limit:
+        return f"{refusal}, more than the {show_nbytes(limit)} that {found.device.name} gives an app; {lower}"
+    return f"{refusal}; {lower}, or raise --budget"

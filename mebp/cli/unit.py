@@ -1,6 +1,7 @@
 """Sizes and times as people write and read them."""
 
 import re
+from math import ceil
 
 from mebp.errors import InputError
 
@@ -31,8 +32,10 @@ def parse_nbytes(text: str, what: str, *, lowest: int = 1) -> int:
     return int(value)
 
 
-def show_nbytes(nbytes: float) -> str:
-    """`1.03 GB`, `47.2 MB`, `512 B`: decimal units, three figures."""
+def show_nbytes(nbytes: float, *, up: bool = False) -> str:
+    """`1.03 GB`, `47.2 MB`, `512 B`: decimal units, three figures; `up` never shows less than there is."""
+    if up:
+        nbytes = ceil(nbytes / (digit := 10 ** max(0, len(str(int(nbytes))) - 3))) * digit
     for unit in ("GB", "MB", "kB"):
         scale = UNITS[unit.lower()]
         if abs(nbytes) >= 0.9995 * scale:  # what would round to 1000 of the next smaller unit
@@ -51,7 +54,7 @@ def show_ns(ns: float) -> str:
 def show_count(count: float) -> str:
     """`3.88 G`, `14.9 M`."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= scale:
+        if abs(count) >= 0.9995 * scale:
             return f"{_three(count / scale)} {unit}"
     return f"{count:.0f}"
 

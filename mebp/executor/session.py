@@ -1,11 +1,12 @@
 """One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if asked."""
 
 import gc
+import math
 
 import torch
 
 from mebp.check import graph_of
-from mebp.errors import InputError
+from mebp.errors import InputError, StoreError
 from mebp.executor.measure import Sampler, fix_allocator, memory_now
 from mebp.executor.reference import compare_gradients
 from mebp.executor.run import Executor, new_adapters
@@ -47,6 +48,10 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         for step in range(total):
             progress(step, total)
             result = executor.step(ids)
+            if not math.isfinite(result.loss):
+                raise StoreError(
+                    f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
+                )
             seconds.append(result.seconds)
             losses.append(result.loss)
         progress(total, total)

@@ -91,6 +91,8 @@ def catalogue_model(name: str) -> ModelConfig:
 
 def load_model(spec: str) -> ModelConfig:
     """Find the model that `spec` names: an alias, a catalogue name, or a config.json or folder in Hugging Face form."""
+    if not spec.strip():
+        raise ModelError("--model is empty: take a name that `mebp-plan models` lists, or a folder with config.json")
     name = ALIASES.get(spec.lower(), spec.lower())
     if name in CATALOGUE:
         return catalogue_model(name)

@@ -88,7 +88,7 @@ def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelCon
     if family is Family.GEMMA3:
         raw = GEMMA3_DEFAULTS | raw
     try:
-        hf = HFConfig.model_validate(raw)
+        hf = HFConfig.model_validate(raw, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -218,5 +218,5 @@ def _rope(fields: Any, theta: float, source: str) -> Rope:
     sane = 1 < rope.theta <= 1e12 and 1e-3 <= rope.factor <= 1e6 and 1 <= rope.original_context <= 1 << 30
     if not (sane and 0 < rope.low_freq_factor < rope.high_freq_factor <= 1e6):
         bounds = "theta in (1, 1e12], factor in [1e-3, 1e6], 0 < low < high, a context of 1 or more"
-        raise ModelError(f"{source}: rope parameters {fields!r} are out of range: {bounds}")
+        raise ModelError(f"{source}: rope parameters {fields!r} (theta {theta:g}) are out of range: {bounds}")
     return rope

@@ -57,7 +57,7 @@ def parse_targets(text: str) -> tuple[LinearName, ...]:
     asked = {part.strip().removesuffix("_proj") for part in text.split(",") if part.strip()}
     unknown = asked - set(LINEARS)
     if unknown or not asked:
-        raise InputError(f"lora targets {text!r}: take all-linear or a subset of {','.join(LINEARS)}")
+        raise InputError(f"--lora-targets {text!r}: take all-linear or a subset of {','.join(LINEARS)}")
     return tuple(name for name in LINEARS if name in asked)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mebp.models.graph import Graph, TensorId, WeightId
 from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
-from mebp.plan import Compute, Free, Instruction, Load, Place, Plan, SolverFacts, Store, Unpack
+from mebp.plan import SCHEMA_VERSION, Compute, Free, Instruction, Load, Place, Plan, Store, Unpack
 from mebp.planner.pack import Buffer, pack
 from mebp.planner.recipe import Recipe, Unpacking
 from mebp.planner.flash import Life, extend_stored, hoist_loads
@@ -24,15 +24,20 @@ def lower(
     name: str,
     budget_bytes: int,
     exact: bool = True,
-    solver: SolverFacts | None = None,
+    waits: bool = False,
 ) -> Plan:
-    """Write `recipe` out as a plan for `graph`; its engines are those of `device`."""
+    """Write `recipe` out as a plan for `graph`; its engines are those of `device`.
+
+    With `waits` transfers happen where the recipe has them: the processor waits for flash, and less memory is taken.
+    """
     cost = CostModel(graph, device)
-    steps = hoist_loads(schedule(graph, recipe), cost, recipe.head_tile)
+    steps = schedule(graph, recipe)
+    steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile)
     resident = _resident_places(graph, recipe)
     floor = sum(place.nbytes for place in resident)
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
-    extend_stored(lives, steps, cost, recipe.head_tile)
+    if not waits:
+        extend_stored(lives, steps, cost, recipe.head_tile)
     scratch = [step_scratch(step, graph, recipe) for step in steps]
     buffers = [Buffer(start=life.start, end=life.last + 1, size=align(graph.tensors[life.tensor].nbytes)) for life in lives]
     spaces = [(at, size) for at, size in enumerate(scratch) if size]
@@ -49,6 +54,7 @@ def lower(
     }
     writer = _Writer(graph=graph, device=device, recipe=recipe, places=places, workspaces=workspaces)
     return Plan(
+        schema_version=SCHEMA_VERSION,
         name=name,
         exact=exact,
         signature=graph.signature,
@@ -59,7 +65,6 @@ def lower(
         arena_bytes=floor + packing.height,
         resident=tuple(resident),
         instructions=tuple(writer.write(steps, lives)),
-        solver=solver,
     )
 
 

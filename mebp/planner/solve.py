@@ -59,7 +59,10 @@ def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop |
     answer = search(model, limits, stop or Stop())
     assert answer is not None, "with unbounded room some plan fits"
     recipe = _recipe(problem, variables, answer.solver)
-    return lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes)
+    written = [
+        lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes, waits=waits) for waits in (False, True)
+    ]
+    return min(written, key=lambda plan: plan.arena_bytes)
 
 
 def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progress | None = None, stop: Stop | None = None) -> Plan:
@@ -70,21 +73,30 @@ def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progres
     """
     stop = stop or Stop()
     room = arena_budget(problem.graph, problem.device, budget_bytes)
-    allowed, bound_ns = room, 0
+    allowed, first = room, None
     for _ in range(TIGHTENINGS):
         placed = _place(problem, allowed, limits, progress, stop)
         if placed is None:
             break
-        bound_ns = bound_ns or placed.bound_ns  # the first holds for the whole room, later ones for less of it
-        plan = lower(problem.graph, problem.device, placed.recipe, name="solved", budget_bytes=budget_bytes)
+        first = first or placed  # its bound holds for the whole room, later ones for less of it
+        plan = _written(problem, placed.recipe, budget_bytes)
         if plan.arena_bytes <= room:
-            return replace(plan, solver=_facts(problem, plan, bound_ns, room, placed))
+            return replace(plan, solver=_facts(problem, plan, placed, first.bound_ns, room))
         allowed -= 3 * (plan.arena_bytes - room) // 2 + room // 1000
-    least = outside_arena(problem.graph, problem.device) + least_plan(problem, budget_bytes, limits, stop).arena_bytes
-    raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least} exists", budget_bytes, least)
+    least = least_plan(problem, budget_bytes, limits, stop)
+    fallbacks = [_written(problem, first.recipe, budget_bytes, waits=True)] if first else []
+    for plan in (*fallbacks, replace(least, name="solved")):
+        if first and plan.arena_bytes <= room:
+            return replace(plan, solver=_facts(problem, plan, first, first.bound_ns, room))
+    least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
+    raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
 
 
-def _facts(problem: Problem, plan: Plan, bound_ns: int, room: int, placed: "_Placed") -> SolverFacts:
+def _written(problem: Problem, recipe: Recipe, budget_bytes: int, *, waits: bool = False) -> Plan:
+    return lower(problem.graph, problem.device, recipe, name="solved", budget_bytes=budget_bytes, waits=waits)
+
+
+def _facts(problem: Problem, plan: Plan, placed: "_Placed", bound_ns: int, room: int) -> SolverFacts:
     """What is known of a plan, its time being the simulator's: the model's own plus the waits that the model leaves out."""
     step_ns = simulate(plan, problem.graph, problem.device).step_ns
     whole_ns = problem.whole_relaxation(room).best().bound_ns

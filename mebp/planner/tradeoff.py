@@ -1,6 +1,6 @@
 """The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
@@ -10,7 +10,7 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.problem import Problem, pose
-from mebp.planner.search import Limits
+from mebp.planner.search import Limits, Stop
 from mebp.planner.solve import Progress, least_plan, solve
 from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
@@ -49,10 +49,18 @@ class Row:
             return None
         return max(0.0, 1 - self.plan.solver.bound_ns / self.prediction.step_ns)
 
+    @property
+    def whole_gap(self) -> float:
+        """How far the simulated step is above a bound on every plan of the language."""
+        return 0.0 if self.plan.solver is None else max(0.0, 1 - self.plan.solver.whole_bound_ns / self.prediction.step_ns)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tradeoff:
-    """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something would."""
+    """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something is known to.
+
+    `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut short.
+    """
 
     graph: Graph
     device: Device
@@ -60,6 +68,8 @@ class Tradeoff:
     rows: tuple[Row, ...]
     chosen: Row | None
     least_budget_bytes: int
+    out_of_time: bool = False
+    interrupted: bool = False
 
     def row(self, name: str) -> Row | None:
         """The row called `name`, if there is one."""
@@ -69,10 +79,21 @@ class Tradeoff:
 def tradeoff(
     graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None = None
 ) -> Tradeoff:
-    """Plan `graph` every way there is; `progress(name)` is asked for a callback before each search."""
-    solved = _beside(lambda: list(_solved(graph, device, budget_bytes, limits, progress)))
-    rows = [strategy_row(strategy, graph, device, budget_bytes) for strategy in STRATEGIES.values()]
-    rows += [row_of(plan, graph, device) for plan in solved.result()]
+    """Plan `graph` every way there is; `progress(name)` is asked for a callback before each search.
+
+    Ctrl-C while it searches ends the search with the best plans so far; a second one raises KeyboardInterrupt.
+    """
+    stop = Stop()
+    solved = _beside(lambda: _solved(graph, device, budget_bytes, limits, progress, stop))
+    rows: list[Row] = []
+    try:
+        for strategy in STRATEGIES.values():
+            rows.append(strategy_row(strategy, graph, device, budget_bytes))
+        answer = solved.result()
+    except KeyboardInterrupt:
+        stop.ask()
+        answer = solved.result()
+    rows += [row_of(plan, graph, device) for plan in answer.plans]
     exact = [row for row in rows if row.plan.exact]
     fitting = [row for row in exact if row.fits]
     chosen = min(fitting, key=lambda row: (row.prediction.step_ns, row.prediction.flash_written_bytes), default=None)
@@ -83,12 +104,22 @@ def tradeoff(
         rows=tuple(rows),
         chosen=chosen,
         least_budget_bytes=min(row.prediction.peak_bytes for row in exact if row.within_cap),
+        out_of_time=answer.out_of_time,
+        interrupted=stop.asked,
     )
 
 
-def _beside(work: Callable[[], list[Plan]]) -> "Future[list[Plan]]":
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Solved:
+    """The solved plans, and whether a search found nothing in its time."""
+
+    plans: tuple[Plan, ...]
+    out_of_time: bool
+
+
+def _beside(work: Callable[[], _Solved]) -> "Future[_Solved]":
     """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
-    future: Future[list[Plan]] = Future()
+    future: Future[_Solved] = Future()
 
     def run() -> None:
         try:
@@ -104,6 +135,11 @@ def require_fit(found: Tradeoff) -> Row:
     """The chosen row, or InfeasibleBudget naming the least budget and what binds there."""
     if found.chosen is not None:
         return found.chosen
+    if found.out_of_time:
+        raise NoPlanInTime(
+            f"no plan within {found.budget_bytes} bytes found in time (one of {found.least_budget_bytes} is known):"
+            " raise --time-limit or --budget"
+        )
     least = min((row for row in found.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
     binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
     raise InfeasibleBudget(
@@ -115,18 +151,23 @@ def require_fit(found: Tradeoff) -> Row:
 
 
 def _solved(
-    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None
-) -> Iterator[Plan]:
+    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None, stop: Stop
+) -> _Solved:
     problem: Problem = pose(graph, device)
     searches: tuple[Callable[[], Plan], ...] = (
-        lambda: solve(problem, budget_bytes, limits, progress(SOLVED) if progress else None),
-        lambda: least_plan(problem, budget_bytes, limits),
+        lambda: solve(problem, budget_bytes, limits, progress(SOLVED) if progress else None, stop),
+        lambda: least_plan(problem, budget_bytes, limits, stop),
     )
+    plans: list[Plan] = []
+    out_of_time = False
     for search in searches:
         try:
-            yield search()
-        except (InfeasibleBudget, NoPlanInTime):
-            continue  # the other rows still stand, and the least plan says what budget would do
+            plans.append(search())
+        except InfeasibleBudget:
+            continue  # the least plan says what budget would do
+        except NoPlanInTime:
+            out_of_time = True
+    return _Solved(plans=tuple(plans), out_of_time=out_of_time)
 
 
 def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:

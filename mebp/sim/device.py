@@ -232,7 +232,9 @@ def override(device: Device, assignments: list[str]) -> Device:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if not equals or key not in KEYS:
+        if not equals:
+            raise ProfileError(f"--set {assignment}: expected KEY=VALUE, such as --set runtime.unpack_rate=3e9")
+        if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ProfileError(f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them")

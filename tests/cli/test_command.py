@@ -18,6 +18,7 @@ from mebp.executor.store import WEIGHTS_FILE, synthesize
 from mebp.executor.worker import GradientCheck, Measurement
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format
+from mebp.plan import read_plan
 from mebp.sim.device import dump_device, load_device
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 320}
@@ -110,7 +111,7 @@ def test_a_budget_a_byte_below_the_least_does_not_fit(tiny: str, capsys: pytest.
         (["--lora-r", "65"], "--lora-r"),
         (["--lora-r", "0"], "--lora-r"),
         (["--lora-alpha", "nan"], "--lora-alpha"),
-        (["--lora-targets", "q,zz"], "lora targets"),
+        (["--lora-targets", "q,zz"], "--lora-targets"),
         (["--seq-len", "1"], "--seq-len"),
         (["--seq-len", "99999999"], "--seq-len"),
         (["--batch-size", "0"], "--batch-size"),
@@ -360,10 +361,19 @@ def outcome(running: subprocess.Popen[str]) -> tuple[int, str]:
     return running.returncode, err.strip()
 
 
-def test_ctrl_c_while_solving_is_one_line_and_130(tmp_path: Path) -> None:
+def test_ctrl_c_while_solving_gives_the_best_plan_so_far(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    running = interrupted(["--model", "4b", "-o", str(path)], 1.5, tmp_path)
-    assert outcome(running) == (130, "mebp-plan: interrupted")
+    running = interrupted(["--model", "4b", "-o", str(path), "--time-limit", "60"], 4, tmp_path)
+    code, err = outcome(running)
+    assert code == 130
+    assert err.splitlines()[-1] == "mebp-plan: interrupted: these are the best plans so far"
+    assert read_plan(path).solver is not None
+
+
+def test_ctrl_c_before_anything_is_found_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    running = interrupted(["--model", "4b", "-o", str(path)], 0.05, tmp_path)
+    assert outcome(running)[0] in (130, -signal.SIGINT)
     assert not path.exists()
 
 

@@ -55,7 +55,7 @@ def test_a_format_that_does_not_divide_a_row_is_refused_with_a_remedy() -> None:
 
 @pytest.mark.parametrize("text", ["", "z", "q,z", " , "])
 def test_unknown_targets_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="lora targets"):
+    with pytest.raises(InputError, match="--lora-targets"):
         parse_targets(text)
 
 

@@ -1,0 +1,123 @@
+"""A graph of ops with a cost and a result size each, read from node-link JSON as networkx writes it.
+
+Memory while a node runs: its inputs and its own result. A result stays until its last use before it is made anew; nothing is pinned.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from mebp.errors import GraphError
+
+COST_FIELDS = ("cost_cpu", "cost", "time")
+SIZE_FIELDS = ("cost_ram", "memory", "size")
+LARGEST = 2**50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dag:
+    """Nodes 0..n-1 in topological order: name, cost of one run, bytes of the result, and the nodes whose results each reads."""
+
+    names: tuple[str, ...]
+    costs: tuple[int, ...]
+    sizes: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.costs)
+
+    @property
+    def total_cost(self) -> int:
+        """Cost of running every node once: no plan costs less."""
+        return sum(self.costs)
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """For every node those that read its result."""
+        found: list[list[int]] = [[] for _ in self.costs]
+        for node, reads in enumerate(self.inputs):
+            for other in reads:
+                found[other].append(node)
+        return tuple(tuple(nodes) for nodes in found)
+
+    @property
+    def least_budget(self) -> int:
+        """The largest working set of any one node: nothing runs in less."""
+        return max(self.sizes[v] + sum(self.sizes[u] for u in self.inputs[v]) for v in range(self.num_nodes))
+
+    def reordered(self, order: Sequence[int]) -> "Dag":
+        """The same graph with its nodes in another topological order."""
+        position = {node: at for at, node in enumerate(order)}
+        return Dag(
+            names=tuple(self.names[v] for v in order),
+            costs=tuple(self.costs[v] for v in order),
+            sizes=tuple(self.sizes[v] for v in order),
+            inputs=tuple(tuple(sorted(position[u] for u in self.inputs[v])) for v in order),
+        )
+
+
+def read_dag(path: Path) -> Dag:
+    """Read node-link JSON; GraphError in one line for text that is none, a cycle, a missing or negative cost."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise GraphError(f"cannot read graph {path}: {getattr(error, 'strerror', None) or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"{path} is not JSON: {error}") from None
+    return parse_dag(raw, str(path))
+
+
+def parse_dag(raw: Any, source: str) -> Dag:
+    """Turn node-link data into a Dag; `source` names it in errors."""
+    graph = _directed(raw, source)
+    if not graph:
+        raise GraphError(f"{source} has no nodes: a graph needs at least one")
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = " -> ".join(str(edge[0]) for edge in nx.find_cycle(graph))
+        raise GraphError(f"{source} has a cycle ({cycle}): a training step is acyclic")
+    given = {node: at for at, node in enumerate(graph)}
+    ordered = all(given[u] < given[v] for u, v in graph.edges)
+    order = list(graph) if ordered else list(nx.lexicographical_topological_sort(graph, key=lambda node: given[node]))
+    position = {node: at for at, node in enumerate(order)}
+    return Dag(
+        names=tuple(str(graph.nodes[node].get("name", node)) for node in order),
+        costs=tuple(_number(graph.nodes[node], COST_FIELDS, node, source) for node in order),
+        sizes=tuple(_number(graph.nodes[node], SIZE_FIELDS, node, source) for node in order),
+        inputs=tuple(tuple(sorted(position[u] for u in graph.predecessors(node))) for node in order),
+    )
+
+
+def _directed(raw: Any, source: str) -> nx.DiGraph:
+    if not isinstance(raw, dict) or not isinstance(raw.get("nodes"), list):
+        raise GraphError(f"{source} is not a graph in node-link form: expected an object with nodes and links")
+    edges = raw.get("links", raw.get("edges"))
+    if not isinstance(edges, list):
+        raise GraphError(f"{source} has neither links nor edges: expected node-link JSON as networkx writes it")
+    graph = nx.DiGraph()
+    for node in raw["nodes"]:
+        if not isinstance(node, dict) or not isinstance(node.get("id"), int | str) or node["id"] in graph:
+            raise GraphError(f"{source}: node {node!r:.60} must be an object with an id of its own")
+        graph.add_node(node["id"], **{key: value for key, value in node.items() if isinstance(key, str) and key != "id"})
+    for edge in edges:
+        ends = (edge.get("source"), edge.get("target")) if isinstance(edge, dict) else (None, None)
+        if any(not isinstance(end, int | str) or end not in graph for end in ends):
+            raise GraphError(f"{source}: link {edge!r:.60} must name a source and a target among the nodes")
+        graph.add_edge(*ends)
+    return graph
+
+
+def _number(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: str) -> int:
+    name = next((name for name in names if name in fields), None)
+    if name is None:
+        raise GraphError(f"{source}: node {node!r} has no {names[0]} (or {' or '.join(names[1:])})")
+    value = fields[name]
+    whole = not isinstance(value, bool) and isinstance(value, int | float) and value == value and 0 <= value <= LARGEST  # noqa: PLR0124
+    if not whole or value != int(value):
+        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be a whole number from 0 to {LARGEST}")
+    return int(value)

@@ -1,0 +1,236 @@
+"""The best order of a graph under a budget: eviction to start from, annealing where the order is free, the exact model where it is small.
+
+Every answer is measured by mebp/planner/dag/order.py, which knows nothing of how it was found; the bound says what it holds for.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import exp
+
+from ortools.sat.python import cp_model
+
+from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.planner.dag.evict import Taste, drop_needless, evict
+from mebp.planner.dag.graph import Dag
+from mebp.planner.dag.model import Model
+from mebp.planner.dag.order import Flash, Measured, Run, measure
+from mebp.planner.search import Stop
+
+EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order
+LARGEST_EXACT = 1500
+FIXED_SHARE = 0.3  # of the time, for the graph's own order where any is allowed
+FREE_EXACT_NODES = 12
+VISITS_PER_S = 120_000  # nodes that annealing plays in a second, for a number of rounds that does not depend on the clock
+WORKERS = 2
+TASTES = tuple(Taste(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s in (0.5, 1.0) for c in (0.5, 1.0, 2.0))
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: a graph, bytes of memory, whether first runs keep the graph's order, flash to page to, runs a node at most."""
+
+    dag: Dag
+    budget: int
+    fixed_order: bool = False
+    flash: Flash | None = None
+    copies: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to search; the numbers of rounds follow from it, the wall clock only stops what runs far over."""
+
+    seconds: float = 60.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An order, what it costs, and a cost that none of `scope` goes below."""
+
+    runs: tuple[Run, ...]
+    measured: Measured
+    bound: int
+    scope: str
+    seconds: float
+
+    @property
+    def optimal(self) -> bool:
+        return self.measured.cost <= self.bound
+
+    @property
+    def gap(self) -> float:
+        return 0.0 if self.optimal else 1 - self.bound / self.measured.cost
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best order so far, and who is told of it."""
+
+    question: Question
+    progress: Progress | None
+    bound: int
+    runs: list[Run] | None = None
+    cost: int = field(default=2**62)
+
+    def offer(self, runs: list[Run] | None) -> None:
+        """Take an order if it fits and costs less."""
+        if runs is None:
+            return
+        question = self.question
+        found = measure(question.dag, runs, question.flash)
+        if found.peak <= question.budget and found.cost < self.cost:
+            self.runs, self.cost = runs, found.cost
+            if self.progress:
+                self.progress(self.cost, self.bound)
+
+
+def solve_dag(question: Question, effort: Effort, progress: Progress | None = None, stop: Stop | None = None) -> Found:
+    """The cheapest order found; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
+    begin, stop = time.monotonic(), stop or Stop()
+    dag = question.dag
+    if question.budget < dag.least_budget:
+        raise InfeasibleBudget(
+            f"does not fit {question.budget} bytes: one node alone takes {dag.least_budget}: raise --budget",
+            question.budget,
+            dag.least_budget,
+        )
+    best = _Best(question=question, progress=progress, bound=dag.total_cost)
+    _start(best)
+    bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
+    proven = _fixed(best, effort, begin, stop) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
+    if question.fixed_order and proven > bound:
+        bound, scope = proven, f"the graph's order, at most {question.copies} runs a node"
+    if not question.fixed_order and best.cost > dag.total_cost:
+        if dag.num_nodes <= FREE_EXACT_NODES:
+            bound = max(bound, _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=False))
+            scope = f"any order, at most {question.copies} runs a node"
+        else:
+            _anneal(best, effort, begin, stop)
+            _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=True)
+    if best.runs is None:
+        raise NoPlanInTime(f"no order found within {question.budget} bytes in {effort.seconds:g} s: raise --time-limit or --budget")
+    measured = measure(dag, best.runs, question.flash)
+    return Found(
+        runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=time.monotonic() - begin
+    )
+
+
+def _start(best: _Best) -> None:
+    question = best.question
+    orders = [list(range(question.dag.num_nodes))]
+    if not question.fixed_order:
+        orders.append(least_memory_order(question.dag))
+    for order in orders:
+        for taste in TASTES:
+            best.offer(_played(question, order, taste))
+            if best.cost == question.dag.total_cost:
+                return
+
+
+def _played(question: Question, order: Sequence[int], taste: Taste) -> list[Run] | None:
+    runs = evict(question.dag, question.budget, order, taste, question.flash)
+    return None if runs is None else drop_needless(question.dag, question.budget, runs, question.flash)
+
+
+def least_memory_order(dag: Dag) -> list[int]:
+    """A topological order that runs, of all that could, the node after which least is in memory."""
+    left = [len(consumers) for consumers in dag.consumers]
+    waiting = [len(reads) for reads in dag.inputs]
+    ready = [v for v in range(dag.num_nodes) if not waiting[v]]
+    consumers, order = dag.consumers, []
+    while ready:
+        node = min(ready, key=lambda v: (dag.sizes[v] * bool(left[v]) - sum(dag.sizes[u] for u in dag.inputs[v] if left[u] == 1), v))
+        ready.remove(node)
+        order.append(node)
+        for other in dag.inputs[node]:
+            left[other] -= 1
+        for reader in consumers[node]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return order
+
+
+def _anneal(best: _Best, effort: Effort, begin: float, stop: Stop) -> None:
+    """Move nodes within the order and change the taste of eviction; play each out; accept worse with falling probability."""
+    question, dag = best.question, best.question.dag
+    draw = random.Random(effort.seed)
+    order = first_runs(best.runs) if best.runs else least_memory_order(dag)
+    taste, cost = TASTES[0], _cost_of(question, best.runs)
+    rounds = int(effort.seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
+    for number in range(rounds):
+        if stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * effort.seconds:
+            return
+        temperature = 0.002 * dag.total_cost * (1 - number / rounds) ** 2
+        candidate, other = moved(dag, order, draw), draw.choice(TASTES) if draw.random() < 0.2 else taste
+        runs = evict(dag, question.budget, candidate, other, question.flash)
+        found = _cost_of(question, runs)
+        if found <= cost or (temperature > 0 and draw.random() < exp(min(0.0, (cost - found) / temperature))):
+            order, taste, cost = candidate, other, found
+            if runs is not None and found <= best.cost + temperature:
+                best.offer(drop_needless(dag, question.budget, runs, question.flash))
+
+
+def _cost_of(question: Question, runs: list[Run] | None) -> int:
+    return 2**62 if runs is None else measure(question.dag, runs, question.flash).cost
+
+
+def first_runs(runs: Sequence[Run]) -> list[int]:
+    """The order of the nodes' first runs."""
+    return list(dict.fromkeys(run.node for run in runs))
+
+
+def moved(dag: Dag, order: Sequence[int], draw: random.Random) -> list[int]:
+    """The order with one node somewhere else between what it reads and what reads it."""
+    position = {node: at for at, node in enumerate(order)}
+    node = draw.randrange(dag.num_nodes)
+    low = max((position[u] + 1 for u in dag.inputs[node]), default=0)
+    high = min((position[w] - 1 for w in dag.consumers[node]), default=len(order) - 1)
+    rest = [other for other in order if other != node]
+    rest.insert(draw.randint(low, max(low, high)), node)
+    return rest
+
+
+def _fixed(best: _Best, effort: Effort, begin: float, stop: Stop) -> int:
+    """The exact model in the graph's own order; all the time where no other is asked for, else a part of it."""
+    if best.cost == best.question.dag.total_cost:
+        return 0
+    share = 1.0 if best.question.fixed_order else FIXED_SHARE
+    left = share * effort.seconds - (time.monotonic() - begin)
+    return _exact(best, left, effort, stop, fixed=True, order=list(range(best.question.dag.num_nodes)))
+
+
+def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bool, order: list[int] | None = None) -> int:
+    """Improve on the best order with the exact model, by default around the order of its first runs; returns the bound."""
+    question = best.question
+    if stop.asked or seconds <= 0 or question.dag.num_nodes > LARGEST_EXACT or best.cost == question.dag.total_cost:
+        return 0
+    order = order or (first_runs(best.runs) if best.runs else list(range(question.dag.num_nodes)))
+    place = {node: at for at, node in enumerate(order)}
+    model = Model(question.dag.reordered(order), question.budget, copies=question.copies, fixed_order=fixed, flash=question.flash)
+    if best.runs is not None and first_runs(best.runs) == order:
+        model.hint([Run(node=place[run.node], loaded=run.loaded) for run in best.runs])
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = WORKERS
+    solver.parameters.interleave_search = True  # repeatable with several workers
+    solver.parameters.random_seed = effort.seed
+    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.catch_sigint_signal = False
+    status = cp_model.UNKNOWN
+    if stop.start(solver):
+        status = solver.solve(model.model)
+    stop.end(solver)
+    if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None:
+        raise InfeasibleBudget(
+            f"does not fit {question.budget} bytes with {question.copies} runs a node in this order: raise --budget or --copies",
+            question.budget,
+            question.dag.least_budget,
+        )
+    if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        best.offer([Run(node=order[run.node], loaded=run.loaded) for run in model.runs(solver)])
+    return int(solver.best_objective_bound) if status != cp_model.UNKNOWN else 0
