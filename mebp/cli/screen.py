@@ -54,6 +54,12 @@ def require_apart(request: "Request", outputs: dict[str, Path | None]) -> None:
         taken[path.resolve()] = flag
 
 
+def require_other(output: Path, source: Path) -> None:
+    """Refuse to write over the file that is read."""
+    if output.resolve() == source.resolve():
+        raise InputError(f"-o {output} is the file to read: name another file")
+
+
 def write_file(path: Path, text: str) -> None:
     """Write `text` to `path` in one piece: a failure leaves what was there, and no temporary file. Links are followed.
 

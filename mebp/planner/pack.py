@@ -4,6 +4,7 @@ Half-open lifetimes [start, end) in steps. A heuristic: first fit at the lowest 
 kept; it stops early where the height equals the most live bytes, which no packing can beat.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,16 +34,23 @@ def pack(buffers: list[Buffer]) -> Packing:
     if not buffers:
         return Packing(offsets=(), height=0, live_peak=0)
     start, end, size = (np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size"))
-    live_peak = _live_peak(start, end, size)
+    least = _live_peak(start, end, size)
     best: tuple[int, npt.NDArray[np.int64]] | None = None
     for order in _orders(start, end, size):
         offsets, height = _first_fit(order, start, end, size)
         if best is None or height < best[0]:
             best = (height, offsets)
-        if best[0] == live_peak:
+        if best[0] == least:
             break
     assert best is not None
-    return Packing(offsets=tuple(int(offset) for offset in best[1]), height=best[0], live_peak=live_peak)
+    return Packing(offsets=tuple(int(offset) for offset in best[1]), height=best[0], live_peak=least)
+
+
+def live_peak(buffers: Sequence[Buffer]) -> int:
+    """Most bytes live at once: no packing is lower."""
+    if not buffers:
+        return 0
+    return _live_peak(*(np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size")))
 
 
 def require_apart(buffers: list[Buffer], packing: Packing) -> None:

@@ -1,10 +1,16 @@
 """Packing: no two live buffers overlap, and the height is close to what no packing can beat."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mebp.planner.pack import Buffer, pack, require_apart
+from mebp.errors import InfeasibleBudget, InputError
+from mebp.planner.minimalloc import offsets_csv, read_instance
+from mebp.planner.pack import Buffer, live_peak, pack, require_apart
+from mebp.planner.pack_exact import pack_within
+from mebp.planner.search import Limits
 
 BUFFERS = st.lists(
     st.builds(
@@ -43,3 +49,62 @@ def test_the_validator_catches_an_overlap() -> None:
     packing = pack(buffers)
     with pytest.raises(AssertionError):
         require_apart([buffers[0], Buffer(start=1, end=3, size=128)], packing)
+
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "minimalloc"
+
+
+def test_the_exact_model_fits_where_the_heuristic_does_not() -> None:
+    """Nine squares around a hole, which first fit fills in every order that it tries."""
+    sizes = [(0, 2, 3), (0, 3, 2), (2, 4, 3), (3, 5, 2), (1, 4, 1), (4, 6, 4)]
+    buffers = [Buffer(start=a, end=b, size=64 * size) for a, b, size in sizes]
+    packing = pack_within(buffers, live_peak(buffers), Limits(wall_s=20))
+    require_apart(buffers, packing)
+    assert packing.height == live_peak(buffers)
+
+
+def test_a_capacity_below_what_is_live_is_refused() -> None:
+    with pytest.raises(InfeasibleBudget, match="192 are live at once"):
+        pack_within([Buffer(start=0, end=2, size=64), Buffer(start=1, end=3, size=128)], 191, Limits())
+
+
+def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
+    """Each pair lives together at some time, so the three lie apart, though only two are ever live at once."""
+    buffers = [Buffer(start=0, end=2, size=64), Buffer(start=1, end=4, size=64), Buffer(start=3, end=6, size=128), Buffer(start=5, end=6, size=64)]
+    assert pack_within(buffers, 192, Limits(wall_s=10)).height == 192
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "first line"),
+        ("id,lower,upper\n", "first line"),
+        ("id,lower,upper,size\n", "no buffers"),
+        ("id,lower,upper,size\n0,5,5,1\n", ":2: upper = 5"),
+        ("id,lower,upper,size\n0,0,1,0\n", ":2: size = 0"),
+        ("id,lower,upper,size\n0,0,x,1\n", "upper = 'x'"),
+        ("id,lower,upper,size\n0,0,1\n", "size = None"),
+        ("id,lower,upper,size\n0,0,1,4\n0,0,1,4\n", "an id twice"),
+    ],
+)
+def test_files_that_are_no_packing_problem_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_instance(tmp_path / "x.csv")
+    assert says in str(caught.value)
+
+
+def test_offsets_are_written_beside_what_was_read(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,lower,upper,size\na,1000,2000,64\nb,1500,99999999999,128\n")
+    instance = read_instance(tmp_path / "x.csv")
+    assert offsets_csv(instance, pack_within(list(instance.buffers), 192, Limits())).splitlines()[0] == "id,lower,upper,size,offset"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="published instances lie in shared/data only")
+@pytest.mark.parametrize("name", ["B", "E"])
+def test_published_instances_fit_their_capacity(name: str) -> None:
+    instance = read_instance(PUBLISHED / f"{name}.1048576.csv")
+    packing = pack_within(list(instance.buffers), 1_048_576, Limits(wall_s=120))
+    require_apart(list(instance.buffers), packing)
+    assert packing.height <= 1_048_576

@@ -25,6 +25,9 @@ class Taste:
     cost: float = 1.0
 
 
+TOP_TASTE = Taste()
+
+
 class _NoRoom(Exception):  # noqa: N818  (control flow inside this module, never seen outside)
     pass
 

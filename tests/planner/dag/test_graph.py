@@ -1,0 +1,68 @@
+"""Reading graphs: what is refused, in one line that names node, value and bound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mebp.errors import GraphError
+from mebp.planner.dag.graph import parse_dag, read_dag
+
+
+def node(number: int, **changes: Any) -> dict[str, Any]:
+    fields = {"id": number, "cost_cpu": 3, "cost_ram": 5} | changes
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def linked(nodes: list[Any], *links: tuple[int, int]) -> dict[str, Any]:
+    return {"nodes": nodes, "links": [{"source": u, "target": v} for u, v in links]}
+
+
+def test_a_graph_is_put_in_topological_order() -> None:
+    dag = parse_dag(linked([node(0, name="last"), node(1, name="first")], (1, 0)), "x")
+    assert dag.names == ("first", "last")
+    assert dag.inputs == ((), (0,))
+    assert dag.total_cost == 6
+    assert dag.least_budget == 10
+
+
+def test_an_order_that_is_one_is_kept() -> None:
+    dag = parse_dag(linked([node(0), node(2), node(1)], (0, 2), (0, 1)), "x")
+    assert dag.names == ("0", "2", "1")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ([], "node-link"),
+        ({"nodes": []}, "neither links nor edges"),
+        ({"nodes": [], "links": []}, "no nodes"),
+        (linked([node(0), node(1)], (0, 1), (1, 0)), "cycle"),
+        (linked([node(0)], (0, 7)), "link"),
+        (linked([node(0), node(0)]), "id of its own"),
+        (linked([node(0, cost_cpu=None)]), "has no cost_cpu"),
+        (linked([node(0, cost_ram=-1)]), "cost_ram = -1"),
+        (linked([node(0, cost_ram=1.5)]), "cost_ram = 1.5"),
+        (linked([node(0, cost_cpu="much")]), "'much'"),
+        (linked([node(0, cost_cpu=float("nan"))]), "nan"),
+        (linked(["x"]), "an object"),
+    ],
+)
+def test_what_is_no_graph_is_refused(raw: Any, says: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        parse_dag(raw, "g.json")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff"])
+def test_text_that_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "g.json").write_text(text, encoding="latin-1")
+    with pytest.raises(GraphError, match=r"g\.json"):
+        read_dag(tmp_path / "g.json")
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "g.json").write_text(json.dumps(linked([node(0), node(1)], (0, 1))))
+    assert read_dag(tmp_path / "g.json").num_nodes == 2

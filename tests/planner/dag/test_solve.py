@@ -1,0 +1,126 @@
+"""The graph solver: equal to brute force on tiny graphs, to proven optima on published ones, good on large ones."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.planner.dag.evict import TOP_TASTE, evict
+from mebp.planner.dag.graph import Dag, read_dag
+from mebp.planner.dag.order import Flash, Run, measure
+from mebp.planner.dag.solve import Effort, Question, least_memory_order, moved, solve_dag
+from tests.planner.dag.brute import least_cost
+
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "graphs"
+
+
+@st.composite
+def dags(draw: st.DrawFn, most: int = 6) -> Dag:
+    """Any graph of up to `most` nodes."""
+    n = draw(st.integers(1, most))
+    numbers = st.lists(st.integers(1, 6), min_size=n, max_size=n)
+    inputs = tuple(tuple(u for u in range(v) if draw(st.booleans())) for v in range(n))
+    return Dag(names=tuple(map(str, range(n))), costs=tuple(draw(numbers)), sizes=tuple(draw(numbers)), inputs=inputs)
+
+
+def training(num_forward: int, seed: int) -> Dag:
+    """A random forward with short skips, and its backward in reverse: node v's reads what v read, v, and its readers' gradients."""
+    draw = random.Random(seed)
+    forward = [tuple(sorted({v - 1, draw.randrange(max(0, v - 8), v)})) if v else () for v in range(num_forward)]
+    readers: list[list[int]] = [[] for _ in forward]
+    for v, reads in enumerate(forward):
+        for u in reads:
+            readers[u].append(v)
+    last = 2 * num_forward - 1
+    backward = [tuple(sorted({*forward[v], v, *(last - w for w in readers[v])})) for v in reversed(range(num_forward))]
+    costs, sizes = ([draw.randint(1, 99) for _ in forward] for _ in range(2))
+    return Dag(
+        names=tuple(map(str, range(last + 1))),
+        costs=(*costs, *(2 * cost for cost in reversed(costs))),
+        sizes=(*sizes, *reversed(sizes)),
+        inputs=(*forward, *backward),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(dag=dags(), spare=st.integers(0, 8), fixed=st.booleans())
+def test_the_solver_equals_brute_force_on_every_small_graph(dag: Dag, spare: int, fixed: bool) -> None:
+    budget = dag.least_budget + spare
+    best = least_cost(dag, budget, copies=2, fixed_order=fixed)
+    question = Question(dag=dag, budget=budget, fixed_order=fixed)
+    if best is None:
+        with pytest.raises((InfeasibleBudget, NoPlanInTime)):
+            solve_dag(question, Effort(seconds=20))
+        return
+    found = solve_dag(question, Effort(seconds=20))
+    assert found.measured.cost == best
+    assert found.measured.peak <= budget
+    assert found.bound <= best
+
+
+def test_below_the_largest_working_set_nothing_fits() -> None:
+    dag = training(5, 0)
+    with pytest.raises(InfeasibleBudget, match=str(dag.least_budget)):
+        solve_dag(Question(dag=dag, budget=dag.least_budget - 1), Effort(seconds=5))
+
+
+def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
+    dag = training(10, 3)
+    budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.6)
+    dry = solve_dag(Question(dag=dag, budget=budget, fixed_order=True), Effort(seconds=10))
+    paged = solve_dag(Question(dag=dag, budget=budget, fixed_order=True, flash=Flash(bytes_per_cost=1e4)), Effort(seconds=10))
+    assert any(run.loaded for run in paged.runs)
+    assert paged.measured.cost < dry.measured.cost
+
+
+def test_a_free_order_is_never_worse_than_the_fixed_one() -> None:
+    dag = training(15, 4)
+    budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.75)
+    fixed, free = (solve_dag(Question(dag=dag, budget=budget, fixed_order=f), Effort(seconds=12)) for f in (True, False))
+    assert free.measured.cost <= fixed.measured.cost
+
+
+@given(dag=dags(12), seed=st.integers(0, 99))
+def test_orders_stay_topological(dag: Dag, seed: int) -> None:
+    order = least_memory_order(dag)
+    for candidate in (order, moved(dag, order, random.Random(seed))):
+        position = {node: at for at, node in enumerate(candidate)}
+        assert sorted(candidate) == list(range(dag.num_nodes))
+        assert all(position[u] < position[v] for v in range(dag.num_nodes) for u in dag.inputs[v])
+
+
+def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
+    dag = training(100, 1)
+    peak = measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak
+    for part in (0.9, 0.7, 0.5):
+        runs = evict(dag, int(peak * part), list(range(dag.num_nodes)), TOP_TASTE)
+        assert runs is not None
+        assert measure(dag, runs).peak <= peak * part
+
+
+@pytest.mark.slow
+def test_a_thousand_nodes_get_a_good_order() -> None:
+    dag = training(500, 2)
+    peak = measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak
+    found = solve_dag(Question(dag=dag, budget=int(peak * 0.8)), Effort(seconds=20))
+    assert found.measured.peak <= peak * 0.8
+    assert found.measured.cost <= 1.05 * dag.total_cost
+
+
+def published() -> list[dict[str, object]]:
+    file = PUBLISHED / "reference_fixed_order.json"
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not published(), reason="published instances lie in shared/data only")
+@pytest.mark.parametrize("case", published(), ids=lambda case: f"{case['graph']}-{case['budget']}")
+def test_proven_optima_of_published_graphs_are_met_in_their_order(case: dict[str, object]) -> None:
+    dag = read_dag(PUBLISHED / str(case["graph"]))
+    question = Question(dag=dag, budget=int(str(case["budget"])), fixed_order=True)
+    found = solve_dag(question, Effort(seconds=30))
+    assert found.measured.cost - dag.total_cost <= int(str(case["extra_cost"]))

@@ -1,0 +1,124 @@
+"""The bounds and the placement against slow, sure methods: a dynamic program over kept bytes, and every saved set of a small chain."""
+
+import random
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+from ortools.sat.python import cp_model
+
+from mebp.models.build import build_graph
+from mebp.models.graph import TensorId
+from mebp.planner.bound import Limited, Relaxation
+from mebp.planner.budget import outside_arena
+from mebp.planner.chain import Stretch, make_menu
+from mebp.planner.lower import lower
+from mebp.planner.menu import Option
+from mebp.planner.objective import extra_time_ns
+from mebp.planner.problem import pose
+from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
+from mebp.planner.search import Limits
+from mebp.planner.solve import least_plan, solve
+from mebp.planner.variables import HeadOption, Variables
+from mebp.sim.device import Device, override
+from mebp.sim.simulate import simulate
+from tests.conftest import small_config, small_workload
+
+HEAD = HeadOption(tile=16, peak=3, duration_ns=0)
+
+
+def random_option(draw: random.Random) -> Option:
+    kept = draw.randint(1, 9)
+    return Option(
+        saving={},
+        hold=frozenset(),
+        again=frozenset(),
+        input_bytes=1,
+        kept_bytes=kept,
+        stored_bytes=draw.choice((0, 0, 2, 5)),
+        flash_ns=0,
+        recompute_ns=draw.randint(0, 40),
+        forward_peak=0,
+        backward_peak=kept + draw.randint(0, 9),
+    )
+
+
+def random_chain(seed: int) -> list[Stretch]:
+    """A heterogeneous chain: every layer has a menu of its own."""
+    draw = random.Random(seed)
+    menus = [make_menu(SimpleNamespace(number=n, input="x"), [random_option(draw) for _ in range(4)], ()) for n in range(7)]  # type: ignore[arg-type]
+    return [Stretch(layers=(menu.source,), menu=menu) for menu in menus]
+
+
+def dynamic_program(chain: list[Stretch], room: int, cap: int) -> int | None:
+    """Least recomputation, over (bytes kept, bytes stored) after each layer.
+
+    The optimal persistent checkpointing of heterogeneous chains (Beaumont et al., 2019, arXiv 1911.13214), with menus for layers.
+    """
+    best = {(0, 0): 0}
+    for stretch in chain:
+        after: dict[tuple[int, int], int] = {}
+        for ((kept, stored), time), option in product(best.items(), stretch.menu.options):
+            state = (kept + option.kept_bytes, stored + option.stored_bytes)
+            if kept + option.peak <= room and state[1] <= cap:
+                after[state] = min(after.get(state, 10**9), time + option.recompute_ns)
+        best = after
+    return min((time for (kept, _), time in best.items() if kept + HEAD.peak <= room), default=None)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_placement_equals_the_dynamic_program_on_heterogeneous_chains(seed: int) -> None:
+    chain, draw = random_chain(seed), random.Random(seed)
+    room, cap = draw.randint(15, 50), draw.choice((0, 4, 12))
+    model = cp_model.CpModel()
+    variables = Variables(model, chain, [range(4)] * len(chain), [HEAD], None)
+    OneOptionPerLayer().post(model, variables)
+    FitsTheArena(room=room).post(model, variables)
+    FlashKeepsUp(cap_bytes=cap, time_ns=0).post(model, variables)
+    model.minimize(extra_time_ns(variables))
+    solver = cp_model.CpSolver()
+    found = round(solver.objective_value) if solver.solve(model) == cp_model.OPTIMAL else None
+    assert found == dynamic_program(chain, room, cap)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_bound_is_below_the_optimum_and_fixing_by_it_loses_nothing(seed: int) -> None:
+    chain, draw = random_chain(seed), random.Random(seed)
+    room, cap = draw.randint(25, 60), draw.choice((0, 4, 12))
+    optimum = dynamic_program(chain, room, cap)
+    relaxation = Relaxation(chain, [HEAD], None, Limited(room=room, cap=cap, base_ns=0))
+    if optimum is None or not relaxation.feasible:
+        return
+    bound = relaxation.best()
+    assert bound.bound_ns <= optimum
+    kept = [
+        make_menu(s.menu.source, [o for o, cost in zip(s.menu.options, reduced, strict=True) if cost <= optimum - bound.bound_ns], ())
+        for s, reduced in zip(chain, bound.reduced_ns, strict=True)
+    ]
+    assert dynamic_program([Stretch(layers=(m.source,), menu=m) for m in kept], room, cap) == optimum
+
+
+def test_no_plan_of_a_small_chain_beats_the_bound_on_all_plans(device: Device) -> None:
+    """Every set of layer inputs and feed-forward activations kept, segments of several layers among them."""
+    dry = override(device, ["runtime.flash_write_cap_bytes=0"])
+    graph = build_graph(small_config(layers=3), small_workload())
+    problem = pose(graph, dry)
+    inputs = layer_inputs(graph)
+    others = [TensorId(f"{layer}.{name}.out") for layer in range(3) for name in ("glu",)]
+    for pattern in product((False, True), repeat=2 + len(others)):
+        kept = [tensor for tensor, keep in zip((*inputs[1:-1], *others), pattern, strict=True) if keep]
+        recipe = Recipe(saving=dict.fromkeys([inputs[0], inputs[-1], *kept], Saving.KEEP), head_tile=head_tile(graph))
+        plan = lower(graph, dry, recipe, name="x", budget_bytes=0)
+        assert problem.whole_relaxation(plan.arena_bytes).best().bound_ns <= simulate(plan, graph, dry).step_ns
+
+
+@pytest.mark.parametrize("entry", ["hardware.product_flops", "runtime.unpack_rate", "hardware.memory_bandwidth", "hardware.flash_write"])
+def test_a_better_device_is_never_slower_and_needs_no_more(entry: str, device: Device) -> None:
+    graph = build_graph(small_config(), small_workload())
+    better = override(device, [f"{entry}={2 * device.value(entry)}"])
+    least = [least_plan(pose(graph, d), 0, Limits()).arena_bytes for d in (device, better)]
+    assert least[1] <= least[0]
+    budget = outside_arena(graph, device) + 2 * least[0]
+    steps = [simulate(solve(pose(graph, d), budget, Limits()), graph, d).step_ns for d in (device, better)]
+    assert steps[1] <= steps[0]
