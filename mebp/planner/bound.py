@@ -52,7 +52,11 @@ class Bound:
 
 
 class Relaxation:
-    """The menus of a chain as arrays, ready to be priced."""
+    """The menus of a chain as arrays, ready to be priced.
+
+    The memory price is on one moment: the head, where all layers' kept bytes lie beside it, or (`at_last_layer`) the last layer's peak,
+    where those of the others do. The second bounds only plans whose layers need the workspace that their options say.
+    """
 
     def __init__(
         self,
@@ -60,15 +64,21 @@ class Relaxation:
         heads: Sequence[HeadOption],
         head_weight: Holdable | None,
         limited: Limited,
+        *,
         beyond: Mapping[int, int] | None = None,
+        at_last_layer: bool = False,
     ) -> None:
         self.menus = distinct_menus(stretches)
         sizes = dict.fromkeys(map(id, self.menus), 0)
         for stretch in stretches:
             sizes[id(stretch.menu)] += len(stretch.layers)
+        last = stretches[-1].menu
+        sizes[id(last)] -= at_last_layer
         extra = beyond or {}
-        self._tables = [_Table(menu, sizes[id(menu)], limited.room, extra.get(menu.source.number)) for menu in self.menus]
-        self._heads = [(float(head.duration_ns), float(head.peak)) for head in heads]
+        self._tables = [_Table(menu, sizes[id(menu)], limited.room, beyond=extra.get(menu.source.number)) for menu in self.menus]
+        if at_last_layer:
+            self._tables.append(_Table(last, 1, limited.room, column="peak"))
+        self._heads = [(float(head.duration_ns), 0.0 if at_last_layer else float(head.peak)) for head in heads]
         self._head_weight = head_weight
         self._limited = limited
 
@@ -81,10 +91,11 @@ class Relaxation:
         """The bound at the best prices."""
         prices = self._best_prices()
         value, _, _ = self._at(prices)
-        reduced = []
+        above: dict[int, list[Floats]] = {id(menu): [] for menu in self.menus}
         for table in self._tables:
             costs = table.costs(prices)[: len(table.menu.options)]
-            reduced.append(costs - costs.min())
+            above[id(table.menu)].append(costs - costs.min())
+        reduced = [np.min(above[id(menu)], axis=0) for menu in self.menus]
         return Bound(bound_ns=int(value - 1e-9 * abs(value)), prices=prices, reduced_ns=reduced)
 
     def _at(self, prices: Prices) -> tuple[float, float, float]:
@@ -149,10 +160,10 @@ def distinct_menus(stretches: Sequence[Stretch]) -> list[Menu]:
 class _Table:
     """One menu as arrays over its options (then, with `beyond`, over the same options with their input made again)."""
 
-    def __init__(self, menu: Menu, size: int, room: int, beyond: int | None) -> None:
+    def __init__(self, menu: Menu, size: int, room: int, *, beyond: int | None = None, column: str = "kept_bytes") -> None:
         self.menu, self.size = menu, size
         options, source = menu.options, menu.source.input
-        self.kept = _column(options, "kept_bytes")
+        self.kept = _column(options, column)
         self.stored = _column(options, "stored_bytes")
         self.time = _column(options, "recompute_ns")
         self.open = _column(options, "peak") <= room

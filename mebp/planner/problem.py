@@ -42,16 +42,19 @@ class Problem:
         cap = min(self.cap_bytes, int(self.forward_ns / 1e9 * self.device.hardware.flash_write))
         return Limited(room=room, cap=cap, base_ns=self.base_ns)
 
-    def relaxation(self, room: int) -> Relaxation:
-        """The relaxation over the plans that placement can choose."""
-        return Relaxation(self.stretches, self.heads, self.head_weight, self.limited(room))
+    def relaxations(self, room: int) -> tuple[Relaxation, Relaxation]:
+        """The relaxations over the plans that placement can choose: memory priced at the head, and at the last layer."""
+        first, second = (
+            Relaxation(self.stretches, self.heads, self.head_weight, self.limited(room), at_last_layer=last) for last in (False, True)
+        )
+        return first, second
 
     def whole_relaxation(self, room: int) -> Relaxation:
         """The relaxation over all plans of the language: any layer's input may also be made again from the layer below."""
         limited = Limited(room=room, cap=self.cap_bytes, base_ns=self.base_ns)
         beyond = {stretch.menu.source.number: self._input_again_ns(stretch) for stretch in self.stretches}
         smallest = tuple(HeadOption(tile=head.tile, peak=0, duration_ns=head.duration_ns) for head in self.heads)
-        return Relaxation(self.stretches, smallest, self.head_weight, limited, beyond)
+        return Relaxation(self.stretches, smallest, self.head_weight, limited, beyond=beyond)
 
     def _input_again_ns(self, stretch: Stretch) -> int:
         """The least that making a layer's input again costs: the ops below it that no menu of the layer below counts."""

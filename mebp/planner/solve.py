@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ortools.sat.python import cp_model
 
-from mebp.errors import InfeasibleBudget
+from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import TensorId, WeightId
 from mebp.plan import Plan, SolverFacts
-from mebp.planner.bound import Bound, distinct_menus
+from mebp.planner.bound import Bound, Floats, distinct_menus
 from mebp.planner.budget import arena_budget, outside_arena
 from mebp.planner.chain import Menu, Stretch, linear_of
 from mebp.planner.hint import Uniform, hint, uniform_plans
@@ -125,25 +125,40 @@ class _Placed:
 
 def _place(problem: Problem, room: int, limits: Limits, progress: Progress | None, stop: Stop) -> _Placed | None:
     """Two rounds: the cheapest options at the bound's prices, then all that can still be part of a better plan."""
-    relaxation = problem.relaxation(room)
-    if room <= 0 or not relaxation.feasible:
+    relaxations = problem.relaxations(room)
+    if room <= 0 or not all(relaxation.feasible for relaxation in relaxations):
         return None
-    bound = relaxation.best()
+    bounds = [relaxation.best() for relaxation in relaxations]
+    bound_ns = max(bound.bound_ns for bound in bounds)
     plans = [plan for plan in _within_flash(problem, uniform_plans(problem.stretches, problem.heads)) if plan.room <= room]
     start = min(plans, key=lambda plan: (plan.extra_ns, plan.stored, plan.room), default=None)
-    menus = distinct_menus(problem.stretches)
-    first = [_union_of(_cheapest(bound, i, FIRST_LOOK), _smallest(menu)) for i, menu in enumerate(menus)]
-    placed = _search(problem, room, limits, _union(first, problem, start), start, bound, progress, stop)
-    if placed is None:
-        return None
-    distance = placed.model_ns - bound.bound_ns
-    still = [np.flatnonzero(reduced <= distance).tolist() for reduced in bound.reduced_ns]
-    if distance <= 0 or stop.asked or max(map(len, still)) > MOST_OPTIONS:
-        return replace(placed, bound_ns=min(bound.bound_ns, placed.model_ns))
-    final = _search(problem, room, limits, _union(still, problem, start), start, bound, progress, stop)
-    better = placed if final is None or final.model_ns > placed.model_ns else final
-    proven = bound.bound_ns if final is None else max(bound.bound_ns, min(final.bound_ns, placed.model_ns))
+    first = [
+        _union_of(_smallest(menu), *(_cheapest(bound.reduced_ns[i], FIRST_LOOK) for bound in bounds))
+        for i, menu in enumerate(distinct_menus(problem.stretches))
+    ]
+    looked = _search(problem, room, limits, _union(first, problem, start), start, bound_ns, progress, stop)
+    if looked is None or looked.model_ns <= bound_ns or stop.asked:
+        return looked and replace(looked, bound_ns=min(bound_ns, looked.model_ns))
+    still = [_still_open(bounds, i, looked.model_ns) for i in range(len(first))]
+    shortlists = [
+        _union_of(_cheapest(bounds[0].reduced_ns[i], MOST_OPTIONS), first[i]) if len(options) > MOST_OPTIONS else options
+        for i, options in enumerate(still)
+    ]
+    try:
+        final = _search(problem, room, limits, _union(shortlists, problem, start), start, bound_ns, progress, stop)
+    except NoPlanInTime:
+        final = None
+    better = looked if final is None or final.model_ns > looked.model_ns else final
+    whole_class = all(len(options) <= MOST_OPTIONS for options in still)
+    proven = max(bound_ns, min(final.bound_ns, looked.model_ns)) if final and whole_class else bound_ns
     return replace(better, bound_ns=min(proven, better.model_ns))
+
+
+def _still_open(bounds: Sequence[Bound], menu: int, known_ns: int) -> list[int]:
+    """Numbers of the options that may be part of a plan faster than a known one, by every bound."""
+    open_by = [bound.reduced_ns[menu] <= known_ns - bound.bound_ns for bound in bounds]
+    numbers: list[int] = np.flatnonzero(np.logical_and.reduce(open_by)).tolist()
+    return numbers
 
 
 def _search(
@@ -152,7 +167,7 @@ def _search(
     limits: Limits,
     shortlists: list[list[int]],
     start: Uniform | None,
-    bound: Bound,
+    bound_ns: int,
     progress: Progress | None,
     stop: Stop,
 ) -> _Placed | None:
@@ -166,7 +181,7 @@ def _search(
 
     def watch(objective: float, proven: float) -> None:
         if progress:
-            progress(problem.base_ns + int(objective // scale), max(bound.bound_ns, problem.base_ns + int(proven // scale)))
+            progress(problem.base_ns + int(objective // scale), max(bound_ns, problem.base_ns + int(proven // scale)))
 
     answer = search(model, limits, stop, watch, share=0.5)
     if answer is None:
@@ -202,9 +217,9 @@ def _within_flash(problem: Problem, plans: Sequence[Uniform]) -> list[Uniform]:
     return [plan for plan in plans if plan.stored <= problem.cap_bytes and plan.flash_ns <= problem.forward_ns]
 
 
-def _cheapest(bound: Bound, menu: int, count: int) -> list[int]:
-    """Numbers of the options that cost least at the bound's prices."""
-    order: list[int] = np.argsort(bound.reduced_ns[menu], kind="stable")[:count].tolist()
+def _cheapest(reduced_ns: Floats, count: int) -> list[int]:
+    """Numbers of the options that cost least at a bound's prices."""
+    order: list[int] = np.argsort(reduced_ns, kind="stable")[:count].tolist()
     return order
 
 
