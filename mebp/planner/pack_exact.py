@@ -13,7 +13,8 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.pack import Buffer, Packing, live_peak, pack
 from mebp.planner.search import Limits, Stop
 
-WORKERS = 8  # of different kinds, which matters more than cores: the third published instance takes 3 s with 8, 28 s with 2
+# (rectangles?, workers): kinds of worker matter more than cores, and which form and number decide an instance differs
+TRIES = ((False, 8), (False, 2), (True, 8))
 
 
 def pack_within(buffers: list[Buffer], capacity: int, limits: Limits, stop: Stop | None = None) -> Packing:
@@ -26,8 +27,8 @@ def pack_within(buffers: list[Buffer], capacity: int, limits: Limits, stop: Stop
     quick = pack(buffers)
     if quick.height <= capacity:
         return quick
-    for rectangles in (False, True):
-        offsets = _offsets(buffers, capacity, limits, stop or Stop(), rectangles=rectangles)
+    for rectangles, workers in TRIES:
+        offsets = _offsets(buffers, capacity, limits, stop or Stop(), rectangles=rectangles, workers=workers)
         if offsets is not None:
             height = max(offset + buffer.size for offset, buffer in zip(offsets, buffers, strict=True))
             return Packing(offsets=offsets, height=height, live_peak=least)
@@ -37,7 +38,7 @@ def pack_within(buffers: list[Buffer], capacity: int, limits: Limits, stop: Stop
     )
 
 
-def _offsets(buffers: Sequence[Buffer], capacity: int, limits: Limits, stop: Stop, *, rectangles: bool) -> tuple[int, ...] | None:
+def _offsets(buffers: Sequence[Buffer], capacity: int, limits: Limits, stop: Stop, *, rectangles: bool, workers: int) -> tuple[int, ...] | None:
     unit = gcd(capacity, *(buffer.size for buffer in buffers))
     model = cp_model.CpModel()
     starts = [model.new_int_var(0, (capacity - buffer.size) // unit, "") for buffer in buffers]
@@ -49,9 +50,9 @@ def _offsets(buffers: Sequence[Buffer], capacity: int, limits: Limits, stop: Sto
         for together in _alive_together(buffers):
             model.add_no_overlap([spans[number] for number in together])
     solver = cp_model.CpSolver()
-    solver.parameters.num_workers = WORKERS
+    solver.parameters.num_workers = workers
     solver.parameters.random_seed = limits.seed
-    solver.parameters.max_time_in_seconds = limits.wall_s / 2
+    solver.parameters.max_time_in_seconds = limits.wall_s / len(TRIES)
     solver.parameters.catch_sigint_signal = False
     status = solver.solve(model) if stop.start(solver) else cp_model.UNKNOWN
     stop.end(solver)
