@@ -381,3 +381,46 @@ def test_ctrl_c_while_running_leaves_nothing(plan_file: str, host: None, store: 
     running = interrupted(["run", plan_file, "--store", str(store), "--steps", "100000"], 6, tmp_path)
     assert outcome(running) == (130, "mebp-plan: interrupted")
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_budget_beyond_the_device_is_cut_to_what_it_gives_an_app(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--model", tiny, "--budget", "1TB", "--json", *QUICK) == 0
+    captured = capsys.readouterr()
+    assert "planning for 3.00 GB" in captured.err
+    assert json.loads(captured.out)["budget_bytes"] == 3_000_000_000
+
+
+def test_a_row_that_does_not_fit_can_be_asked_for_and_exits_with_1(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command("--model", tiny, "--budget", "1MB", "--json", *QUICK)
+    least = json.loads(capsys.readouterr().out)["least_budget_bytes"]
+    assert command("--model", tiny, "--budget", str(least), "--plan", "keep-all", *QUICK) == 1
+    out = capsys.readouterr().out
+    assert "> keep-all" in out
+    assert "does not fit: keep-all takes" in out
+
+
+def test_outputs_do_not_replace_inputs_or_each_other(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(tiny) / "config.json"
+    before = config.read_text()
+    assert "name another file" in refused(capsys, "--model", tiny, "-o", str(config), *QUICK)
+    assert config.read_text() == before
+    both = str(tmp_path / "both.json")
+    assert "name another file" in refused(capsys, "--model", tiny, "-o", both, "--trace", both, *QUICK)
+
+
+def test_damaged_weights_are_named_and_not_a_traceback(
+    plan_file: str, host: None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = store / WEIGHTS_FILE
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    low, high = header["0.q.steps"]["data_offsets"]
+    data[start + low : start + high] = b"\xff\x7f" * ((high - low) // 2)
+    file.write_bytes(data)
+    assert "the loss is nan" in refused(capsys, "run", plan_file, "--store", str(store))
+
+
+def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(f"{sys.executable} -m mebp models >&-", shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

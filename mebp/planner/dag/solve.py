@@ -5,6 +5,7 @@ Every answer is measured by mebp/planner/dag/order.py, which knows nothing of ho
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import exp
@@ -77,6 +78,12 @@ class _Best:
     runs: list[Run] | None = None
     cost: int = field(default=2**62)
 
+    @property
+    def copies(self) -> int:
+        """Runs of one node that the exact model allows: what is asked for, or what the best order has where that is more."""
+        counts = Counter(run.node for run in self.runs or ())
+        return max(self.question.copies, *counts.values()) if counts else self.question.copies
+
     def offer(self, runs: list[Run] | None) -> None:
         """Take an order if it fits and costs less."""
         if runs is None:
@@ -104,11 +111,11 @@ def solve_dag(question: Question, effort: Effort, progress: Progress | None = No
     bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
     proven = _fixed(best, effort, begin, stop) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
     if question.fixed_order and proven > bound:
-        bound, scope = proven, f"the graph's order, at most {question.copies} runs a node"
+        bound, scope = proven, f"the graph's order, at most {best.copies} runs a node"
     if not question.fixed_order and best.cost > dag.total_cost:
         if dag.num_nodes <= FREE_EXACT_NODES:
             bound = max(bound, _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=False))
-            scope = f"any order, at most {question.copies} runs a node"
+            scope = f"any order, at most {best.copies} runs a node"
         else:
             _anneal(best, effort, begin, stop)
             _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=True)
@@ -212,7 +219,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
         return 0
     order = order or (first_runs(best.runs) if best.runs else list(range(question.dag.num_nodes)))
     place = {node: at for at, node in enumerate(order)}
-    model = Model(question.dag.reordered(order), question.budget, copies=question.copies, fixed_order=fixed, flash=question.flash)
+    model = Model(question.dag.reordered(order), question.budget, copies=best.copies, fixed_order=fixed, flash=question.flash)
     if best.runs is not None and first_runs(best.runs) == order:
         model.hint([Run(node=place[run.node], loaded=run.loaded) for run in best.runs])
     solver = cp_model.CpSolver()
@@ -227,7 +234,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
     stop.end(solver)
     if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None:
         raise InfeasibleBudget(
-            f"does not fit {question.budget} bytes with {question.copies} runs a node in this order: raise --budget or --copies",
+            f"does not fit {question.budget} bytes with {best.copies} runs a node in this order: raise --budget or --copies",
             question.budget,
             question.dag.least_budget,
         )

@@ -1,0 +1,80 @@
+"""The commands for problems that are not transformers: graph and pack."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mebp.planner.dag.graph import read_dag
+from mebp.planner.dag.order import Run, measure
+from tests.cli.test_command import command, refused
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Path:
+    """A chain of four and its backward, each backward node reading its forward node."""
+    nodes = [{"id": n, "name": f"n{n}", "cost_cpu": 2 + n, "cost_ram": 100} for n in range(8)]
+    links = [(n, n + 1) for n in range(7)] + [(n, 7 - n) for n in range(3)]
+    data = {"nodes": nodes, "links": [{"source": u, "target": v} for u, v in links]}
+    (tmp_path / "step.json").write_text(json.dumps(data))
+    return tmp_path / "step.json"
+
+
+@pytest.fixture
+def buffers(tmp_path: Path) -> Path:
+    (tmp_path / "b.csv").write_text("id,lower,upper,size\na,0,10,64\nb,5,20,128\nc,10,30,64\n")
+    return tmp_path / "b.csv"
+
+
+def test_graph_prints_an_order_that_the_checker_accepts(step: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("graph", str(step), "--budget", "300", "--fixed-order", "--time-limit", "10", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    dag = read_dag(step)
+    runs = [Run(node=dag.names.index(run["node"]), loaded=run["loaded"]) for run in found["order"]]
+    assert measure(dag, runs).cost == found["cost"] >= found["bound"]
+    assert measure(dag, runs).peak == found["peak_bytes"] <= 300
+    assert found["status"] == "optimal"
+
+
+def test_graph_says_what_its_bound_holds_for(step: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("graph", str(step), "--budget", "10kB", "-o", str(tmp_path / "order.json")) == 0
+    out = capsys.readouterr().out
+    assert "0.00% over running every node once; optimal" in out
+    assert "holds for any order" in out
+    assert json.loads((tmp_path / "order.json").read_text())["gap"] == 0
+
+
+def test_graph_below_the_largest_working_set_exits_with_1(step: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "one node alone takes 300" in refused(capsys, "graph", str(step), "--budget", "299", code=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--budget", "0"], "--budget"),
+        (["--budget", "1kB", "--copies", "0"], "--copies"),
+        (["--budget", "1kB", "--flash-bandwidth", "-1"], "--flash-bandwidth"),
+        (["--budget", "1kB", "--time-limit", "nan"], "--time-limit"),
+    ],
+)
+def test_graph_refuses_bad_flags_in_one_line(flags: list[str], says: str, step: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(capsys, "graph", str(step), *flags)
+
+
+def test_neither_command_writes_over_what_it_reads(step: Path, buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = step.read_text(), buffers.read_text()
+    refused(capsys, "graph", str(step), "--budget", "1kB", "-o", str(step))
+    refused(capsys, "pack", str(buffers), "--capacity", "192", "-o", str(buffers))
+    assert (step.read_text(), buffers.read_text()) == before
+
+
+def test_pack_writes_offsets_within_the_capacity(buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pack", str(buffers), "--capacity", "192") == 0
+    captured = capsys.readouterr()
+    rows = [line.split(",") for line in captured.out.splitlines()[1:]]
+    assert all(int(offset) + int(size) <= 192 for _, _, _, size, offset in rows)
+    assert "192 live at once" in captured.err
+
+
+def test_pack_says_when_nothing_fits(buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "192 are live at once" in refused(capsys, "pack", str(buffers), "--capacity", "191", code=1)
