@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mebp.cli import device, graph, model, pack, plan, run, show
+from mebp.cli import device, frontier, graph, model, pack, plan, run, show
 from mebp.cli.request import takes_request
 from mebp.cli.screen import note
 from mebp.errors import MebpError
@@ -32,6 +32,7 @@ app.command("show")(show.show)
 app.command("compare")(show.compare)
 app.command("models")(model.models)
 app.command("synthesize")(model.synthesize)
+app.command("frontier")(takes_request(frontier.frontier))
 app.command("graph")(graph.graph)
 app.command("pack")(pack.pack)
 app.command("calibrate")(takes_request(device.calibrate))

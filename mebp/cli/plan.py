@@ -13,6 +13,7 @@ from mebp.cli.unit import show_ns
 from mebp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
+    from mebp.planner.search import Limits
     from mebp.planner.solve import Progress
     from mebp.planner.tradeoff import Row, Tradeoff
     from mebp.sim.device import Device
@@ -68,10 +69,9 @@ def search(request: Request, device: "Device") -> "Tradeoff":
     """Plan the request every way there is, with the search's progress on stderr."""
     graph = request.graph()
     budget = request.budget(device)
-    from mebp.planner.search import Limits  # noqa: PLC0415  (the solver takes half a second to import)
-    from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415
+    from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415  (the solver takes half a second to import)
 
-    limits = Limits(deterministic_s=request.time_limit_s / SEARCH_SHARE, wall_s=BACKSTOP * request.time_limit_s, seed=request.seed)
+    limits = search_limits(request)
     with working(f"planning {graph.config.name}") as status:
         begin = time.monotonic()
 
@@ -85,6 +85,14 @@ def search(request: Request, device: "Device") -> "Tradeoff":
             return report
 
         return tradeoff(graph, device, budget, limits, progress)
+
+
+def search_limits(request: Request) -> "Limits":
+    """What --time-limit and --seed allow a search."""
+    from mebp.planner.search import Limits  # noqa: PLC0415
+
+    seconds = request.time_limit_s
+    return Limits(deterministic_s=seconds / SEARCH_SHARE, wall_s=BACKSTOP * seconds, seed=request.seed)
 
 
 def pick(found: "Tradeoff", name: str | None) -> "Row | None":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
+from typing import TypeVar
 
 from mebp.check import check
 from mebp.errors import InfeasibleBudget, NoPlanInTime
@@ -16,6 +17,7 @@ from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
 
+Answer = TypeVar("Answer")
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
@@ -117,9 +119,19 @@ class _Solved:
     out_of_time: bool
 
 
-def _beside(work: Callable[[], _Solved]) -> "Future[_Solved]":
+def interruptible(work: Callable[[], Answer], stop: Stop) -> Answer:
+    """Do `work` beside this thread; Ctrl-C asks it to stop and takes what it has, a second one ends it."""
+    future = _beside(work)
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        stop.ask()
+        return future.result()
+
+
+def _beside(work: Callable[[], Answer]) -> "Future[Answer]":
     """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
-    future: Future[_Solved] = Future()
+    future: Future[Answer] = Future()
 
     def run() -> None:
         try:

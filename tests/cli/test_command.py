@@ -424,3 +424,13 @@ def test_damaged_weights_are_named_and_not_a_traceback(
 def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(f"{sys.executable} -m mebp models >&-", shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_the_frontier_prints_rows_and_writes_csv(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "points.csv"
+    assert command("frontier", "--model", tiny, "--points", "3", "-o", str(path), *QUICK) == 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
+    header, *rows = path.read_text().splitlines()
+    assert header.startswith("budget_bytes,peak_bytes,step_time_us")
+    assert len(rows) == 3
+    assert "--points" in refused(capsys, "frontier", "--model", tiny, "--points", "1", *QUICK)

@@ -1,0 +1,89 @@
+"""The solver over the paper's models and budgets, beside greedy and the fixed recipes: python benchmarks/solver.py [--seconds 8]
+
+Budgets: the paper's own MeBP memory, 512 MiB, 384 MiB and 1.05 x the least. For each: status, step, gaps to the two bounds, seconds of
+search, arena over live bytes, the paper's recipe and greedy (its step and peak; `ties` where it is within 0.1% in time). Then longer
+sequences and batches for every model of the catalogue. Prints what benchmarks/solver.txt keeps.
+"""
+
+import argparse
+import time
+
+from mebp import STRATEGIES, Limits, Lora, Workload, build_graph, load_device, load_model, simulate, weight_format
+from mebp.errors import MebpError
+from mebp.models.catalogue import CATALOGUE
+from mebp.models.graph import Graph
+from mebp.planner.budget import outside_arena
+from mebp.planner.problem import Problem, pose
+from mebp.planner.solve import least_plan, solve
+from mebp.sim.device import Device
+
+PAPER_MB = {"0.5b": 320, "1.5b": 460, "3b": 662, "1b": 569, "4b": 1029}
+WIDER = ((128, 1), (1024, 4), (2048, 1), (4096, 1))
+SEARCH_SHARE = 5.0
+TIE = 0.001
+
+
+def graph_of(model: str, seq_len: int = 256, batch_size: int = 1) -> Graph:
+    """A training step at rank 8."""
+    workload = Workload(seq_len=seq_len, batch_size=batch_size, lora=Lora(), weights=weight_format("int4-g64"))
+    return build_graph(load_model(model), workload)
+
+
+def line(problem: Problem, name: str, budget: int, limits: Limits) -> str:
+    """One instance: the solved plan beside the others."""
+    graph, device = problem.graph, problem.device
+    begin = time.perf_counter()
+    try:
+        plan = solve(problem, budget, limits)
+    except MebpError as error:
+        return f"{name:22s}{budget / 1e6:8.0f}  {error}"
+    seconds = time.perf_counter() - begin
+    found, facts = simulate(plan, graph, device), plan.solver
+    assert facts is not None
+    live = max(moment.live_bytes for moment in found.memory)
+    paper, greedy = (simulate(STRATEGIES[name].plan(graph, device, budget), graph, device) for name in ("mebp", "greedy"))
+    faster = greedy.step_ns / found.step_ns - 1
+    against = "no fit" if greedy.peak_bytes > budget else "ties" if faster < TIE else f"{faster:+.1%}"
+    return (
+        f"{name:22s}{budget / 1e6:8.0f}{facts.status:>10s}{found.step_ns / 1e9:9.3f}{facts.gap:8.3%}"
+        f"{1 - facts.whole_bound_ns / found.step_ns:8.2%}{seconds:7.1f}{plan.arena_bytes / live:8.4f}"
+        f"{found.step_ns / paper.step_ns:8.3f}{against:>9s}"
+    )
+
+
+def paper_cases(device: Device, limits: Limits) -> None:
+    """The twenty cases of the paper's models."""
+    for model, megabytes in PAPER_MB.items():
+        problem = pose(graph_of(model), device)
+        least = outside_arena(problem.graph, device) + least_plan(problem, 0, limits).arena_bytes
+        for budget in (megabytes * 10**6, 512 << 20, 384 << 20, least * 105 // 100):
+            print(line(problem, model, budget, limits), flush=True)
+
+
+def wider_cases(device: Device, limits: Limits) -> None:
+    """Every catalogue model, longer and wider."""
+    for model in CATALOGUE:
+        for seq_len, batch_size in WIDER:
+            problem = pose(graph_of(model, seq_len, batch_size), device)
+            least = outside_arena(problem.graph, device) + least_plan(problem, 0, limits).arena_bytes
+            print(line(problem, f"{model} {seq_len}x{batch_size}", least * 3 // 2, limits), flush=True)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--wider", action="store_true", help="the catalogue with longer sequences too")
+    given = parser.parse_args()
+    limits = Limits(deterministic_s=given.seconds / SEARCH_SHARE, wall_s=3 * given.seconds)
+    print(
+        f"{'instance':22s}{'MB':>8s}{'status':>10s}{'step s':>9s}{'gap':>8s}{'whole':>8s}{'s':>7s}{'arena':>8s}{'x mebp':>8s}{'greedy':>9s}"
+    )
+    device = load_device("iphone15promax")
+    paper_cases(device, limits)
+    if given.wider:
+        wider_cases(device, limits)
+
+
+if __name__ == "__main__":
+    main()

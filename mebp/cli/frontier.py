@@ -1,0 +1,111 @@
+"""`mebp-plan frontier`: step time against memory, as a table with bars, CSV or JSON, and what the next bytes would buy."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mebp.cli.plan import DEFAULT_DEVICE, search_limits
+from mebp.cli.request import Flag, Request
+from mebp.cli.screen import note, require_apart, stdout, working, write_file
+from mebp.cli.unit import show_nbytes, show_ns
+from mebp.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from mebp.planner.frontier import Point
+    from mebp.sim.device import Device
+
+MOST_POINTS = 64
+BAR = 24
+STRETCH = 64 << 20  # bytes that the last column prices
+
+
+def frontier(
+    request: Request,
+    num_points: Annotated[int, Flag("--points", help="Budgets to solve for.")] = 8,
+    output: Annotated[Path | None, Flag("--output", "-o", help="Write the points to this CSV file.")] = None,
+    as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show step time against memory, from the least feasible budget to where everything is kept."""
+    if not 2 <= num_points <= MOST_POINTS:
+        raise InputError(f"--points = {num_points}: must be between 2 and {MOST_POINTS}")
+    require_apart(request, {"-o": output})
+    device = request.device(DEFAULT_DEVICE)
+    points, interrupted = solve_points(request, device, num_points)
+    if output is not None:
+        write_file(output, points_csv(points))
+        note(f"wrote {output}")
+    if as_json:
+        typer.echo(json.dumps({"schema_version": 1, "points": [fields(point) for point in points]}, indent=2))
+    else:
+        print_points(request, device, points)
+    if interrupted:
+        raise Interrupted("interrupted: these are the points so far")
+
+
+def solve_points(request: Request, device: "Device", num_points: int) -> tuple[tuple["Point", ...], bool]:
+    """The frontier with progress on stderr, and whether Ctrl-C cut it short."""
+    from mebp.planner.frontier import frontier as solve  # noqa: PLC0415  (the solver is slow to import)
+    from mebp.planner.problem import pose  # noqa: PLC0415
+    from mebp.planner.search import Stop  # noqa: PLC0415
+    from mebp.planner.tradeoff import interruptible  # noqa: PLC0415
+
+    stop = Stop()
+    with working("posing the problem") as status:
+
+        def work() -> tuple["Point", ...]:
+            problem = pose(request.graph(), device)
+            return solve(
+                problem, search_limits(request), num_points, lambda n: status.update(f"budget {n + 1} of {num_points}"), stop
+            )
+
+        points = interruptible(work, stop)
+    return points, stop.asked
+
+
+def print_points(request: Request, device: "Device", points: tuple["Point", ...]) -> None:
+    """A row a budget: time as a bar, and what 64 MiB more would have bought up to there."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from mebp.planner.frontier import saved_ns_per_byte  # noqa: PLC0415
+
+    console = stdout()
+    w = request.workload
+    console.print(f"{request.config.name} on {device.title}, {w.batch_size} x {w.seq_len} tokens", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("budget", "peak", "step", "gap", "64 MiB save"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("step time", no_wrap=True)
+    longest = max((point.prediction.step_ns for point in points), default=1)
+    for point, saved in zip(points, saved_ns_per_byte(points), strict=False):
+        p = point.prediction
+        gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
+        price = show_ns(saved * STRETCH) if saved else "-"
+        cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
+        table.add_row(*cells, "#" * max(1, round(BAR * p.step_ns / longest)))
+    console.print(table)
+    console.print(
+        "64 MiB save: step time that 64 MiB more budget save, between the row above and this one", style="dim", markup=False
+    )
+
+
+def points_csv(points: tuple["Point", ...]) -> str:
+    """One line a point: bytes and microseconds."""
+    rows = [fields(point) for point in points]
+    names = list(rows[0]) if rows else []
+    return "\n".join([",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]) + "\n"
+
+
+def fields(point: "Point") -> dict[str, int]:
+    """A point as whole bytes and microseconds."""
+    p = point.prediction
+    return {
+        "budget_bytes": point.budget_bytes,
+        "peak_bytes": p.peak_bytes,
+        "step_time_us": round(p.step_ns / 1000),
+        "bound_us": point.bound_ns // 1000,
+        "recompute_time_us": round(p.recompute_ns / 1000),
+        "flash_written_bytes": p.flash_written_bytes,
+    }

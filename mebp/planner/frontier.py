@@ -1,0 +1,61 @@
+"""Step time against memory: the fastest plan at a row of budgets from the least feasible one to where nothing is saved any more."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.planner.budget import outside_arena
+from mebp.planner.problem import Problem
+from mebp.planner.search import Limits, Stop
+from mebp.planner.solve import least_plan, solve
+from mebp.planner.strategies import STRATEGIES
+from mebp.sim.simulate import Prediction, simulate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """The fastest plan within a budget: its prediction, and a time that no plan of its class goes below there."""
+
+    budget_bytes: int
+    prediction: Prediction
+    bound_ns: int
+
+
+def frontier(
+    problem: Problem, limits: Limits, num_points: int, progress: Callable[[int], None] | None = None, stop: Stop | None = None
+) -> tuple[Point, ...]:
+    """Solve at `num_points` budgets in equal ratios; `progress(number)` before each. A plan that fits less fits more: none gets slower."""
+    stop = stop or Stop()
+    points: list[Point] = []
+    for number, budget in enumerate(budgets(problem, limits, num_points, stop)):
+        if progress:
+            progress(number)
+        if stop.asked:
+            break
+        try:
+            plan = solve(problem, budget, limits, stop=stop)
+        except (InfeasibleBudget, NoPlanInTime):
+            continue
+        assert plan.solver is not None
+        prediction = simulate(plan, problem.graph, problem.device)
+        if points and points[-1].prediction.step_ns <= prediction.step_ns:
+            prediction = points[-1].prediction
+        points.append(Point(budget_bytes=budget, prediction=prediction, bound_ns=min(plan.solver.bound_ns, prediction.step_ns)))
+    return tuple(points)
+
+
+def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop) -> list[int]:
+    """Footprints from that of the least plan to that of keep-all, in equal ratios."""
+    outside = outside_arena(problem.graph, problem.device)
+    low = outside + least_plan(problem, 0, limits, stop).arena_bytes
+    high = max(low + 1, outside + STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes)
+    ratio = (high / low) ** (1 / (num_points - 1))
+    return [round(low * ratio**number) for number in range(num_points - 1)] + [high]
+
+
+def saved_ns_per_byte(points: tuple[Point, ...]) -> list[float]:
+    """What each step along the frontier saves: nanoseconds for a byte of budget more (the first has none before it)."""
+    found = [0.0]
+    for before, after in zip(points, points[1:], strict=False):
+        found.append((before.prediction.step_ns - after.prediction.step_ns) / (after.budget_bytes - before.budget_bytes))
+    return found
