@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint wheel fit bench clean
+.PHONY: demo test lint wheel fit bench solver clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ fit: $(READY)  ## fit the iPhone runtime to the paper's figures
 
 bench: $(READY)  ## this executor beside a plain loop, on this machine
 	$(BIN)/python benchmarks/plain_loop.py
+
+solver: $(READY)  ## the solver over the paper's models and budgets, beside greedy and the fixed recipes
+	$(BIN)/python benchmarks/solver.py
 
 clean:
 	rm -rf $(VENV) .venv-wheel dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
