@@ -53,7 +53,7 @@ class InvalidPlan(MebpError):
 
 
 class InfeasibleBudget(MebpError):
-    """No plan fits `budget_bytes`; one of `least_bytes` exists."""
+    """No plan fits `budget_bytes`; none of less than `least_bytes` is known, or can be."""
 
     exit_code = 1
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 64
 BAR = 24
-STRETCH = 64 << 20  # bytes that the last column prices
+PRICED_BYTES = 64 << 20  # bytes that the last column prices
 
 
 def frontier(
@@ -82,7 +82,7 @@ def print_points(request: Request, device: "Device", points: tuple["Point", ...]
     for point, saved in zip(points, saved_ns_per_byte(points), strict=False):
         p = point.prediction
         gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
-        price = show_ns(saved * STRETCH) if saved else "-"
+        price = show_ns(saved * PRICED_BYTES) if saved else "-"
         cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
         table.add_row(*cells, "#" * max(1, round(BAR * p.step_ns / longest)))
     console.print(table)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mebp.cli.request import Flag
+from mebp.cli.request import Flag, require_effort
 from mebp.cli.screen import note, require_other, stdout, working, write_file
 from mebp.cli.unit import parse_nbytes, show_nbytes
 from mebp.errors import InputError
@@ -34,8 +34,7 @@ def graph(
 ) -> None:
     """Find an order with recomputation for any training graph under a budget, and a bound on its cost."""
     nbytes = parse_nbytes(budget, "--budget")
-    if not 0 < time_limit < 1e6:
-        raise InputError(f"--time-limit = {time_limit:g}: must be a positive number of seconds")
+    require_effort(time_limit, seed)
     if not 1 <= copies <= MOST_COPIES:
         raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
     if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
@@ -52,7 +51,7 @@ def graph(
         question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 
         def progress(cost: int, bound: int) -> None:
-            status.update(f"cost {cost} ({cost / dag.total_cost - 1:.2%} over one run each), bound {bound}")
+            status.update(f"cost {cost} ({over(dag, cost):.2%} over one run each), bound {bound}")
 
         found = solve_dag(question, Effort(seconds=time_limit, seed=seed), progress)
     text = order_json(dag, found, nbytes)
@@ -66,16 +65,20 @@ def graph(
             stdout().print(line, markup=False)
 
 
+def over(dag: "Dag", cost: int) -> float:
+    """How much more a cost is than running every node once, as a part of that."""
+    return cost / dag.total_cost - 1 if dag.total_cost else 0.0
+
+
 def summary(dag: "Dag", found: "Found", budget: int) -> list[str]:
     """What was found, in a few lines."""
     measured = found.measured
     extra = len([run for run in found.runs if not run.loaded]) - dag.num_nodes
     loads = sum(run.loaded for run in found.runs)
-    over = measured.cost / dag.total_cost - 1 if dag.total_cost else 0.0
     state = "optimal" if found.optimal else f"gap {found.gap:.2%}"
     return [
         f"{dag.num_nodes} nodes, budget {show_nbytes(budget)}",
-        f"  cost     {measured.cost}, {over:.2%} over running every node once; {state}: bound {found.bound}",
+        f"  cost     {measured.cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {found.bound}",
         f"  bound    holds for {found.scope}",
         f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.names[found.runs[measured.peak_at].node]}",
         f"  again    {extra} runs, {loads} loads; {found.seconds:.1f} s of search",

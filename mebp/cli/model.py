@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mebp.cli.request import Flag
+from mebp.cli.request import Flag, require_effort
 from mebp.cli.screen import stdout, working
 from mebp.cli.unit import show_count, show_nbytes
-from mebp.errors import InputError
 from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
 from mebp.models.config import ModelConfig
 from mebp.models.format import FORMATS, WeightFormat, weight_format
-
-MAX_SEED = 2**31
 
 
 def models() -> None:
@@ -43,8 +40,7 @@ def synthesize(
     seed: Annotated[int, Flag("--seed", help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a store of random weights of the right shapes and statistics, to run plans on."""
-    if not 0 <= seed < MAX_SEED:
-        raise InputError(f"--seed = {seed}: must be between 0 and {MAX_SEED - 1}")
+    require_effort(1.0, seed)
     config, fmt = load_model(model), weight_format(weights)
     make_store(output, config, fmt, seed)
     size = (output / "weights.safetensors").stat().st_size

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from mebp.cli.request import Flag
+from mebp.cli.request import Flag, require_effort
 from mebp.cli.screen import note, require_other, working, write_file
 from mebp.cli.unit import parse_nbytes
-from mebp.errors import InputError
 
 
 def pack(
@@ -21,8 +20,7 @@ def pack(
 ) -> None:
     """Give buffers addresses within a capacity (the format of google/minimalloc)."""
     nbytes = parse_nbytes(capacity, "--capacity")
-    if not 0 < time_limit < 1e6:
-        raise InputError(f"--time-limit = {time_limit:g}: must be a positive number of seconds")
+    require_effort(time_limit, seed)
     if output is not None:
         require_other(output, file)
     with working("packing"):

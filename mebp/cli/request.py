@@ -88,10 +88,7 @@ def make_request(
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.")] = 0,
 ) -> Request:
     """Check the shared flags and put them together."""
-    if not 0 < time_limit < 1e6:
-        raise InputError(f"--time-limit = {time_limit:g}: must be a positive number of seconds")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"--seed = {seed}: must be between 0 and {2**31 - 1}")
+    require_effort(time_limit, seed)
     overrides = tuple(set_ or ())
     if max_flash_write is not None:
         overrides += (f"runtime.flash_write_cap_bytes={parse_nbytes(max_flash_write, '--max-flash-write', lowest=0)}",)
@@ -127,6 +124,14 @@ def _named(device: str | None) -> str | None:
     if device is not None and not device.strip():
         raise InputError("--device is empty: take a name that `mebp-plan devices` lists, or a .toml file")
     return device
+
+
+def require_effort(time_limit: float, seed: int) -> None:
+    """Refuse a --time-limit or --seed that no search can take."""
+    if not 0 < time_limit < 1e6:
+        raise InputError(f"--time-limit = {time_limit:g}: must be a positive number of seconds, below a million")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed = {seed}: must be between 0 and {2**31 - 1}")
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:

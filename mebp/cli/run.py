@@ -55,6 +55,8 @@ def run(
         raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
     inputs = {"the plan": plan_file, "--ids": ids}
     require_apart(request, inputs | {"-o": output, "--trace": trace})
+    if plan_file is not None and choose is not None:
+        raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     given = None if plan_file is None else _read(plan_file, request)
     config, workload = (given.config, given.workload) if given else (request.config, request.workload)
     host = override(_host(config, workload, spill_dir), list(request.overrides))

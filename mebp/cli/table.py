@@ -121,7 +121,7 @@ def _against_greedy(found: Tradeoff, row: Row) -> str:
 def plan_facts(row: Row) -> list[str]:
     """What a plan saves, how it reads weights, where its memory peaks and where its time goes: a line each."""
     p = row.prediction
-    gap = "" if row.gap is None else _gap(row.gap, row.whole_gap)
+    gap = "" if row.gap is None or row.whole_gap is None else _gap(row.gap, row.whole_gap)
     return [
         f"  saves    {_saves(row)}",
         f"  weights  {_weights(row)}",

@@ -46,7 +46,7 @@ def show_nbytes(nbytes: float, *, up: bool = False) -> str:
 def show_ns(ns: float) -> str:
     """`20.5 s`, `3.1 ms`, `12 us`."""
     for unit, scale in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if abs(ns) >= scale:
+        if abs(ns) >= 0.9995 * scale:
             return f"{_three(ns / scale)} {unit}"
     return f"{ns:.0f} ns"
 
@@ -60,7 +60,7 @@ def show_count(count: float) -> str:
 
 
 def _three(value: float) -> str:
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""What the kernel says of this process: anonymous and file-backed bytes, now and at their highest."""
+"""What the kernel says of this process: anonymous and file-backed bytes, now and at the highest of samples."""
 
 import ctypes
 import sys

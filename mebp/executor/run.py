@@ -79,7 +79,7 @@ class Executor:
             self._unpack(WeightId(place.tensor), place, None)
 
     def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
-        """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to the next token, -100 is not counted.
+        """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
 
         `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update.
         """

@@ -171,8 +171,8 @@ class _Table:
         self.again = again.reshape(len(options), len(menu.holdables))
         if beyond is not None:
             self.open = np.ones(2 * len(options), dtype=bool)  # another order may need less workspace than any option here
-            drop_kept = np.array([_bytes_of(o, source) if o.saving.get(source) is Saving.KEEP else 0 for o in options], dtype=float)
-            drop_stored = np.array([_bytes_of(o, source) if o.saving.get(source) is Saving.STORE else 0 for o in options], dtype=float)
+            drop_kept = np.array([o.input_bytes * (o.saving.get(source) is Saving.KEEP) for o in options], dtype=float)
+            drop_stored = np.array([o.input_bytes * (o.saving.get(source) is Saving.STORE) for o in options], dtype=float)
             self.kept = np.concatenate((self.kept, self.kept - drop_kept))
             self.stored = np.concatenate((self.stored, self.stored - drop_stored))
             self.time = np.concatenate((self.time, self.time + beyond))
@@ -198,7 +198,3 @@ class _Table:
 
 def _column(options: Sequence[Option], field: str) -> Floats:
     return np.array([getattr(option, field) for option in options], dtype=float)
-
-
-def _bytes_of(option: Option, tensor: str) -> int:
-    return option.input_bytes if tensor in option.saving else 0

@@ -50,7 +50,7 @@ def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop) -> li
     low = outside + least_plan(problem, 0, limits, stop).arena_bytes
     high = max(low + 1, outside + STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes)
     ratio = (high / low) ** (1 / (num_points - 1))
-    return [round(low * ratio**number) for number in range(num_points - 1)] + [high]
+    return sorted({high, *(round(low * ratio**number) for number in range(num_points - 1))})
 
 
 def saved_ns_per_byte(points: tuple[Point, ...]) -> list[float]:

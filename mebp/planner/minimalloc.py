@@ -29,10 +29,13 @@ def read_instance(path: Path) -> Instance:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    reader = csv.DictReader(io.StringIO(text))
-    if reader.fieldnames is None or not set(FIELDS) <= set(reader.fieldnames):
+    try:
+        reader = csv.DictReader(io.StringIO(text))
+        names, rows = set(reader.fieldnames or ()), tuple(reader)
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV: {error}") from None
+    if not set(FIELDS) <= names:
         raise InputError(f"{path} is no packing problem: its first line must name {','.join(FIELDS)}")
-    rows = tuple(reader)
     if not rows:
         raise InputError(f"{path} has no buffers: expected a line of {','.join(FIELDS)} for each")
     numbers = [_numbers(row, f"{path}:{line}") for line, row in enumerate(rows, start=2)]

@@ -86,8 +86,8 @@ def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progres
     least = least_plan(problem, budget_bytes, limits, stop)
     fallbacks = [_written(problem, first.recipe, budget_bytes, waits=True)] if first else []
     for plan in (*fallbacks, replace(least, name="solved")):
-        if first and plan.arena_bytes <= room:
-            return replace(plan, solver=_facts(problem, plan, first, first.bound_ns, room))
+        if plan.arena_bytes <= room:
+            return replace(plan, solver=_facts(problem, plan, None, first.bound_ns if first else 0, room))
     least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
     raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
 
@@ -96,18 +96,19 @@ def _written(problem: Problem, recipe: Recipe, budget_bytes: int, *, waits: bool
     return lower(problem.graph, problem.device, recipe, name="solved", budget_bytes=budget_bytes, waits=waits)
 
 
-def _facts(problem: Problem, plan: Plan, placed: "_Placed", bound_ns: int, room: int) -> SolverFacts:
+def _facts(problem: Problem, plan: Plan, placed: "_Placed | None", bound_ns: int, room: int) -> SolverFacts:
     """What is known of a plan, its time being the simulator's: the model's own plus the waits that the model leaves out."""
     step_ns = simulate(plan, problem.graph, problem.device).step_ns
-    whole_ns = problem.whole_relaxation(room).best().bound_ns
+    whole_ns = min(step_ns, problem.whole_relaxation(room).best().bound_ns)
+    bound_ns = min(step_ns, max(bound_ns, whole_ns))
     return SolverFacts(
         status="optimal" if step_ns <= bound_ns else "feasible",
         objective_ns=step_ns,
-        model_ns=placed.model_ns,
-        bound_ns=min(bound_ns, step_ns),
+        model_ns=placed.model_ns if placed else step_ns,
+        bound_ns=bound_ns,
         gap=max(0.0, 1 - bound_ns / step_ns),
-        whole_bound_ns=min(whole_ns, bound_ns, step_ns),
-        wall_s=placed.wall_s,
+        whole_bound_ns=whole_ns,
+        wall_s=placed.wall_s if placed else 0.0,
         scope=CLASS_SCOPE,
         whole_scope=WHOLE_SCOPE,
     )

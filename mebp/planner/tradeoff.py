@@ -7,7 +7,7 @@ from threading import Thread
 from typing import TypeVar
 
 from mebp.check import check
-from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.problem import Problem, pose
@@ -21,19 +21,20 @@ Answer = TypeVar("Answer")
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
-    LEAST: "CP-SAT: the least memory of any plan in its class",
+    LEAST: "CP-SAT: the least memory found",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One plan, checked and simulated."""
+    """One plan, checked and simulated; `beside` where unpacking has a processor of its own."""
 
     plan: Plan
     graph: Graph
     prediction: Prediction
     fits: bool
     within_cap: bool
+    beside: bool = False
 
     @property
     def name(self) -> str:
@@ -45,16 +46,22 @@ class Row:
         return None if self.gap is None else "optimal" if self.gap == 0 else "feasible"
 
     @property
-    def gap(self) -> float | None:
-        """How far the simulated step can be above the optimum of the solver's class; None for fixed strategies."""
-        if self.plan.solver is None:
-            return None
-        return max(0.0, 1 - self.plan.solver.bound_ns / self.prediction.step_ns)
+    def proven(self) -> bool:
+        """Whether the solver's bounds hold for this time: it is the one that they were proven for, on one processor."""
+        solver = self.plan.solver
+        return solver is not None and solver.objective_ns == self.prediction.step_ns and not self.beside
 
     @property
-    def whole_gap(self) -> float:
-        """How far the simulated step is above a bound on every plan of the language."""
-        return 0.0 if self.plan.solver is None else max(0.0, 1 - self.plan.solver.whole_bound_ns / self.prediction.step_ns)
+    def gap(self) -> float | None:
+        """How far the simulated step can be above the optimum of the solver's class; None where nothing is proven."""
+        solver = self.plan.solver
+        return 1 - solver.bound_ns / self.prediction.step_ns if solver and self.proven else None
+
+    @property
+    def whole_gap(self) -> float | None:
+        """How far the simulated step is above a bound on every plan of the language; None where nothing is proven."""
+        solver = self.plan.solver
+        return 1 - solver.whole_bound_ns / self.prediction.step_ns if solver and self.proven else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +103,8 @@ def tradeoff(
         stop.ask()
         answer = solved.result()
     rows += [row_of(plan, graph, device) for plan in answer.plans]
+    if not rows:
+        raise Interrupted("interrupted")
     exact = [row for row in rows if row.plan.exact]
     fitting = [row for row in exact if row.fits]
     chosen = min(fitting, key=lambda row: (row.prediction.step_ns, row.prediction.flash_written_bytes), default=None)
@@ -195,4 +204,4 @@ def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
     prediction = simulate(plan, graph, device)
     within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
     fits = prediction.peak_bytes <= plan.budget_bytes and within_cap
-    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap)
+    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap, beside=bool(device.runtime.unpack_beside))

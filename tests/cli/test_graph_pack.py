@@ -55,6 +55,7 @@ def test_graph_below_the_largest_working_set_exits_with_1(step: Path, capsys: py
         (["--budget", "1kB", "--copies", "0"], "--copies"),
         (["--budget", "1kB", "--flash-bandwidth", "-1"], "--flash-bandwidth"),
         (["--budget", "1kB", "--time-limit", "nan"], "--time-limit"),
+        (["--budget", "1kB", "--seed", "99999999999"], "--seed"),
     ],
 )
 def test_graph_refuses_bad_flags_in_one_line(flags: list[str], says: str, step: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +79,10 @@ def test_pack_writes_offsets_within_the_capacity(buffers: Path, capsys: pytest.C
 
 def test_pack_says_when_nothing_fits(buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "192 are live at once" in refused(capsys, "pack", str(buffers), "--capacity", "191", code=1)
+
+
+def test_a_graph_that_costs_nothing_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [{"id": n, "cost_cpu": 0, "cost_ram": 1} for n in range(3)]
+    (tmp_path / "free.json").write_text(json.dumps({"nodes": nodes, "links": []}))
+    assert command("graph", str(tmp_path / "free.json"), "--budget", "10") == 0
+    assert "optimal" in capsys.readouterr().out

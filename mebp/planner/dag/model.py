@@ -28,7 +28,10 @@ class Copy:
 
 
 class Model:
-    """The intervals of a graph under a budget, with queries to hint them and to read an order back."""
+    """The intervals of a graph under a budget, with queries to hint them and to read an order back.
+
+    `rounded` where sizes had to be rounded up: then an order found is one, but neither bound nor infeasibility proves anything.
+    """
 
     def __init__(self, dag: Dag, budget: int, *, copies: int, fixed_order: bool, flash: Flash | None) -> None:
         self.dag = dag
@@ -75,7 +78,8 @@ class Model:
     def _memory(self, budget: int) -> None:
         sizes = self.dag.sizes
         unit = max(1, gcd(*sizes))
-        if budget // unit > UNITS * 1024:
+        self.rounded = budget // unit > UNITS * 1024
+        if self.rounded:
             unit = max(1, budget // UNITS)
         intervals, demands = [], []
         for v, copies in enumerate(self.copies):

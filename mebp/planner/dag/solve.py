@@ -232,7 +232,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
     if stop.start(solver):
         status = solver.solve(model.model)
     stop.end(solver)
-    if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None:
+    if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None and not model.rounded:
         raise InfeasibleBudget(
             f"does not fit {question.budget} bytes with {best.copies} runs a node in this order: raise --budget or --copies",
             question.budget,
@@ -240,4 +240,4 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
         )
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         best.offer([Run(node=order[run.node], loaded=run.loaded) for run in model.runs(solver)])
-    return int(solver.best_objective_bound) if status != cp_model.UNKNOWN else 0
+    return int(solver.best_objective_bound) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) and not model.rounded else 0

@@ -69,6 +69,22 @@ def test_below_the_largest_working_set_nothing_fits() -> None:
         solve_dag(Question(dag=dag, budget=dag.least_budget - 1), Effort(seconds=5))
 
 
+def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
+    """2^32 + 2 bytes in units of one: rounded sizes say that nothing fits, and something does."""
+    g = 2**30
+    dag = Dag(
+        names=tuple("abcdefg"),
+        costs=(8, 3, 18, 14, 2, 27, 19),
+        sizes=(g, 3 * g, 3 * g + 1, g, g, 2 * g + 1, g),
+        inputs=((), (0,), (0,), (1,), (1,), (0,), (0, 3)),
+    )
+    try:
+        found = solve_dag(Question(dag=dag, budget=4 * g + 2, fixed_order=True), Effort(seconds=5))
+        assert found.bound <= 116
+    except NoPlanInTime:
+        pass  # not found, and not called impossible
+
+
 def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
     dag = training(10, 3)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.6)
