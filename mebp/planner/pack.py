@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 
-CLOSE = 5e-4  # of the most live bytes: near enough to stop
-SQUEAKS = 8  # rounds of moving forward what stands out, for each order
+CLOSE = 1e-3  # of the most live bytes: near enough to stop
+SQUEAKS = 10  # rounds of moving forward what stands out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +80,17 @@ def _orders(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.
 def _attempts(
     start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64], least: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-    """First fit in each order, then each order again with what stood out above `least` placed earlier (squeaky wheel)."""
+    """First fit in each order, then the first order again with what stood out above `least` placed earlier (squeaky wheel)."""
     orders = _orders(start, end, size)
     for order in orders:
         yield _first_fit(order, start, end, size)
-    for order in orders:
-        rank = np.empty(len(order))
-        rank[order] = np.arange(len(order))
-        for number in range(SQUEAKS):
-            offsets, height = _first_fit(np.argsort(rank, kind="stable"), start, end, size)
-            yield offsets, height
-            above = offsets + size > least
-            rank[above] = rank[above] * 0.5 - 1 - number / SQUEAKS
+    rank = np.empty(len(orders[0]))
+    rank[orders[0]] = np.arange(len(orders[0]))
+    for number in range(SQUEAKS):
+        offsets, height = _first_fit(np.argsort(rank, kind="stable"), start, end, size)
+        yield offsets, height
+        above = offsets + size > least
+        rank[above] = rank[above] * 0.5 - 1 - number / SQUEAKS
 
 
 def _live_peak(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> int:
