@@ -20,7 +20,8 @@ from mebp.planner.recipe import Saving
 from mebp.planner.variables import HeadOption
 
 Floats = npt.NDArray[np.float64]
-BISECTIONS = 60
+TANGENTS = 60
+HIGHEST_PRICE = 1e9  # ns a byte: more than any recomputation
 GOLDEN = (5**0.5 - 1) / 2
 WRITE_STEPS = 40
 
@@ -77,7 +78,8 @@ class Relaxation:
         extra = beyond or {}
         self._tables = [_Table(menu, sizes[id(menu)], limited.room, beyond=extra.get(menu.source.number)) for menu in self.menus]
         if at_last_layer:
-            self._tables.append(_Table(last, 1, limited.room, column="peak"))
+            others = self._tables[self.menus.index(last)]
+            self._tables.append(_Table(last, 1, limited.room, column="peak", others=others))
         self._heads = [(float(head.duration_ns), 0.0 if at_last_layer else float(head.peak)) for head in heads]
         self._head_weight = head_weight
         self._limited = limited
@@ -93,8 +95,8 @@ class Relaxation:
         value, _, _ = self._at(prices)
         above: dict[int, list[Floats]] = {id(menu): [] for menu in self.menus}
         for table in self._tables:
-            costs = table.costs(prices)[: len(table.menu.options)]
-            above[id(table.menu)].append(costs - costs.min())
+            costs = table.costs(prices)
+            above[id(table.menu)].append((costs - table.span * np.min(costs / table.span))[: len(table.menu.options)])
         reduced = [np.min(above[id(menu)], axis=0) for menu in self.menus]
         return Bound(bound_ns=int(value - 1e-9 * abs(value)), prices=prices, reduced_ns=reduced)
 
@@ -136,20 +138,33 @@ class Relaxation:
         return max(1.0, max(float(np.max(table.time / np.maximum(table.kept, 64.0))) for table in self._tables))
 
     def _best_memory(self, written: float) -> Prices:
-        """The relaxed time is concave in the memory price; its slope is what is kept less the room."""
-        if self._at(Prices(written=written))[1] <= self._limited.room:
-            return Prices(written=written)
+        """The relaxed time is concave in the memory price, its slope what is kept less the room: go where two tangents meet."""
         low, high = 0.0, 1.0
-        while self._at(Prices(memory=high, written=written))[1] > self._limited.room and high < 1e9:
-            low, high = high, high * 4
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            if self._at(Prices(memory=middle, written=written))[1] > self._limited.room:
-                low = middle
+        below = self._tangent(low, written)
+        if below[1] <= 0:
+            return Prices(written=written)
+        above = self._tangent(high, written)
+        while above[1] > 0 and high < HIGHEST_PRICE:
+            low, below, high = high, above, high * 4
+            above = self._tangent(high, written)
+        for _ in range(TANGENTS):
+            if above[1] >= 0:
+                break
+            price = (above[0] - below[0] + below[1] * low - above[1] * high) / (below[1] - above[1])
+            met = below[0] + below[1] * (price - low)
+            value, slope = self._tangent(price, written)
+            if not low < price < high or met - value <= 1e-9 * abs(value):
+                break
+            if slope > 0:
+                low, below = price, (value, slope)
             else:
-                high = middle
-        ends = [Prices(memory=price, written=written) for price in (low, high)]
-        return max(ends, key=lambda prices: self._at(prices)[0])
+                high, above = price, (value, slope)
+        return Prices(memory=low if below[0] >= above[0] else high, written=written)
+
+    def _tangent(self, memory: float, written: float) -> tuple[float, float]:
+        """The relaxed time at two prices, and its slope along the one of memory."""
+        value, kept, _ = self._at(Prices(memory=memory, written=written))
+        return value, kept - self._limited.room
 
 
 def distinct_menus(stretches: Sequence[Stretch]) -> list[Menu]:
@@ -158,42 +173,64 @@ def distinct_menus(stretches: Sequence[Stretch]) -> list[Menu]:
 
 
 class _Table:
-    """One menu as arrays over its options (then, with `beyond`, over the same options with their input made again)."""
+    """One menu as arrays over its options (then, with `beyond`, over the same options with their input made again).
 
-    def __init__(self, menu: Menu, size: int, room: int, *, beyond: int | None = None, column: str = "kept_bytes") -> None:
-        self.menu, self.size = menu, size
+    A segment counts for each of its layers; as the last layer's option it takes the place of `others` below.
+    """
+
+    def __init__(
+        self,
+        menu: Menu,
+        size: int,
+        room: int,
+        *,
+        beyond: int | None = None,
+        column: str = "kept_bytes",
+        others: "_Table | None" = None,
+    ) -> None:
+        self.menu, self.size, self._others = menu, size, others
         options, source = menu.options, menu.source.input
+        self.span = np.ones(len(options)) if others else _column(options, "layers")
+        self._below = _column(options, "layers") - 1 if others else np.zeros(len(options))
+        streamed = _column(options, "layers") > 1
         self.kept = _column(options, column)
         self.stored = _column(options, "stored_bytes")
         self.time = _column(options, "recompute_ns")
         self.open = _column(options, "peak") <= room
         again = np.array([[any(linear_of(w) == h.linear for w in o.again) for h in menu.holdables] for o in options], dtype=float)
         self.again = again.reshape(len(options), len(menu.holdables))
+        self.uses = np.array([[0.0 if segment else float(h.uses) for h in menu.holdables] for segment in streamed])
+        self.uses = self.uses.reshape(self.again.shape)
         if beyond is not None:
-            self.open = np.ones(2 * len(options), dtype=bool)  # another order may need less workspace than any option here
+            self.open = np.tile(~streamed, 2)  # another order may need less workspace than any option here; `beyond` covers segments
+            self.span, self._below = np.tile(self.span, 2), np.tile(self._below, 2)
             drop_kept = np.array([o.input_bytes * (o.saving.get(source) is Saving.KEEP) for o in options], dtype=float)
             drop_stored = np.array([o.input_bytes * (o.saving.get(source) is Saving.STORE) for o in options], dtype=float)
             self.kept = np.concatenate((self.kept, self.kept - drop_kept))
             self.stored = np.concatenate((self.stored, self.stored - drop_stored))
             self.time = np.concatenate((self.time, self.time + beyond))
-            self.again = np.concatenate((self.again, self.again))
-        self.nbytes, self.unpacking, self.uses = (
-            np.array([getattr(h, field) for h in menu.holdables], dtype=float) for field in ("nbytes", "unpacking_ns", "uses")
-        )
+            self.again, self.uses = np.tile(self.again, (2, 1)), np.tile(self.uses, (2, 1))
+        self.nbytes, self.unpacking = (np.array([getattr(h, field) for h in menu.holdables], dtype=float) for field in ("nbytes", "unpacking_ns"))
 
     def costs(self, prices: Prices) -> Floats:
         """Time and priced bytes of each option, with the weights resident that pay for themselves."""
         own = self.time + prices.memory * self.kept + prices.written * self.stored
+        if self._others is not None and self._below.any():
+            own = own - self._below * self._others.cheapest(prices)[0]
         weights = np.minimum(0.0, prices.memory * self.nbytes - self.unpacking * (self.uses + self.again)).sum(axis=1)
         costs: Floats = np.where(self.open, own + weights, np.inf)
         return costs
 
     def cheapest(self, prices: Prices) -> tuple[float, float, float]:
-        """Cost, bytes in the arena at the head and bytes written of the cheapest option."""
-        costs = self.costs(prices)
+        """Cost, bytes in the arena at the head and bytes written of the cheapest option, for a layer."""
+        costs = self.costs(prices) / self.span
         at = int(np.argmin(costs))
-        resident = prices.memory * self.nbytes < self.unpacking * (self.uses + self.again[at])
-        return float(costs[at]), float(self.kept[at] + self.nbytes[resident].sum()), float(self.stored[at])
+        resident = prices.memory * self.nbytes < self.unpacking * (self.uses[at] + self.again[at])
+        kept, stored = float(self.kept[at] + self.nbytes[resident].sum()) / self.span[at], float(self.stored[at]) / self.span[at]
+        if self._others is not None and self._below[at]:
+            _, kept_below, stored_below = self._others.cheapest(prices)
+            kept, stored = kept - self._below[at] * kept_below, stored - self._below[at] * stored_below
+        return float(costs[at]), float(kept), float(stored)
 
 
 def _column(options: Sequence[Option], field: str) -> Floats:

@@ -12,6 +12,7 @@ from itertools import groupby
 from mebp.models.graph import Graph, Op, TensorId, WeightId
 from mebp.models.kind import align, reads_in_place
 from mebp.planner.menu import Layer, Option, layers, menu
+from mebp.planner.segment import segments
 from mebp.sim.cost import CostModel
 
 
@@ -46,16 +47,17 @@ class Stretch:
         return WeightId(f"{self.layers[at].number}.{linear}.weight")
 
 
-def stretches(graph: Graph, cost: CostModel, tile: int) -> tuple[Stretch, ...]:
-    """Split a graph into stretches; layers that are alike share a menu wherever they stand."""
+def stretches(graph: Graph, cost: CostModel, tile: int, *, segmented: bool) -> tuple[Stretch, ...]:
+    """Split a graph into stretches; layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too."""
+    groups = [tuple(group) for _, group in groupby(layers(graph, cost), key=lambda layer: layer.shape)]
     menus: dict[tuple[object, ...], Menu] = {}
-    found: list[Stretch] = []
-    for shape, group in groupby(layers(graph, cost), key=lambda layer: layer.shape):
-        alike = tuple(group)
-        if shape not in menus:
-            menus[shape] = make_menu(alike[0], menu(graph, cost, alike[0], tile), layer_holdables(graph, cost, alike[0]))
-        found.append(Stretch(layers=alike, menu=menus[shape]))
-    return tuple(found)
+    for alike in sorted(groups, key=len, reverse=True):  # a menu is written for the longest stretch: it has the longest segments
+        source = alike[0]
+        if source.shape not in menus:
+            options = menu(graph, cost, source, tile)
+            options += segments(graph, cost, alike, options, tile) if segmented else []
+            menus[source.shape] = make_menu(source, options, layer_holdables(graph, cost, source))
+    return tuple(Stretch(layers=alike, menu=menus[alike[0].shape]) for alike in groups)
 
 
 def make_menu(source: Layer, options: Sequence[Option], holdables: Sequence[Holdable]) -> Menu:

@@ -34,9 +34,9 @@ class Uniform:
 def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> list[Uniform]:
     """Uniform plans at a grid of prices, each with every head tile."""
     menus = distinct_menus(stretches)
-    columns = {id(menu): np.array([(o.recompute_ns, o.kept_bytes, o.stored_bytes, o.peak) for o in menu.options], float) for menu in menus}
+    columns = {id(menu): np.array([_columns(option) for option in menu.options], float) for menu in menus}
     peaks = np.concatenate([table[:, 3] for table in columns.values()])
-    floor = max(table[:, 3].min() for table in columns.values())
+    floor = max(np.nanmin(table[:, 3]) for table in columns.values())
     limits = sorted({floor, *np.quantile(peaks[peaks >= floor], np.linspace(0, 1, PEAKS)), np.inf})
     scale = max(1.0, max(table[:, 0].max() / max(64.0, table[:, 1].max()) for table in columns.values()))
     prices = np.concatenate(([0.0], np.geomspace(1e-4, 1e3, MEMORY_PRICES))) * scale
@@ -51,6 +51,11 @@ def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> 
         for choice in sorted(choices)
         for number in range(len(heads))
     ]
+
+
+def _columns(option: Option) -> tuple[float, ...]:
+    """Time, bytes kept, bytes stored, peak; a segment has no peak that any limit allows."""
+    return option.recompute_ns, option.kept_bytes, option.stored_bytes, option.peak if option.layers == 1 else np.nan
 
 
 def _cheapest(table: np.ndarray, price: float, written: float, limit: float) -> int:

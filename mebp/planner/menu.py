@@ -25,7 +25,7 @@ FOREVER_NS = 10**14  # no store that takes longer hides behind anything
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One way through a layer, written for layer `of`; bytes and nanoseconds.
+    """One way through a layer (or through a segment of `layers` in a row), written for the menu's source; bytes and nanoseconds.
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
     `again` are the weights that recomputation reads a time more than forward and backward do. `input_bytes` are those of the layer's
@@ -42,6 +42,7 @@ class Option:
     recompute_ns: int
     forward_peak: int
     backward_peak: int
+    layers: int = 1
 
     @property
     def peak(self) -> int:
@@ -87,9 +88,9 @@ def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int) -> list[Option]
             holds = [frozenset[WeightId]()]
             if weights & backward_weights:
                 holds.append(weights & backward_weights)
-            found += [_option(graph, cost, layer, saving, again, hold, tile) for hold in holds]
+            found += [make_option(graph, cost, layer, saving, hold=hold, tile=tile) for hold in holds]
     unpack_ns = {weight: cost.unpacking_ns(graph.weights[weight]) for op in layer.forward for weight in op.weights}
-    return _undominated(found, unpack_ns)
+    return undominated(found, unpack_ns)
 
 
 def relabel(option: Option, source: Layer, target: Layer) -> tuple[dict[TensorId, Saving], frozenset[WeightId]]:
@@ -98,7 +99,8 @@ def relabel(option: Option, source: Layer, target: Layer) -> tuple[dict[TensorId
     def name(tensor: str) -> str:
         if tensor == source.input:
             return target.input
-        return f"{target.number}.{tensor.partition('.')[2]}"
+        number, _, rest = tensor.partition(".")
+        return f"{target.number + int(number) - source.number}.{rest}"
 
     saving = {TensorId(name(tensor)): choice for tensor, choice in option.saving.items()}
     return saving, frozenset(WeightId(name(weight)) for weight in option.hold)
@@ -202,13 +204,21 @@ def _given(graph: Graph, layer: Layer) -> frozenset[TensorId]:
     return frozenset({TensorId(STREAM_GRADIENT), layer.input} - own)
 
 
-def _option(
-    graph: Graph, cost: CostModel, layer: Layer, saving: dict[TensorId, Saving], again: list[Op], hold: frozenset[WeightId], tile: int
+def make_option(
+    graph: Graph,
+    cost: CostModel,
+    layer: Layer,
+    saving: Mapping[TensorId, Saving],
+    *,
+    hold: frozenset[WeightId] = frozenset(),
+    tile: int,
 ) -> Option:
+    """Read off a layer's schedule what a way of saving takes."""
     recipe = Recipe(saving=saving, unpacking=dict.fromkeys(hold, Unpacking.HOLD), head_tile=tile)
     steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
     profile = live_profile(steps, graph, recipe)
     turn = len(layer.forward) + len(_input_ops(graph, layer)) + sum(isinstance(step, Stored) for step in steps)
+    again = [step.op for step in steps if isinstance(step, Run) and step.recompute]
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     kept = sum(align(tensors[t].nbytes) for t, choice in saving.items() if choice is Saving.KEEP)
     stored = sum(tensors[t].nbytes for t, choice in saving.items() if choice is Saving.STORE)
@@ -233,11 +243,11 @@ def _again_ns(cost: CostModel, op: Op, hold: frozenset[WeightId]) -> int:
     return cost.op_ns(op, streamed=bool(op.weights) and op.weights[0] not in hold)
 
 
-def _undominated(options: list[Option], unpack_ns: Mapping[WeightId, int]) -> list[Option]:
+def undominated(options: list[Option], unpack_ns: Mapping[WeightId, int] | None = None) -> list[Option]:
     """Options that no other equals or betters in bytes kept and stored, in peak, and in time whatever is resident."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: (o.recompute_ns, o.kept_bytes, o.stored_bytes, o.peak)):
-        if not any(_covers(other, option, unpack_ns) for other in kept):
+        if not any(_covers(other, option, unpack_ns or {}) for other in kept):
             kept.append(option)
     return kept
 

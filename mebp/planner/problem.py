@@ -70,6 +70,7 @@ def pose(graph: Graph, device: Device) -> Problem:
     head = head_of(graph)
     times = {op.id: cost.op_ns(op, streamed=bool(op.weights)) for op in graph.ops if op is not head}
     heads = head_options(graph, cost)
+    forward_ns = sum(times[op.id] for op in graph.ops if not op.backward and op is not head)
     total = sum(times.values()) + max(option.duration_ns for option in heads)
     if total > LONGEST_STEP_NS:
         raise InputError(f"a step would take {total / 86_400e9:.3g} days on {device.name}: too long to plan; check the device's numbers")
@@ -77,12 +78,18 @@ def pose(graph: Graph, device: Device) -> Problem:
         graph=graph,
         device=device,
         cost=cost,
-        stretches=stretches(graph, cost, head_tile(graph)),
+        stretches=stretches(graph, cost, head_tile(graph), segmented=not _flash_takes_every_input(graph, device, cost, forward_ns)),
         heads=heads,
         head_weight=head_holdable(graph, cost),
         base_ns=sum(times.values()),
-        forward_ns=sum(times[op.id] for op in graph.ops if not op.backward and op is not head),
+        forward_ns=forward_ns,
     )
+
+
+def _flash_takes_every_input(graph: Graph, device: Device, cost: CostModel, forward_ns: int) -> bool:
+    """Whether every layer's input can be written within the cap while the forward runs."""
+    sizes = [graph.tensors[tensor].nbytes for tensor in layer_inputs(graph)]
+    return sum(sizes) <= device.runtime.flash_write_cap_bytes and sum(map(cost.store_ns, sizes)) <= forward_ns
 
 
 def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:

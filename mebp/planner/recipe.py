@@ -9,11 +9,16 @@ from mebp.models.kind import stream_rows
 
 
 class Saving(StrEnum):
-    """What becomes of an activation between forward and backward."""
+    """What becomes of an activation between forward and backward.
+
+    What is to RECOMPUTE stays, once made again, until its last backward use; a REMAKE stays only for the layer at hand, so
+    that layers above, which may have to run it again too, do not pay for it with memory.
+    """
 
     KEEP = "keep"
     STORE = "store"
     RECOMPUTE = "recompute"
+    REMAKE = "remake"
 
 
 class Unpacking(StrEnum):

@@ -9,11 +9,13 @@ from mebp.planner.variables import Variables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneOptionPerLayer:
-    """sum_m n[s, m] = layers of stretch s; used[s, m] holds wherever n[s, m] > 0; the head has one tile."""
+    """sum_m layers[m] n[s, m] = layers of stretch s; used[s, m] holds wherever n[s, m] > 0; the head has one tile."""
 
     def post(self, model: cp_model.CpModel, variables: Variables) -> None:
-        for counts, used, stretch in zip(variables.count, variables.used, variables.stretches, strict=True):
-            model.add(sum(counts) == len(stretch.layers))
+        for number, stretch in enumerate(variables.stretches):
+            counts, used = variables.count[number], variables.used[number]
+            spans = [option.layers for option in variables.options[number]]
+            model.add(sum(span * count for span, count in zip(spans, counts, strict=True)) == len(stretch.layers))
             for count, flag in zip(counts, used, strict=True):
                 model.add(count <= len(stretch.layers) * flag)
         model.add_exactly_one(variables.head)
@@ -66,6 +68,16 @@ class ResidentReadAgain:
             for w, item in enumerate(stretch.menu.holdables):
                 model.add(both[w] <= resident[w])
                 model.add(both[w] <= variables.read_again(number, item.linear))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentsAreStreamed:
+    """resident[s, w] + layers of s in segments <= layers of s: a segment's weights are not resident."""
+
+    def post(self, model: cp_model.CpModel, variables: Variables) -> None:
+        for number, stretch in enumerate(variables.stretches):
+            for resident in variables.resident[number]:
+                model.add(resident + variables.in_segments(number) <= len(stretch.layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

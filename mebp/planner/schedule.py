@@ -118,8 +118,12 @@ class _Order:
             self.steps.append(Loaded(tensor=tensor))
         for producer in sorted(again.values(), key=lambda other: self.position[other.id]):
             self._emit(producer, recompute=True)
-        self.available |= seen
-        self.available -= {tensor for tensor in seen if not self.backward_uses.get(tensor)}
+        stays = {tensor for tensor in seen if self.backward_uses.get(tensor) and not self._of_a_layer_below(tensor, op)}
+        self.available = (self.available - seen) | stays
+
+    def _of_a_layer_below(self, tensor: TensorId, op: Op) -> bool:
+        """Whether a tensor was made only to make what `op` reads, and its own layer is to make it again."""
+        return self.recipe.saves(tensor) is Saving.REMAKE and self.graph.producer[tensor].layer != op.layer
 
     def _emit(self, op: Op, *, recompute: bool) -> None:
         streamed = bool(op.weights) and not self._unpack_for(op, recompute)

@@ -1,12 +1,13 @@
 """Find the plan: price memory, shortlist what can still be best, place it with CP-SAT, write the answer out and time it.
 
-The class that placement chooses from: each activation saved or recomputed within its own layer, each weight streamed, held from
+The class that placement chooses from: each activation saved or recomputed within its own layer (or segment of layers), each weight streamed, held from
 recomputation to backward or resident, first computations in the graph's order. Two bounds come with a plan: one over this class,
 one over all plans of the language.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from ortools.sat.python import cp_model
@@ -23,14 +24,14 @@ from mebp.planner.menu import Option, relabel
 from mebp.planner.objective import extra_time_ns, written_units
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
-from mebp.planner.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain
+from mebp.planner.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain, SegmentsAreStreamed
 from mebp.planner.search import Answer, Limits, Stop, search
 from mebp.planner.variables import Variables
 from mebp.sim.simulate import simulate
 
 
 
-CLASS_SCOPE = "layer-local saving, op order fixed, weights streamed, held or resident, one processor"
+CLASS_SCOPE = "saving within a layer or a segment of alike layers, op order fixed, weights streamed, held or resident, one processor"
 WHOLE_SCOPE = "every plan of the language on one processor: any order, any recomputation, segments of any length"
 TIGHTENINGS = 6
 DESCENTS = 12  # attempts to go below the least plan
@@ -233,6 +234,7 @@ def _variables(problem: Problem, model: cp_model.CpModel, shortlists: list[list[
     variables = Variables(model, problem.stretches, shortlists, problem.heads, problem.head_weight)
     OneOptionPerLayer().post(model, variables)
     ResidentReadAgain().post(model, variables)
+    SegmentsAreStreamed().post(model, variables)
     FlashKeepsUp(cap_bytes=problem.cap_bytes, time_ns=problem.forward_ns).post(model, variables)
     return variables
 
@@ -253,7 +255,9 @@ def _smallest(menu: Menu) -> list[int]:
     order = sorted(range(len(menu.options)), key=lambda m: (menu.options[m].sizes, menu.options[m].recompute_ns))
     for m in order:
         sizes = menu.options[m].sizes
-        if not any(all(a <= b for a, b in zip(menu.options[other].sizes, sizes, strict=True)) for other in found):
+        span = menu.options[m].layers
+        alike = [menu.options[other].sizes for other in found if menu.options[other].layers == span]
+        if not any(all(a <= b for a, b in zip(other, sizes, strict=True)) for other in alike):
             found.append(m)
     return found
 
@@ -277,8 +281,9 @@ def _recipe(problem: Problem, variables: Variables, solver: cp_model.CpSolver) -
     for number, stretch in enumerate(problem.stretches):
         counts = [solver.value(count) for count in variables.count[number]]
         taken = [option for option, count in zip(variables.options[number], counts, strict=True) for _ in range(count)]
-        for layer, option in zip(stretch.layers, taken, strict=True):
-            saved, held = relabel(option, stretch.menu.source, layer)
+        lowest = accumulate((option.layers for option in taken), initial=0)
+        for at, option in zip(lowest, taken, strict=False):
+            saved, held = relabel(option, stretch.menu.source, stretch.layers[at])
             saving |= saved
             unpacking |= dict.fromkeys(held, Unpacking.HOLD)
         for item, count in zip(stretch.menu.holdables, variables.resident[number], strict=True):
@@ -292,7 +297,8 @@ def _recipe(problem: Problem, variables: Variables, solver: cp_model.CpSolver) -
 
 
 def _most_read(stretch: Stretch, linear: str, taken: Sequence[Option]) -> list[WeightId]:
-    """A stretch's weights called `linear`, those first that their layer's option reads again."""
-    again = [any(linear_of(read) == linear for read in option.again) for option in taken]
-    order = sorted(range(len(taken)), key=lambda at: not again[at])
+    """A stretch's weights called `linear`, those first that their layer's option reads again, those of segments last."""
+    by_layer = [option for option in taken for _ in range(option.layers)]
+    again = [any(linear_of(read) == linear for read in option.again) for option in by_layer]
+    order = sorted(range(len(by_layer)), key=lambda at: (by_layer[at].layers, not again[at]))
     return [stretch.weight(at, linear) for at in order]

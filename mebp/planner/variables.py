@@ -1,6 +1,6 @@
 """The decision variables of the placement model, with queries that read as words.
 
-Of each stretch it is decided how many layers take each option, and of how many each weight is resident; of the head, its tile and
+Of each stretch it is decided how many layers (or segments of it) take each option, and of how many each weight is resident; of the head, its tile and
 whether its weight is resident. `shortlists` names the options that are open, a tuple of numbers a stretch.
 """
 
@@ -41,7 +41,7 @@ class Variables:
         ]
         sizes = [len(stretch.layers) for stretch in stretches]
         self.count = [
-            [model.new_int_var(0, size, f"stretch {i} option {m}") for m in range(len(options))]
+            [model.new_int_var(0, size // option.layers, f"stretch {i} option {m}") for m, option in enumerate(options)]
             for i, (size, options) in enumerate(zip(sizes, self.options, strict=True))
         ]
         self.used = [
@@ -82,6 +82,11 @@ class Variables:
         """Layers of a stretch whose option reads `linear` once more than forward and backward do."""
         pairs = zip(self.options[number], self.count[number], strict=True)
         return sum(count for option, count in pairs if any(linear_of(read) == linear for read in option.again))
+
+    def in_segments(self, number: int) -> cp_model.LinearExprT:
+        """Layers of a stretch that are part of a segment."""
+        pairs = zip(self.options[number], self.count[number], strict=True)
+        return sum(option.layers * count for option, count in pairs if option.layers > 1)
 
     def _running_sums(self, model: cp_model.CpModel, number: int) -> list[cp_model.IntVar]:
         """Bytes kept by the layers with the first option, the first two, ...: one variable each keeps every rule short."""

@@ -23,7 +23,8 @@ from tests.executor.families import FAMILIES, Trial, trial
 
 DEVICE = load_device("iphone15promax")
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
-PLANS = [*EXACT, "solved", "least"]
+DRY = override(DEVICE, ["runtime.flash_write_cap_bytes=0"])  # nowhere to store: the least plan makes layer inputs again
+PLANS = [*EXACT, "solved", "least", "least-dry"]
 TOLERANCE = 1e-5
 
 
@@ -31,9 +32,9 @@ def plan_named(name: str, graph: Graph) -> Plan:
     """A fixed strategy's plan, or a solved one under a budget between the least and keep-all."""
     if name in STRATEGIES:
         return STRATEGIES[name].plan(graph, DEVICE, DEVICE.default_budget_bytes)
-    problem = pose(graph, DEVICE)
+    problem = pose(graph, DRY if name == "least-dry" else DEVICE)
     least = least_plan(problem, 0, Limits())
-    if name == "least":
+    if name in ("least", "least-dry"):
         return least
     return solve(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Limits())
 
