@@ -14,6 +14,7 @@ from mebp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from mebp.planner.frontier import Point
+    from mebp.planner.knob import Knob
     from mebp.sim.device import Device
 
 MOST_POINTS = 64
@@ -32,21 +33,27 @@ def frontier(
         raise InputError(f"--points = {num_points}: must be between 2 and {MOST_POINTS}")
     require_apart(request, {"-o": output})
     device = request.device(DEFAULT_DEVICE)
-    points, interrupted = solve_points(request, device, num_points)
+    budget = request.budget(device)
+    points, changes, interrupted = solve_points(request, device, num_points, budget)
     if output is not None:
         write_file(output, points_csv(points))
         note(f"wrote {output}")
     if as_json:
-        typer.echo(json.dumps({"schema_version": 1, "points": [fields(point) for point in points]}, indent=2))
+        found = {"schema_version": 1, "budget_bytes": budget, "points": [fields(point) for point in points]}
+        typer.echo(json.dumps(found | {"knobs": [knob_fields(knob) for knob in changes]}, indent=2))
     else:
         print_points(request, device, points)
+        print_knobs(budget, changes)
     if interrupted:
         raise Interrupted("interrupted: these are the points so far")
 
 
-def solve_points(request: Request, device: "Device", num_points: int) -> tuple[tuple["Point", ...], bool]:
-    """The frontier with progress on stderr, and whether Ctrl-C cut it short."""
+def solve_points(
+    request: Request, device: "Device", num_points: int, budget: int
+) -> tuple[tuple["Point", ...], tuple["Knob", ...], bool]:
+    """The frontier and what knobs change, with progress on stderr, and whether Ctrl-C cut it short."""
     from mebp.planner.frontier import frontier as solve  # noqa: PLC0415  (the solver is slow to import)
+    from mebp.planner.knob import knobs  # noqa: PLC0415
     from mebp.planner.problem import pose  # noqa: PLC0415
     from mebp.planner.search import Stop  # noqa: PLC0415
     from mebp.planner.tradeoff import interruptible  # noqa: PLC0415
@@ -54,14 +61,13 @@ def solve_points(request: Request, device: "Device", num_points: int) -> tuple[t
     stop = Stop()
     with working("posing the problem") as status:
 
-        def work() -> tuple["Point", ...]:
-            problem = pose(request.graph(), device)
-            return solve(
-                problem, search_limits(request), num_points, lambda n: status.update(f"budget {n + 1} of {num_points}"), stop
-            )
+        def work() -> tuple[tuple["Point", ...], tuple["Knob", ...]]:
+            problem, limits = pose(request.graph(), device), search_limits(request)
+            points = solve(problem, limits, num_points, lambda n: status.update(f"budget {n + 1} of {num_points}"), stop)
+            return points, knobs(problem.graph, device, budget, limits, stop, lambda flags: status.update(f"what if {flags}"))
 
-        points = interruptible(work, stop)
-    return points, stop.asked
+        points, changes = interruptible(work, stop)
+    return points, changes, stop.asked
 
 
 def print_points(request: Request, device: "Device", points: tuple["Point", ...]) -> None:
@@ -77,18 +83,49 @@ def print_points(request: Request, device: "Device", points: tuple["Point", ...]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("budget", "peak", "step", "gap", "64 MiB save"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("step time", no_wrap=True)
-    longest = max((point.prediction.step_ns for point in points), default=1)
+    table.add_column("above the fastest", no_wrap=True)
+    steps = [point.prediction.step_ns for point in points]
+    fastest, range_ns = min(steps, default=0), max(1, max(steps, default=0) - min(steps, default=0))
     for point, saved in zip(points, saved_ns_per_byte(points), strict=False):
         p = point.prediction
         gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
         price = show_ns(saved * PRICED_BYTES) if saved else "-"
         cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
-        table.add_row(*cells, "#" * max(1, round(BAR * p.step_ns / longest)))
+        table.add_row(*cells, "#" * round(BAR * (p.step_ns - fastest) / range_ns))
     console.print(table)
     console.print(
         "64 MiB save: step time that 64 MiB more budget save, between the row above and this one", style="dim", markup=False
     )
+
+
+def print_knobs(budget: int, changes: tuple["Knob", ...]) -> None:
+    """A row a change: the least budget under it, the least step time at the budget, and the size of the weights' file."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("what if", no_wrap=True)
+    for title in ("least budget", f"best step at {show_nbytes(budget)}", "weights"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for knob in changes:
+        best = show_ns(knob.best_step_ns) if knob.best_step_ns is not None else "no fit"
+        least, size = show_nbytes(knob.least_budget_bytes, up=True), show_nbytes(knob.weight_file_bytes)
+        table.add_row(knob.flags or "as asked", least, best, size)
+    stdout().print(table)
+    stdout().print(
+        "best step: no plan is faster, by the solver's bound; the head's tile is the solver's own choice", style="dim", markup=False
+    )
+
+
+def knob_fields(knob: "Knob") -> dict[str, int | str | None]:
+    """A change as whole bytes and microseconds."""
+    best = knob.best_step_ns
+    return {
+        "flags": knob.flags,
+        "least_budget_bytes": knob.least_budget_bytes,
+        "best_step_time_us": best // 1000 if best is not None else None,
+        "weight_file_bytes": knob.weight_file_bytes,
+    }
 
 
 def points_csv(points: tuple["Point", ...]) -> str:

@@ -27,6 +27,8 @@ def tradeoff_json(found: Tradeoff) -> str:
             "verdict": "fits" if found.chosen and found.chosen.fits else "unknown" if found.out_of_time else "infeasible",
             "least_budget_bytes": found.least_budget_bytes,
             "chosen": found.chosen.name if found.chosen else None,
+            "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],
+            "remedies": [{"flags": knob.flags, "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies],
             "plans": [row_fields(row) for row in found.rows],
         }
     )

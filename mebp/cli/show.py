@@ -11,9 +11,11 @@ from mebp.cli.screen import stdout, working
 from mebp.cli.unit import show_nbytes, show_ns
 from mebp.errors import InputError
 from mebp.plan import Plan, listing, read_plan
-from mebp.sim.device import load_device
+from mebp.sim.device import Device, load_device
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mebp.planner.tradeoff import Row
 
 BAR = 40
@@ -39,6 +41,7 @@ def show(
     console.print("\npeak by part")
     for name, nbytes in sorted(prediction.peak_breakdown.items(), key=lambda item: -item[1]):
         console.print(f"  {name:24s}{show_nbytes(nbytes):>10s}  {'#' * round(BAR * nbytes / prediction.peak_bytes)}", markup=False)
+    print_fates(console, row, profile_of(plan, device))
     console.print("\narena over the step")
     for line in memory_over_time(row):
         console.print(line, markup=False)
@@ -48,6 +51,28 @@ def show(
         console.print(line, markup=False, soft_wrap=True)
     if limit and len(lines) > limit:
         console.print(f"... {len(lines) - limit} more lines: --limit 0 prints all", markup=False)
+
+
+def print_fates(console: "Console", row: "Row", profile: Device) -> None:
+    """What becomes of the activations that backward reads, those first that a byte kept saves most time of."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from mebp.planner.explain import fates  # noqa: PLC0415
+
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="activations", title_justify="left", title_style=""
+    )
+    table.add_column("for backward", no_wrap=True)
+    for title in ("each", "kept", "stored", "redone", "a kept MB saves"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for fate in fates(row.plan, row.graph, profile):
+        numbers = (fate.kept, fate.stored, fate.remade)
+        table.add_row(
+            fate.name, show_nbytes(fate.nbytes), *(str(n) if n else "-" for n in numbers), show_ns(fate.ns_per_byte * 1e6)
+        )
+    console.print()
+    console.print(table)
 
 
 def memory_over_time(row: "Row") -> list[str]:
@@ -106,11 +131,16 @@ def _comparison(rows: list["Row"]) -> list[tuple[str, list[str]]]:
     return lines
 
 
+def profile_of(plan: Plan, device: str | None) -> Device:
+    """The device to time a plan on: the one named, or its own."""
+    return load_device(device or plan.device)
+
+
 def load_row(path: Path, device: str | None) -> "Row":
     """Read, check and simulate a plan file."""
     plan: Plan = read_plan(path)
     graph = graph_of(plan, str(path))
-    profile = load_device(device or plan.device)
+    profile = profile_of(plan, device)
     with working("loading"):
         from mebp.planner.tradeoff import row_of  # noqa: PLC0415  (the solver takes half a second to import)
 

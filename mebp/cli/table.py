@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from mebp.cli.unit import show_count, show_nbytes, show_ns
 from mebp.plan import Compute, Load, Plan, Store, Unpack
-from mebp.planner.tradeoff import SUMMARIES, Row, Tradeoff
+from mebp.planner.explain import counts, held_at_peak, kept_bytes
+from mebp.planner.tradeoff import MORE_BYTES, SUMMARIES, Row, Tradeoff
 from mebp.sim.simulate import Prediction
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PAPER = "mebp"
+BAR = 40
+LARGEST = 3  # kinds of tensors at the peak that are named
 LABEL = 11  # width of the labels of the explanation
 
 
@@ -26,8 +29,25 @@ def print_tradeoff(console: "Console", found: Tradeoff) -> None:
     if found.chosen is not None:
         print_wrapped(console, explanation(found, found.chosen))
         console.print()
+        print_outline(console, found)
+    elif not found.out_of_time:
+        print_wrapped(console, binding(found))
+        console.print()
     fits = found.chosen is not None and found.chosen.fits
     console.print(verdict(found), style="bold green" if fits else "bold red", markup=False)
+
+
+def print_outline(console: "Console", found: Tradeoff) -> None:
+    """The step time that no plan beats, budget by budget, as bars of what it is above the last one's."""
+    if not found.outline:
+        return
+    console.print("budget     step at best, by the solver's bound", style="dim", markup=False)
+    fastest, slowest = found.outline[-1].best_step_ns, found.outline[0].best_step_ns
+    for corner in found.outline:
+        bar = "#" * round(BAR * (corner.best_step_ns - fastest) / max(1, slowest - fastest))
+        line = f"{show_nbytes(corner.budget_bytes, up=True):>9}  {show_ns(corner.best_step_ns):>8}  {bar}"
+        console.print(line, markup=False)
+    console.print()
 
 
 def print_wrapped(console: "Console", lines: list[str]) -> None:
@@ -102,10 +122,34 @@ def explanation(found: Tradeoff, row: Row) -> list[str]:
     if paper is not None and paper is not row:
         ours, theirs = row.prediction, paper.prediction
         time, memory = ours.step_ns / theirs.step_ns, ours.peak_bytes / theirs.peak_bytes
-        lines.append(
-            f"  paper    {time:.2f} x the step time of its recipe, at {memory:.2f} x its memory{_against_greedy(found, row)}"
-        )
-    return lines
+        lines.append(f"  paper    {time:.2f} x the step time of its recipe, at {memory:.2f} x its memory: {_differs(row, paper)}")
+    greedy = _against_greedy(found, row)
+    more = found.more_saves_ns
+    price = f"the next {show_nbytes(MORE_BYTES)} would save at most {show_ns(more)}" if more is not None else ""
+    facts = "; ".join(part for part in (price, greedy) if part)
+    return lines + ([f"  budget   {facts}"] if facts else [])
+
+
+def _differs(row: Row, paper: Row) -> str:
+    """What a plan does otherwise than the paper's recipe."""
+    ours, theirs = (counts(other.plan, other.graph, other.prediction) for other in (row, paper))
+    return (
+        f"runs {ours.run_again} ops again, not {theirs.run_again}; stores {ours.stored} tensors, not {theirs.stored};"
+        f" unpacks {show_count(ours.unpacked_weights)} weights, not {show_count(theirs.unpacked_weights)}"
+    )
+
+
+def binding(found: Tradeoff) -> list[str]:
+    """What binds at the peak of the least plan."""
+    least = min((row for row in found.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
+    lower = [f"{knob.flags}: {show_nbytes(knob.least_budget_bytes, up=True)}" for knob in found.remedies]
+    return [
+        f"{least.name}: {SUMMARIES[least.name]}",
+        f"  peak     {_peak(least)}",
+        f"  remedy   the least budget would be, with {'; '.join(lower)}"
+        if lower
+        else "  remedy   no half of a flag lowers the least budget",
+    ]
 
 
 def _against_greedy(found: Tradeoff, row: Row) -> str:
@@ -113,9 +157,9 @@ def _against_greedy(found: Tradeoff, row: Row) -> str:
     if greedy is None or greedy is row:
         return ""
     if not greedy.fits:
-        return "; greedy does not fit"
+        return "greedy does not fit"
     faster = greedy.prediction.step_ns / row.prediction.step_ns - 1
-    return f"; {faster:.1%} faster than greedy" if faster >= 0.001 else "; greedy ties"
+    return f"{faster:.1%} faster than greedy" if faster >= 0.001 else "greedy ties"
 
 
 def plan_facts(row: Row) -> list[str]:
@@ -125,9 +169,16 @@ def plan_facts(row: Row) -> list[str]:
     return [
         f"  saves    {_saves(row)}",
         f"  weights  {_weights(row)}",
-        f"  peak     {_top(dict(p.peak_breakdown), 4, show_nbytes)}; reached at {_where(row.plan, p)}",
+        f"  peak     {_peak(row)}",
         f"  time     {_top({part.value: ns for part, ns in p.time_breakdown.items()}, 4, show_ns)}{gap}",
     ]
+
+
+def _peak(row: Row) -> str:
+    """Where the peak is, by part, and the largest of what is live there."""
+    p = row.prediction
+    largest = ", ".join(f"{held.count} {held.name} {show_nbytes(held.nbytes)}" for held in held_at_peak(row.graph, p)[:LARGEST])
+    return f"{_top(dict(p.peak_breakdown), 4, show_nbytes)}; reached at {_where(row.plan, p)}, where most is {largest}"
 
 
 def _gap(gap: float, whole: float) -> str:
@@ -144,24 +195,8 @@ def _saves(row: Row) -> str:
     parts = [f"recomputes {len(again)} of {len(forward)} forward ops" if again else "recomputes nothing"]
     if stored:
         parts.append(f"stores {len(stored)} tensors ({show_nbytes(row.prediction.flash_written_bytes)}), loads {loaded}")
-    parts.append(f"keeps {show_nbytes(_kept_bytes(row))} from forward to backward")
+    parts.append(f"keeps {show_nbytes(kept_bytes(row.plan, row.graph))} from forward to backward")
     return "; ".join(parts)
-
-
-def _kept_bytes(row: Row) -> int:
-    """Bytes of activations that lie in the arena when the head runs."""
-    live: dict[str, int] = {}
-    for instruction in row.plan.instructions:
-        match instruction:
-            case Compute():
-                live |= {place.tensor: place.nbytes for place in instruction.writes}
-                if row.graph.op[instruction.op].kind == "head":
-                    return sum(n for tensor, n in live.items() if tensor not in {place.tensor for place in instruction.writes})
-            case Store() | Unpack() | Load():
-                pass
-            case _:
-                live.pop(instruction.tensor, None)
-    return 0
 
 
 def _weights(row: Row) -> str:

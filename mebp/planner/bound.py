@@ -83,14 +83,23 @@ class Relaxation:
         self._heads = [(float(head.duration_ns), 0.0 if at_last_layer else float(head.peak)) for head in heads]
         self._head_weight = head_weight
         self._limited = limited
+        self._best: Bound | None = None
 
     @property
     def feasible(self) -> bool:
-        """Whether every layer has an option that fits the room on its own."""
-        return all(table.open.any() for table in self._tables)
+        """False where a layer has no option that fits the room on its own, or no plan is as slow as the bound: then none exists."""
+        if not all(table.open.any() for table in self._tables):
+            return False
+        slowest = self._limited.base_ns + max(ns for ns, _ in self._heads)
+        slowest += sum(table.size * float(np.max(table.time / table.span)) for table in self._tables)
+        return self.best().bound_ns <= slowest
 
     def best(self) -> Bound:
         """The bound at the best prices."""
+        self._best = self._best or self._bound()
+        return self._best
+
+    def _bound(self) -> Bound:
         prices = self._best_prices()
         value, _, _ = self._at(prices)
         above: dict[int, list[Floats]] = {id(menu): [] for menu in self.menus}

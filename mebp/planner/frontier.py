@@ -1,10 +1,13 @@
-"""Step time against memory: the fastest plan at a row of budgets from the least feasible one to where nothing is saved any more."""
+"""Step time against memory: the fastest plan at a row of budgets from the least feasible one to where nothing is saved any more.
+
+Solving a budget takes seconds; what no plan can beat there (`best_step_ns`) takes milliseconds, and lies close below.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
-from mebp.planner.budget import outside_arena
+from mebp.planner.budget import arena_budget, outside_arena
 from mebp.planner.problem import Problem
 from mebp.planner.search import Limits, Stop
 from mebp.planner.solve import least_plan, solve
@@ -19,6 +22,27 @@ class Point:
     budget_bytes: int
     prediction: Prediction
     bound_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corner:
+    """A budget, and the step time that no plan goes below there."""
+
+    budget_bytes: int
+    best_step_ns: int
+
+
+def outline(problem: Problem, least_bytes: int, num_corners: int) -> tuple[Corner, ...]:
+    """The frontier by its bound, at budgets in equal ratios from `least_bytes` to keep-all."""
+    steps = [Corner(budget_bytes=budget, best_step_ns=best_step_ns(problem, budget)) for budget in _ratios(problem, least_bytes, num_corners)]
+    return tuple(steps)
+
+
+def best_step_ns(problem: Problem, budget_bytes: int) -> int:
+    """No plan of the solver's class is faster under this budget; where that class has none, no plan at all."""
+    room = arena_budget(problem.graph, problem.device, budget_bytes)
+    own = [relaxation.best().bound_ns for relaxation in problem.relaxations(room) if relaxation.feasible]
+    return max(own, default=problem.whole_relaxation(room).best().bound_ns)
 
 
 def frontier(
@@ -46,11 +70,16 @@ def frontier(
 
 def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop) -> list[int]:
     """Footprints from that of the least plan to that of keep-all, in equal ratios."""
-    outside = outside_arena(problem.graph, problem.device)
-    low = outside + least_plan(problem, 0, limits, stop).arena_bytes
-    high = max(low + 1, outside + STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes)
-    ratio = (high / low) ** (1 / (num_points - 1))
-    return sorted({high, *(round(low * ratio**number) for number in range(num_points - 1))})
+    least = outside_arena(problem.graph, problem.device) + least_plan(problem, 0, limits, stop).arena_bytes
+    return _ratios(problem, least, num_points)
+
+
+def _ratios(problem: Problem, low: int, count: int) -> list[int]:
+    """`count` budgets in equal ratios, from `low` to what keep-all takes."""
+    keep_all = STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes
+    high = max(low + 1, outside_arena(problem.graph, problem.device) + keep_all)
+    ratio = (high / low) ** (1 / (count - 1))
+    return sorted({high, *(round(low * ratio**number) for number in range(count - 1))})
 
 
 def saved_ns_per_byte(points: tuple[Point, ...]) -> list[float]:

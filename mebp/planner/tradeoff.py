@@ -10,6 +10,8 @@ from mebp.check import check
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
+from mebp.planner.frontier import Corner, best_step_ns, outline
+from mebp.planner.knob import Knob, knobs
 from mebp.planner.problem import Problem, pose
 from mebp.planner.search import Limits, Stop
 from mebp.planner.solve import Progress, least_plan, solve
@@ -18,6 +20,8 @@ from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
 
 Answer = TypeVar("Answer")
+CORNERS = 6  # budgets of the outline
+MORE_BYTES = 64 << 20
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
@@ -69,6 +73,8 @@ class Tradeoff:
     """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something is known to.
 
     `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut short.
+    `outline` is the frontier by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the step, by that bound.
+    `remedies` are changes that lower the least budget, where nothing fits.
     """
 
     graph: Graph
@@ -79,6 +85,9 @@ class Tradeoff:
     least_budget_bytes: int
     out_of_time: bool = False
     interrupted: bool = False
+    outline: tuple[Corner, ...] = ()
+    more_saves_ns: int | None = None
+    remedies: tuple[Knob, ...] = ()
 
     def row(self, name: str) -> Row | None:
         """The row called `name`, if there is one."""
@@ -117,15 +126,21 @@ def tradeoff(
         least_budget_bytes=min(row.prediction.peak_bytes for row in exact if row.within_cap),
         out_of_time=answer.out_of_time,
         interrupted=stop.asked,
+        outline=answer.outline,
+        more_saves_ns=answer.more_saves_ns if chosen else None,
+        remedies=answer.remedies if chosen is None else (),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Solved:
-    """The solved plans, and whether a search found nothing in its time."""
+    """The solved plans, whether a search found nothing in its time, and the frontier by its bound."""
 
     plans: tuple[Plan, ...]
     out_of_time: bool
+    outline: tuple[Corner, ...]
+    more_saves_ns: int | None
+    remedies: tuple[Knob, ...]
 
 
 def interruptible(work: Callable[[], Answer], stop: Stop) -> Answer:
@@ -188,7 +203,21 @@ def _solved(
             continue  # the least plan says what budget would do
         except NoPlanInTime:
             out_of_time = True
-    return _Solved(plans=tuple(plans), out_of_time=out_of_time)
+    least = next((row_of(plan, graph, device).prediction.peak_bytes for plan in plans if plan.name == LEAST), None)
+    fits = least is not None and least <= budget_bytes
+    return _Solved(
+        plans=tuple(plans),
+        out_of_time=out_of_time,
+        outline=outline(problem, least, CORNERS) if least is not None else (),
+        more_saves_ns=best_step_ns(problem, budget_bytes) - best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
+        remedies=() if fits or least is None or out_of_time else _remedies(graph, device, budget_bytes, least, limits, stop),
+    )
+
+
+def _remedies(graph: Graph, device: Device, budget_bytes: int, least: int, limits: Limits, stop: Stop) -> tuple[Knob, ...]:
+    """Changes that lower the least budget, the most effective first."""
+    lower = [knob for knob in knobs(graph, device, budget_bytes, limits, stop) if knob.flags and knob.least_budget_bytes < least]
+    return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
 
 
 def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:

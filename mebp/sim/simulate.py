@@ -37,13 +37,14 @@ class Prediction:
     """What a plan costs on a device; times in ns, sizes in bytes.
 
     `peak_breakdown` sums to `peak_bytes`, `time_breakdown` to `step_ns`, `arena_breakdown` to the plan's arena.
-    File-backed bytes (`weight_file_bytes`, `spill_bytes`) are not part of the peak.
+    `peak_tensors` are the live bytes of each tensor (and of scratch) at the peak. File-backed bytes (`weight_file_bytes`, `spill_bytes`) are not part of the peak.
     """
 
     peak_bytes: int
     peak_breakdown: Mapping[str, int]
     arena_breakdown: Mapping[str, int]
     peak_index: int
+    peak_tensors: Mapping[TensorId, int]
     step_ns: int
     time_breakdown: Mapping[Part, int]
     busy_ns: Mapping[Engine, int]
@@ -62,7 +63,8 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
     """Run `plan` on paper; it must be valid for `graph` (see check)."""
     cost = CostModel(graph, device)
     timeline = _timeline(plan, cost)
-    memory, peak_index, arena_breakdown = _memory(plan, graph)
+    memory, peak_index, peak_tensors = _memory(plan)
+    arena_breakdown = _by_role(plan, peak_tensors, graph)
     step_ns = max((piece.end_ns for piece in timeline), default=0)
     outside = outside_bytes(graph, device)
     peak_breakdown = {name: nbytes for name, nbytes in (outside | arena_breakdown).items() if nbytes}
@@ -72,6 +74,7 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
         peak_breakdown=peak_breakdown,
         arena_breakdown=arena_breakdown,
         peak_index=peak_index,
+        peak_tensors=peak_tensors,
         step_ns=step_ns,
         time_breakdown=_time_breakdown(plan, cost, timeline, step_ns),
         busy_ns=_busy(timeline),
@@ -142,16 +145,17 @@ def _unpacked_weights(plan: Plan, graph: Graph) -> int:
     return total
 
 
-SCRATCH = "scratch"
+SCRATCH = TensorId("scratch")
 GAPS = "gaps between tensors"
 
 
-def _memory(plan: Plan, graph: Graph) -> tuple[tuple[Moment, ...], int, dict[str, int]]:
-    """Live bytes while each instruction runs, where they peak, and the arena by role there (gaps named, so that it sums)."""
+def _memory(plan: Plan) -> tuple[tuple[Moment, ...], int, dict[TensorId, int]]:
+    """Live bytes while each instruction runs, where they peak, and what is live there."""
     live: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
     live_bytes = sum(place.nbytes for place in plan.resident)
     moments: list[Moment] = []
-    peak, peak_index, at_peak = -1, 0, {}
+    peak, peak_index = -1, 0
+    at_peak: dict[TensorId, int] = {}
     for index, instruction in enumerate(plan.instructions):
         scratch = 0
         match instruction:
@@ -170,13 +174,15 @@ def _memory(plan: Plan, graph: Graph) -> tuple[tuple[Moment, ...], int, dict[str
         live_bytes += sum(place.nbytes for place in written)
         moments.append(Moment(index=index, live_bytes=live_bytes + scratch))
         if live_bytes + scratch > peak:
-            peak, peak_index, at_peak = live_bytes + scratch, index, _by_role(live, scratch, graph)
-    gaps = plan.arena_bytes - max(peak, 0)
-    return tuple(moments), peak_index, at_peak | ({GAPS: gaps} if gaps else {})
+            peak, peak_index = live_bytes + scratch, index
+            at_peak = {place.tensor: place.nbytes for place in live.values()} | ({SCRATCH: scratch} if scratch else {})
+    return tuple(moments), peak_index, at_peak
 
 
-def _by_role(live: Mapping[TensorId, Place], scratch: int, graph: Graph) -> dict[str, int]:
-    found = {role.value: 0 for role in Role}
-    for tensor, place in live.items():
-        found[graph.tensors[tensor].role] += place.nbytes
-    return {name: nbytes for name, nbytes in (found | {SCRATCH: scratch}).items() if nbytes}
+def _by_role(plan: Plan, live: Mapping[TensorId, int], graph: Graph) -> dict[str, int]:
+    """The arena by role at the peak, gaps named, so that it sums."""
+    found: dict[str, int] = {role.value: 0 for role in Role} | {SCRATCH: 0}
+    for tensor, nbytes in live.items():
+        found[SCRATCH if tensor == SCRATCH else graph.tensors[tensor].role.value] += nbytes
+    found[GAPS] = plan.arena_bytes - sum(live.values())
+    return {name: nbytes for name, nbytes in found.items() if nbytes}

@@ -1,0 +1,74 @@
+"""What turning a knob would change: the least budget, and the least step time that the budget at hand allows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mebp.errors import InputError, NoPlanInTime
+from mebp.models.build import build_graph
+from mebp.models.format import FORMATS
+from mebp.models.graph import Graph
+from mebp.models.workload import Workload
+from mebp.planner.budget import outside_arena
+from mebp.planner.frontier import best_step_ns
+from mebp.planner.problem import pose
+from mebp.planner.search import Limits, Stop
+from mebp.planner.solve import least_plan
+from mebp.sim.device import Device, override
+
+WRITE_CAP = "runtime.flash_write_cap_bytes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One change: the flags that make it, the least budget under it, and a bound on the step time at the budget (None: below the least), and the compressed weights."""
+
+    flags: str
+    least_budget_bytes: int
+    best_step_ns: int | None
+    weight_file_bytes: int
+
+
+def knobs(
+    graph: Graph, device: Device, budget_bytes: int, limits: Limits, stop: Stop | None = None, progress: Callable[[str], None] | None = None
+) -> tuple[Knob, ...]:
+    """Solve for every change; the first is no change at all."""
+    stop = stop or Stop()
+    found: list[Knob] = []
+    for flags, workload, changed in _changes(graph.workload, device):
+        if stop.asked:
+            break
+        if progress:
+            progress(flags or "as asked")
+        try:
+            problem = pose(build_graph(graph.config, workload), changed)
+            least = outside_arena(problem.graph, changed) + least_plan(problem, budget_bytes, limits, stop).arena_bytes
+        except (InputError, NoPlanInTime):  # the model cannot take this change
+            continue
+        best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
+        size = sum(weight.nbytes for weight in problem.graph.weights.values())
+        found.append(Knob(flags=flags, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size))
+    return tuple(found)
+
+
+def _changes(workload: Workload, device: Device) -> Iterator[tuple[str, Workload, Device]]:
+    """Flags, and the workload and device that they make: halves of what is large, other groups, twice the write cap and none."""
+    yield "", workload, device
+    for name, flag, lowest in (("seq_len", "--seq-len", 32), ("batch_size", "--batch-size", 1)):
+        half = getattr(workload, name) // 2
+        if half >= lowest:
+            yield f"{flag} {half}", replace(workload, **{name: half}), device
+    half = workload.lora.rank // 2
+    if half:
+        yield f"--lora-r {half}", replace(workload, lora=replace(workload.lora, rank=half)), device
+    for name in _neighbours(workload.weights.name):
+        yield f"--weights {name}", replace(workload, weights=FORMATS[name]), device
+    cap = device.runtime.flash_write_cap_bytes
+    for other in sorted({0.0, 2 * cap} - {cap}):
+        yield f"--max-flash-write {other / 1e6:.0f}MB", workload, override(device, [f"{WRITE_CAP}={other}"])
+
+
+def _neighbours(weights: str) -> list[str]:
+    """Formats next in size to one."""
+    order = sorted(FORMATS, key=lambda name: FORMATS[name].nbytes(1024, 1024))
+    at = order.index(weights)
+    return [*order[max(0, at - 1) : at], *order[at + 1 : at + 2]]
