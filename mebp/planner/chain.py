@@ -48,8 +48,9 @@ class Stretch:
 
 
 def stretches(graph: Graph, cost: CostModel, tile: int, *, segmented: bool) -> tuple[Stretch, ...]:
-    """Split a graph into stretches; layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too."""
-    groups = [tuple(group) for _, group in groupby(layers(graph, cost), key=lambda layer: layer.shape)]
+    """Split a graph into stretches, the last layer one of its own; layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too."""
+    *below, last = layers(graph, cost)
+    groups = [tuple(group) for _, group in groupby(below, key=lambda layer: layer.shape)]
     menus: dict[tuple[object, ...], Menu] = {}
     for alike in sorted(groups, key=len, reverse=True):  # a menu is written for the longest stretch: it has the longest segments
         source = alike[0]
@@ -57,7 +58,8 @@ def stretches(graph: Graph, cost: CostModel, tile: int, *, segmented: bool) -> t
             options = menu(graph, cost, source, tile)
             options += segments(graph, cost, alike, options, tile) if segmented else []
             menus[source.shape] = make_menu(source, options, layer_holdables(graph, cost, source))
-    return tuple(Stretch(layers=alike, menu=menus[alike[0].shape]) for alike in groups)
+    at_the_head = make_menu(last, menu(graph, cost, last, tile, last=True), layer_holdables(graph, cost, last))
+    return (*(Stretch(layers=alike, menu=menus[alike[0].shape]) for alike in groups), Stretch(layers=(last,), menu=at_the_head))
 
 
 def make_menu(source: Layer, options: Sequence[Option], holdables: Sequence[Holdable]) -> Menu:

@@ -20,13 +20,17 @@ class Life:
     last: int
 
 
-def hoist_loads(steps: list[Step], cost: CostModel, tile: int) -> list[Step]:
+def turn_of(steps: list[Step]) -> int:
+    """Where backward begins: after the head, or 0 where there is none."""
+    return next((at for at, step in enumerate(steps) if isinstance(step, Run) and step.op.kind == "head"), -1) + 1
+
+
+def hoist_loads(steps: list[Step], cost: CostModel, tile: int, turn: int) -> list[Step]:
     """Move each load up to where the flash, one load after another, has it done when its reader starts.
 
-    Worked out from the last load to the first. No load moves before the head: memory is fullest there.
+    Worked out from the last load to the first. No load moves before step `turn`, where backward begins: memory is fullest there.
     """
     begins = start_times(steps, cost, tile)
-    turn = next((at for at, step in enumerate(steps) if isinstance(step, Run) and step.op.kind == "head"), -1) + 1
     before: dict[int, list[Loaded]] = {}
     free = begins[-1]
     for at in range(len(steps) - 1, -1, -1):
@@ -56,6 +60,23 @@ def extend_stored(lives: list[Life], steps: list[Step], cost: CostModel, tile: i
             life = next(life for life in by_tensor[step.tensor] if life.start <= at <= life.last)
             later = [other.start - 1 for other in by_tensor[step.tensor] if other.start > life.last]
             life.last = max(life.last, min([bisect_left(begins, free) - 1, len(steps) - 1, *later]))
+
+
+def first_wait_ns(steps: list[Step], cost: CostModel, lead_ns: int) -> int:
+    """How long the processor waits in the backward of the layer below the head: its loads start with the turn, it `lead_ns` later."""
+    clock, flash, waited = lead_ns, 0, 0
+    ready: dict[TensorId, int] = {}
+    for step in steps:
+        match step:
+            case Loaded(tensor=tensor):
+                flash += cost.load_ns(cost.graph.tensors[tensor].nbytes)
+                ready[tensor] = flash
+            case Run(op=op):
+                wait = max(0, *(ready.get(tensor, 0) - clock for tensor in op.touched))
+                waited, clock = waited + wait, clock + wait + _processor_ns(step, cost, 0)
+            case _:
+                clock += _processor_ns(step, cost, 0)
+    return waited
 
 
 def start_times(steps: list[Step], cost: CostModel, tile: int) -> list[int]:

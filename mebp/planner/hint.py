@@ -27,7 +27,8 @@ class Uniform:
     head: int
     room: int
     stored: int
-    flash_ns: int
+    store_ns: int
+    load_ns: int
     extra_ns: int
 
 
@@ -74,7 +75,8 @@ def _uniform(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: in
         head=head,
         room=max(room, kept + heads[head].peak),
         stored=sum(option.stored_bytes * size for option, size in taken),
-        flash_ns=sum(option.flash_ns * size for option, size in taken),
+        store_ns=sum(option.store_ns * size for option, size in taken),
+        load_ns=sum(option.load_ns * size for option, size in taken),
         extra_ns=sum(option.recompute_ns * size for option, size in taken) + heads[head].duration_ns,
     )
 

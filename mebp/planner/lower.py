@@ -8,7 +8,7 @@ from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
 from mebp.plan import SCHEMA_VERSION, Compute, Free, Instruction, Load, Place, Plan, Store, Unpack
 from mebp.planner.pack import Buffer, pack
 from mebp.planner.recipe import Recipe, Unpacking
-from mebp.planner.flash import Life, extend_stored, hoist_loads
+from mebp.planner.flash import Life, extend_stored, hoist_loads, turn_of
 from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, schedule, tensors_of
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -32,7 +32,7 @@ def lower(
     """
     cost = CostModel(graph, device)
     steps = schedule(graph, recipe)
-    steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile)
+    steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile, turn_of(steps))
     resident = _resident_places(graph, recipe)
     floor = sum(place.nbytes for place in resident)
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))

@@ -8,12 +8,14 @@ twice. What each way needs of memory is read off the schedule of that layer.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ortools.sat.python import cp_model
 
 from mebp.models.build import STREAM_GRADIENT
 from mebp.models.graph import Graph, Op, Tensor, TensorId, WeightId
 from mebp.models.kind import align, op_scratch
+from mebp.planner.flash import first_wait_ns, hoist_loads
 from mebp.planner.lower import live_profile
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
 from mebp.planner.schedule import Run, Stored, schedule
@@ -28,6 +30,7 @@ class Option:
     """One way through a layer (or through a segment of `layers` in a row), written for the menu's source; bytes and nanoseconds.
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
+    `recompute_ns` is the time beyond a layer that keeps all: recomputation, and where it is waited for a load.
     `again` are the weights that recomputation reads a time more than forward and backward do. `input_bytes` are those of the layer's
     input, whatever becomes of it.
     """
@@ -38,7 +41,8 @@ class Option:
     input_bytes: int
     kept_bytes: int
     stored_bytes: int
-    flash_ns: int
+    store_ns: int
+    load_ns: int
     recompute_ns: int
     forward_peak: int
     backward_peak: int
@@ -77,10 +81,11 @@ def layers(graph: Graph, cost: CostModel) -> list[Layer]:
     return found
 
 
-def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int) -> list[Option]:
-    """Every undominated option of `layer`."""
+def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int, *, last: bool = False) -> list[Option]:
+    """Every undominated option of `layer`; the `last` one has no layer above it during whose backward its first load could run."""
+    lead_ns = _lead_ns(graph, cost) if last else None
     found: list[Option] = []
-    for saved in _saved_sets(graph, cost, layer):
+    for saved in saved_sets(graph, cost, layer):
         for saving in _savings(saved, layer):
             again = _recomputed(graph, layer, saving)
             weights = frozenset(weight for op in again for weight in op.weights)
@@ -88,7 +93,7 @@ def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int) -> list[Option]
             holds = [frozenset[WeightId]()]
             if weights & backward_weights:
                 holds.append(weights & backward_weights)
-            found += [make_option(graph, cost, layer, saving, hold=hold, tile=tile) for hold in holds]
+            found += [make_option(graph, cost, layer, saving, hold=hold, tile=tile, lead_ns=lead_ns) for hold in holds]
     unpack_ns = {weight: cost.unpacking_ns(graph.weights[weight]) for op in layer.forward for weight in op.weights}
     return undominated(found, unpack_ns)
 
@@ -106,7 +111,14 @@ def relabel(option: Option, source: Layer, target: Layer) -> tuple[dict[TensorId
     return saving, frozenset(WeightId(name(weight)) for weight in option.hold)
 
 
-def _saved_sets(graph: Graph, cost: CostModel, layer: Layer) -> list[frozenset[TensorId]]:
+def _lead_ns(graph: Graph, cost: CostModel) -> int:
+    """What runs between the head and the last layer's backward."""
+    ops = list(graph.ops)
+    turn = next(at for at, op in enumerate(ops) if op.kind == "head") + 1
+    return sum(_op_ns(cost, op) for op in takewhile(lambda op: op.layer is None, ops[turn:]))
+
+
+def saved_sets(graph: Graph, cost: CostModel, layer: Layer) -> list[frozenset[TensorId]]:
     """Sets of saved activations on the frontier of bytes against recomputation, least recomputation first."""
     producers = _producers(graph, layer)
     needed = {tensor for op in layer.backward for tensor in op.touched} & set(producers)
@@ -212,12 +224,15 @@ def make_option(
     *,
     hold: frozenset[WeightId] = frozenset(),
     tile: int,
+    lead_ns: int | None = None,
 ) -> Option:
-    """Read off a layer's schedule what a way of saving takes."""
+    """Read off a layer's schedule what a way of saving takes; with `lead_ns` (see flash.first_wait_ns) its first loads are waited for."""
     recipe = Recipe(saving=saving, unpacking=dict.fromkeys(hold, Unpacking.HOLD), head_tile=tile)
     steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
-    profile = live_profile(steps, graph, recipe)
     turn = len(layer.forward) + len(_input_ops(graph, layer)) + sum(isinstance(step, Stored) for step in steps)
+    wait_ns = first_wait_ns(steps[turn:], cost, lead_ns) if lead_ns is not None else 0
+    steps = hoist_loads(steps, cost, tile, turn)
+    profile = live_profile(steps, graph, recipe)
     again = [step.op for step in steps if isinstance(step, Run) and step.recompute]
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     kept = sum(align(tensors[t].nbytes) for t, choice in saving.items() if choice is Saving.KEEP)
@@ -231,8 +246,9 @@ def make_option(
         input_bytes=align(tensors[layer.input].nbytes),
         kept_bytes=kept,
         stored_bytes=stored,
-        flash_ns=min(FOREVER_NS, sum(cost.store_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
-        recompute_ns=sum(_again_ns(cost, op, hold) for op in again),
+        store_ns=min(FOREVER_NS, sum(cost.store_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
+        load_ns=min(FOREVER_NS, sum(cost.load_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
+        recompute_ns=sum(_again_ns(cost, op, hold) for op in again) + wait_ns,
         forward_peak=given + max(profile[:turn], default=0),
         backward_peak=given + gradient + max(profile[turn:], default=0),
     )

@@ -9,6 +9,7 @@ from mebp.planner.bound import Limited, Relaxation
 from mebp.planner.chain import Holdable, Stretch, head_holdable, head_of, stretches
 from mebp.planner.lower import live_profile
 from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.rules import FlashKeepsUp
 from mebp.planner.schedule import schedule
 from mebp.planner.variables import HeadOption
 from mebp.sim.cost import CostModel
@@ -21,7 +22,10 @@ SMALLEST_TILE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward."""
+    """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward.
+
+    `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means waiting.
+    """
 
     graph: Graph
     device: Device
@@ -31,6 +35,14 @@ class Problem:
     head_weight: Holdable | None
     base_ns: int
     forward_ns: int
+    flash_share: float = 1.0
+
+    @property
+    def flash_keeps_up(self) -> FlashKeepsUp:
+        """What flash can take: bytes by the cap, time by what runs beside it."""
+        backward_ns = self.base_ns - self.forward_ns
+        store_ns, load_ns = (min(LONGEST_STEP_NS, int(self.flash_share * ns)) for ns in (self.forward_ns, backward_ns))
+        return FlashKeepsUp(cap_bytes=self.cap_bytes, store_ns=store_ns, load_ns=load_ns)
 
     @property
     def cap_bytes(self) -> int:
@@ -39,7 +51,7 @@ class Problem:
 
     def limited(self, room: int) -> Limited:
         """The limits that a bound relaxes: what is written also has to be written while the forward runs."""
-        cap = min(self.cap_bytes, int(self.forward_ns / 1e9 * self.device.hardware.flash_write))
+        cap = min(self.cap_bytes, int(self.flash_keeps_up.store_ns / 1e9 * self.device.hardware.flash_write))
         return Limited(room=room, cap=cap, base_ns=self.base_ns)
 
     def relaxations(self, room: int) -> tuple[Relaxation, Relaxation]:

@@ -45,17 +45,19 @@ class FitsTheArena:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlashKeepsUp:
-    """sum stored <= cap, and sum flash_ns <= time: all writing takes no longer than the forward.
+    """sum stored <= cap; sum store_ns <= the forward's time; sum load_ns <= the backward's.
 
-    So stores can run beside it; loads and single waits are left to the simulator, whose time is the one that is reported.
+    So transfers can run beside it; single waits are left to the simulator, whose time is the one that is reported.
     """
 
     cap_bytes: int
-    time_ns: int
+    store_ns: int
+    load_ns: int
 
     def post(self, model: cp_model.CpModel, variables: Variables) -> None:
         model.add(variables.everywhere("stored_bytes") <= self.cap_bytes)
-        model.add(variables.everywhere("flash_ns") <= self.time_ns)
+        model.add(variables.everywhere("store_ns") <= self.store_ns)
+        model.add(variables.everywhere("load_ns") <= self.load_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from mebp.planner.menu import Option, relabel
 from mebp.planner.objective import extra_time_ns, written_units
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
-from mebp.planner.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain, SegmentsAreStreamed
+from mebp.planner.rules import FitsTheArena, NothingResident, OneOptionPerLayer, ResidentReadAgain, SegmentsAreStreamed
 from mebp.planner.search import Answer, Limits, Stop, search
 from mebp.planner.variables import Variables
 from mebp.sim.simulate import simulate
@@ -34,6 +34,9 @@ from mebp.sim.simulate import simulate
 CLASS_SCOPE = "saving within a layer or a segment of alike layers, op order fixed, weights streamed, held or resident, one processor"
 WHOLE_SCOPE = "every plan of the language on one processor: any order, any recomputation, segments of any length"
 TIGHTENINGS = 6
+WAITING = 1e6  # times a step's own time for transfers: nobody minds how long
+FLASH_SHARES = (1.0, 0.5, 0.2, 0.0, WAITING)  # parts of forward and backward for transfers, tried while plans wait for them
+NO_WAIT = 1e-4  # of a step: waits too short to look for another plan
 DESCENTS = 12  # attempts to go below the least plan
 QUICK_S = 0.1  # deterministic seconds of each
 FIRST_LOOK = 24  # options a menu in the first round, cheapest at the bound's prices
@@ -45,6 +48,7 @@ Progress = Callable[[int, int], None]
 
 def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop | None = None) -> Plan:
     """The plan with the least arena that the search finds: nothing of its class is known to fit a smaller budget."""
+    problem = replace(problem, flash_share=WAITING)
     model = cp_model.CpModel()
     plans = _within_flash(problem, uniform_plans(problem.stretches, problem.heads))
     start = min(plans, key=lambda plan: (plan.room, plan.stored), default=None)
@@ -92,28 +96,63 @@ def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Pl
 def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progress | None = None, stop: Stop | None = None) -> Plan:
     """The fastest plan found under `budget_bytes` of footprint; raises InfeasibleBudget if none is.
 
-    Packing and transfers in flight may need a little more than the live bytes that the model bounds: then the room is tightened and
-    solved again. The time that the plan carries is the simulator's.
+    The time that the plan carries is the simulator's. Where that has waits for flash, plans that use flash less are looked at too;
+    where nothing fits without waiting, plans that wait.
     """
     stop = stop or Stop()
     room = arena_budget(problem.graph, problem.device, budget_bytes)
+    found: list[_Fit] = []
+    for share in FLASH_SHARES:
+        if stop.asked or (found and (share > 1 or not found[0].waits)):
+            break
+        fit = _fit(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop)
+        found += [fit] if fit else []
+    bound_ns = found[0].placed.bound_ns if found and found[0].share == 1 else 0
+    if found:
+        best = min(found, key=lambda fit: fit.step_ns)
+        return replace(best.plan, solver=_facts(problem, best.plan, best.placed, bound_ns, room))
+    least = least_plan(problem, budget_bytes, limits, stop)
+    if least.arena_bytes > room:
+        least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
+        raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
+    plan = replace(least, name="solved")
+    return replace(plan, solver=_facts(problem, plan, None, 0, room))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """A plan that fits, from which placement, with which share of flash time, and its simulated time."""
+
+    plan: Plan
+    placed: "_Placed"
+    share: float
+    step_ns: int
+
+    @property
+    def waits(self) -> bool:
+        return self.step_ns > self.placed.model_ns * (1 + NO_WAIT)
+
+
+def _fit(problem: Problem, room: int, budget_bytes: int, limits: Limits, progress: Progress | None, stop: Stop) -> _Fit | None:
+    """Place and write out. Packing and transfers in flight may need more than the live bytes that the model bounds: then in less room."""
     allowed, first = room, None
     for _ in range(TIGHTENINGS):
         placed = _place(problem, allowed, limits, progress, stop)
         if placed is None:
             break
-        first = first or placed  # its bound holds for the whole room, later ones for less of it
-        plan = _written(problem, placed.recipe, budget_bytes)
-        if plan.arena_bytes <= room:
-            return replace(plan, solver=_facts(problem, plan, placed, first.bound_ns, room))
+        first = first or placed
+        for waits in (False, True) if problem.flash_share > 1 else (False,):
+            plan = _written(problem, placed.recipe, budget_bytes, waits=waits)
+            if plan.arena_bytes <= room:
+                step_ns = simulate(plan, problem.graph, problem.device).step_ns
+                bound = replace(placed, bound_ns=first.bound_ns)  # it holds for the whole room, later ones for less of it
+                return _Fit(plan=plan, placed=bound, share=problem.flash_share, step_ns=step_ns)
         allowed -= 3 * (plan.arena_bytes - room) // 2 + room // 1000
-    least = least_plan(problem, budget_bytes, limits, stop)
-    fallbacks = [_written(problem, first.recipe, budget_bytes, waits=True)] if first else []
-    for plan in (*fallbacks, replace(least, name="solved")):
-        if plan.arena_bytes <= room:
-            return replace(plan, solver=_facts(problem, plan, None, first.bound_ns if first else 0, room))
-    least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
-    raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
+    if first is None:
+        return None
+    plan = _written(problem, first.recipe, budget_bytes, waits=True)
+    step_ns = simulate(plan, problem.graph, problem.device).step_ns
+    return _Fit(plan=plan, placed=first, share=problem.flash_share, step_ns=step_ns) if plan.arena_bytes <= room else None
 
 
 def _written(problem: Problem, recipe: Recipe, budget_bytes: int, *, waits: bool = False) -> Plan:
@@ -235,12 +274,13 @@ def _variables(problem: Problem, model: cp_model.CpModel, shortlists: list[list[
     OneOptionPerLayer().post(model, variables)
     ResidentReadAgain().post(model, variables)
     SegmentsAreStreamed().post(model, variables)
-    FlashKeepsUp(cap_bytes=problem.cap_bytes, time_ns=problem.forward_ns).post(model, variables)
+    problem.flash_keeps_up.post(model, variables)
     return variables
 
 
 def _within_flash(problem: Problem, plans: Sequence[Uniform]) -> list[Uniform]:
-    return [plan for plan in plans if plan.stored <= problem.cap_bytes and plan.flash_ns <= problem.forward_ns]
+    flash = problem.flash_keeps_up
+    return [p for p in plans if p.stored <= flash.cap_bytes and p.store_ns <= flash.store_ns and p.load_ns <= flash.load_ns]
 
 
 def _cheapest(reduced_ns: Floats, count: int) -> list[int]:

@@ -21,7 +21,8 @@ def option(kept: int, stored: int, ns: int, peak: int) -> Option:
         input_bytes=10,
         kept_bytes=kept,
         stored_bytes=stored,
-        flash_ns=stored,
+        store_ns=stored,
+        load_ns=stored,
         recompute_ns=ns,
         forward_peak=0,
         backward_peak=peak,
@@ -77,7 +78,7 @@ def test_every_layer_takes_one_option() -> None:
 def test_kept_bytes_and_peaks_fit_the_room(room: int, best: int | None) -> None:
     chain = Chain()
     FitsTheArena(room=room).post(chain.model, chain.variables)
-    FlashKeepsUp(cap_bytes=0, time_ns=0).post(chain.model, chain.variables)
+    FlashKeepsUp(cap_bytes=0, store_ns=0, load_ns=0).post(chain.model, chain.variables)
     assert chain.best() == best
 
 
@@ -85,14 +86,14 @@ def test_kept_bytes_and_peaks_fit_the_room(room: int, best: int | None) -> None:
 def test_the_head_lies_beside_all_that_is_kept(head_peak: int, best: int | None) -> None:
     chain = Chain(head_peak)
     FitsTheArena(room=600).post(chain.model, chain.variables)
-    FlashKeepsUp(cap_bytes=0, time_ns=0).post(chain.model, chain.variables)
+    FlashKeepsUp(cap_bytes=0, store_ns=0, load_ns=0).post(chain.model, chain.variables)
     assert chain.best() == best
 
 
 @pytest.mark.parametrize(("cap", "time", "kept"), [(400, 400, 100), (399, 400, 110), (400, 399, 110), (0, 0, 140)])
 def test_stores_stay_within_cap_and_time(cap: int, time: int, kept: int) -> None:
     chain = Chain()
-    FlashKeepsUp(cap_bytes=cap, time_ns=time).post(chain.model, chain.variables)
+    FlashKeepsUp(cap_bytes=cap, store_ns=time, load_ns=time).post(chain.model, chain.variables)
     assert chain.best("kept_bytes") == kept
 
 

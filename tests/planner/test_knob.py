@@ -1,0 +1,58 @@
+"""Knobs and the outline: bounds that hold, and changes that change what they should."""
+
+from itertools import pairwise
+
+from mebp.models.graph import Graph
+from mebp.planner.budget import outside_arena
+from mebp.planner.frontier import best_step_ns, outline
+from mebp.planner.knob import knobs
+from mebp.planner.problem import pose
+from mebp.planner.search import Limits, Stop
+from mebp.planner.solve import least_plan, solve
+from mebp.planner.tradeoff import tradeoff
+from mebp.sim.device import Device
+from mebp.sim.simulate import simulate
+
+QUICK = Limits(deterministic_s=0.2)
+
+
+def test_no_solved_plan_is_faster_than_the_outline(small_graph: Graph, device: Device) -> None:
+    problem = pose(small_graph, device)
+    least = simulate(least_plan(problem, 0, QUICK), small_graph, device).peak_bytes
+    corners = outline(problem, least, 5)
+    assert [corner.budget_bytes for corner in corners] == sorted({corner.budget_bytes for corner in corners})
+    assert all(before.best_step_ns >= after.best_step_ns for before, after in pairwise(corners))
+    for corner in corners:
+        assert corner.best_step_ns <= simulate(solve(problem, corner.budget_bytes, QUICK), small_graph, device).step_ns
+
+
+def test_half_the_tokens_take_less_time_and_memory(small_graph: Graph, device: Device) -> None:
+    asked, *changes = knobs(small_graph, device, 10**9, QUICK)
+    assert asked.flags == ""
+    half = next(knob for knob in changes if knob.flags == f"--seq-len {small_graph.workload.seq_len // 2}")
+    assert half.least_budget_bytes < asked.least_budget_bytes
+    assert half.best_step_ns is not None
+    assert asked.best_step_ns is not None
+    assert half.best_step_ns < asked.best_step_ns
+    dry = next(knob for knob in changes if knob.flags == "--max-flash-write 0MB")
+    assert dry.least_budget_bytes >= asked.least_budget_bytes
+
+
+def test_other_formats_change_the_weights_file(small_graph: Graph, device: Device) -> None:
+    asked, *changes = knobs(small_graph, device, 10**9, QUICK)
+    sizes = {knob.flags: knob.weight_file_bytes for knob in changes if knob.flags.startswith("--weights")}
+    assert sizes["--weights int4-g64"] < asked.weight_file_bytes < sizes["--weights int8"]
+
+
+def test_a_stop_ends_it_with_what_there_is(small_graph: Graph, device: Device) -> None:
+    stop = Stop()
+    found = knobs(small_graph, device, 10**9, QUICK, stop, lambda flags: stop.ask() if flags.startswith("--weights") else None)
+    assert 1 <= len(found) <= 3
+
+
+def test_what_does_not_fit_comes_with_remedies_that_lower_the_least_budget(small_graph: Graph, device: Device) -> None:
+    found = tradeoff(small_graph, device, outside_arena(small_graph, device) + 1, QUICK)
+    assert found.chosen is None
+    assert found.remedies
+    assert all(knob.least_budget_bytes < found.least_budget_bytes for knob in found.remedies)
+    assert tradeoff(small_graph, device, 10**9, QUICK).remedies == ()
