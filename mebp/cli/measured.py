@@ -34,6 +34,10 @@ def print_run(console: "Console", plan: Plan, graph: Graph, predicted: Predictio
     )
     steps = ", ".join(show_ns(seconds * 1e9) for seconds in measured.step_s)
     console.print(f"steps {steps}; loss {measured.loss[0]:.4f} -> {measured.loss[-1]:.4f}", markup=False)
+    if measured.floor_s:
+        ratio = median(measured.step_s) / measured.floor_s
+        floor = f"{show_ns(measured.floor_s * 1e9)}, this step {ratio:.2f} x"
+        console.print(f"floor (the step's dense products alone, forward and backward once): {floor}", markup=False)
     if measured.gradients:
         check = measured.gradients
         console.print(

@@ -124,6 +124,7 @@ def run_json(name: str, arena_bytes: int, predicted: Prediction, measured: Measu
                 "baseline_bytes": measured.baseline_bytes,
                 "file_bytes": measured.file_bytes,
                 "step_time_us": [round(seconds * 1e6) for seconds in measured.step_s],
+                "floor_us": round(measured.floor_s * 1e6),
             },
             "loss": list(measured.loss),
             "gradients": {

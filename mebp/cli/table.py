@@ -182,7 +182,7 @@ def _peak(row: Row) -> str:
 
 
 def _gap(gap: float, whole: float) -> str:
-    best = "the best of its class" if gap == 0 else f"within {gap:.2%} of the best of its class"
+    best = "the best of its class" if gap == 0 else f"within {max(gap, 0.0001):.2%} of the best of its class"
     return f"; {best}, {whole:.2%} of any plan's bound"
 
 

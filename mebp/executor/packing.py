@@ -1,4 +1,4 @@
-"""Pack weights into a format's codes and steps, and unpack rows of them again. The one hot loop outside products.
+"""Pack weights into a format's codes and steps, and unpack rows of them again, in torch or with the compiled kernel of kernel.py.
 
 A code is shifted to the top bits of a signed byte, where that byte times the group's step is the weight: no zero point has to be
 subtracted, and every pass runs over contiguous rows (see mebp/models/format.py).
@@ -7,6 +7,7 @@ subtracted, and every pass runs over contiguous rows (see mebp/models/format.py)
 import torch
 from torch import Tensor
 
+from mebp.executor.kernel import unpack_rows
 from mebp.models.format import WeightFormat
 
 
@@ -39,7 +40,13 @@ def pack_codes(codes: Tensor, fmt: WeightFormat) -> Tensor:
 
 
 def unpack(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor, scratch: Tensor | None) -> None:
-    """Decompress rows into `out` (rows, cols): codes (rows, bytes) int8, steps (rows, groups), scratch of the codes' size.
+    """Decompress rows into `out` (rows, cols): codes (rows, bytes) int8, steps (rows, groups), scratch of the codes' size."""
+    if not unpack_rows(codes, steps, fmt, out):
+        unpack_in_torch(codes, steps, fmt, out, scratch)
+
+
+def unpack_in_torch(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor, scratch: Tensor | None) -> None:
+    """`unpack` without the kernel, equal bit for bit.
 
     Every weight is code x step rounded to the type of `out`. No operand changes its type inside an arithmetic op: torch would
     make a temporary of it, which costs memory that no plan knows and, with freed blocks given back at once, most of the time.

@@ -1,0 +1,58 @@
+"""The floor of a step: the time of its dense products, forward and backward once, nothing decompressed and nothing recomputed.
+
+What remains above it is what a plan pays for compressed weights, recomputation, attention and the rest. Measured in the process
+that ran the step, with weights of the right shapes and random values.
+"""
+
+import time
+from statistics import median
+
+import torch
+
+from mebp.executor.env import DTYPES
+from mebp.models.graph import Graph, Op
+
+REPEATS = 5
+LARGEST_ROWS_BYTES = 64 << 20  # a weight larger than this is measured in slices
+
+
+def floor_seconds(graph: Graph) -> float:
+    """Seconds of all dense products of one step: x W^T and dy W of every linear, logits and their product with the head."""
+    dtype = DTYPES[graph.workload.precision]
+    known: dict[tuple[int, int, int, bool], float] = {}
+    total = 0.0
+    for op in graph.ops:
+        for transposed in _products(op):
+            key = (op.dims.rows, op.dims.cols, op.dims.outs, transposed)
+            if key not in known:
+                known[key] = _product_seconds(*key, dtype)
+            total += known[key]
+    return total
+
+
+def _products(op: Op) -> tuple[bool, ...]:
+    """The products with an op's frozen weight, each with whether it is transposed (forward)."""
+    match op.kind:
+        case "linear":
+            return (True,)
+        case "linear_backward" if "dx" in op.writes or "dx" in op.updates:
+            return (False,)
+        case "head":
+            return (True, False) if "dx" in op.writes else (True,)
+        case _:
+            return ()
+
+
+def _product_seconds(rows: int, cols: int, outs: int, transposed: bool, dtype: torch.dtype) -> float:
+    """(rows, cols) x (outs, cols)^T, or (rows, outs) x (outs, cols); the median of a few."""
+    slice_outs = max(1, min(outs, LARGEST_ROWS_BYTES // (cols * dtype.itemsize)))
+    weight = torch.randn(slice_outs, cols).to(dtype)
+    given = torch.randn(rows, cols if transposed else slice_outs).to(dtype)
+    made = torch.empty(rows, slice_outs if transposed else cols, dtype=dtype)
+    factor = weight.T if transposed else weight
+    seconds = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        torch.mm(given, factor, out=made)
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds) * outs / slice_outs
