@@ -1,4 +1,4 @@
-"""`mebp-plan models` and `mebp-plan synthesize`: what is known by name, and a store of random weights to run on."""
+"""`mebp-plan models`, `synthesize` and `compress`: what is known by name, and stores of random and of real weights to run on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,3 +57,24 @@ def make_store(folder: Path, config: ModelConfig, fmt: WeightFormat, seed: int) 
             status.update(f"synthesizing {config.name}: {done / total:.0%}")
 
         write(folder, config, fmt, seed=seed, progress=progress)
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors files.")],
+    output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
+    weights: Annotated[str, Flag("--weights", help="int4-g32 int4-g64 int4-g128 int8 ternary bf16.")] = "int4-g64",
+) -> None:
+    """Compress a Hugging Face checkpoint into a store to run plans on."""
+    from mebp.executor.checkpoint import compress as write  # noqa: PLC0415  (torch)
+    from mebp.executor.checkpoint import require_apart  # noqa: PLC0415
+
+    fmt = weight_format(weights)
+    require_apart(source, output)
+    with working(f"compressing {source.name}") as status:
+        found = write(source, output, fmt, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
+    size = (output / "weights.safetensors").stat().st_size
+    typer.echo(f"wrote {output}: {found.config.name} in {fmt.name}, {show_nbytes(size)}")
+    name, error = found.worst
+    if name:
+        mean = sum(found.errors.values()) / len(found.errors)
+        typer.echo(f"error of a weight, relative root mean square: {mean:.2%} in the mean, worst {error:.2%} ({name})")

@@ -18,7 +18,7 @@ from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_nbytes
 from mebp.errors import Disagreement, InputError
 from mebp.models.config import ModelConfig
-from mebp.models.format import WeightFormat
+from mebp.models.format import STORE_VERSION, WeightFormat
 from mebp.models.graph import Graph, signature
 from mebp.models.workload import Workload
 from mebp.plan import Plan, dump_plan, read_plan
@@ -117,7 +117,7 @@ def _host(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> De
 
 def _default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
     """A store of random weights in the user's cache, written when first asked for."""
-    shapes = json.dumps([config.matrices(), config.vectors(), config.norm_offset])
+    shapes = json.dumps([config.matrices(), config.vectors(), config.norm_offset, STORE_VERSION])
     key = hashlib.sha256(shapes.encode()).hexdigest()[:8]
     folder = platformdirs.user_cache_path("mebp-plan") / "stores" / f"{config.name}-{fmt.name}-{key}"
     if not (folder / "weights.safetensors").is_file():

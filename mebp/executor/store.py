@@ -3,13 +3,15 @@
     FOLDER/config.json            the model's dimensions, as a ModelConfig
     FOLDER/weights.safetensors    `NAME.codes` int8 and `NAME.steps` bf16 for each matrix, `NAME` bf16 for each vector
 
-Written to a temporary file in the same folder and renamed when whole, so that a full disk leaves nothing half-written.
+The header carries a CRC-32 of every tensor, which is compared when the tensor is first used. Written to a temporary file in the
+same folder and renamed when whole, so that a full disk leaves nothing half-written.
 """
 
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,12 @@ from torch import Tensor
 from mebp.errors import StoreError
 from mebp.executor.packing import pack_codes
 from mebp.models.config import ModelConfig
-from mebp.models.format import WeightFormat, weight_format
+from mebp.models.format import STORE_VERSION, WeightFormat, weight_format
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
-STORE_VERSION = "1"
+CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
+FACT_BYTES = 128  # of header kept for the facts of one tensor
 DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ITEMSIZES = {"I8": 1, "BF16": 2}
@@ -34,6 +37,7 @@ SYNTHETIC_STD = 0.02
 SYNTHETIC_PEAK = 2.4  # largest of 64 normal draws, in standard deviations
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
+Pieces = Tensor | Iterator[Tensor]  # a tensor, whole or some of its rows at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,24 +50,45 @@ class Frozen:
 
 
 class Store:
-    """An open store. Tensors are views of the mapped file; nothing is read until it is touched."""
+    """An open store. Tensors are views of the mapped file; nothing is read until it is asked for, and then it is checked once."""
 
-    def __init__(self, folder: Path, config: ModelConfig, fmt: WeightFormat, views: dict[str, Tensor], nbytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        fmt: WeightFormat,
+        views: dict[str, Tensor],
+        nbytes: int,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.format = fmt
         self.nbytes = nbytes
         self._views = views
+        self.facts = dict(facts or {})
+        self._checked: set[str] = set()
 
     def matrix(self, name: str) -> Frozen:
         """The frozen matrix `name` (such as `3.q`), without its `.weight`."""
         if not self.format.packed:
-            return Frozen(codes=self._views[name], steps=None, format=self.format)
-        return Frozen(codes=self._views[f"{name}.codes"], steps=self._views[f"{name}.steps"], format=self.format)
+            return Frozen(codes=self._view(name), steps=None, format=self.format)
+        return Frozen(codes=self._view(f"{name}.codes"), steps=self._view(f"{name}.steps"), format=self.format)
 
     def vector(self, name: str) -> Tensor:
         """The uncompressed vector `name`, bf16."""
-        return self._views[name]
+        return self._view(name)
+
+    def _view(self, name: str) -> Tensor:
+        """The tensor; StoreError naming it where its bytes are not those that were written."""
+        tensor = self._views[name]
+        if name not in self._checked:
+            if checksum(tensor) != self.facts.get(CHECKSUM + name):
+                raise StoreError(
+                    f"{self.folder / WEIGHTS_FILE}: tensor {name} is damaged (its checksum differs): write the store again"
+                )
+            self._checked.add(name)
+        return tensor
 
     def require_model(self, config: ModelConfig, fmt: WeightFormat) -> None:
         """Refuse a store of another model or another format."""
@@ -104,7 +129,16 @@ def open_store(folder: Path) -> Store:
         raise StoreError(f"{file} was not written by mebp-plan: write a store with `mebp-plan synthesize`")
     fmt = weight_format(str(facts.get("format")))
     views = _views(header, layout(config, fmt), start, size, file)
-    return Store(folder, config, fmt, views, size)
+    return Store(folder, config, fmt, views, size, facts)
+
+
+def checksum(tensor: Tensor) -> str:
+    """CRC-32 of a tensor's bytes, eight hexadecimal digits."""
+    return f"{zlib.crc32(_bytes(tensor)):08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -163,9 +197,16 @@ def _offset(entry: Any, dtype: str, shape: tuple[int, ...], count: int, start: i
             return None
 
 
-def write_store(folder: Path, config: ModelConfig, fmt: WeightFormat, tensors: Iterable[tuple[str, Tensor]]) -> Path:
+def write_store(
+    folder: Path,
+    config: ModelConfig,
+    fmt: WeightFormat,
+    tensors: Iterable[tuple[str, Pieces]],
+    facts: Callable[[], Mapping[str, str]] = dict,
+) -> Path:
     """Write a store tensor by tensor, in layout order, never more than one held; refuses to overwrite.
 
+    `facts` is asked for, once all is written, what the header is to say beside the format: one short entry a tensor at most.
     Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
     """
     for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -180,7 +221,7 @@ def write_store(folder: Path, config: ModelConfig, fmt: WeightFormat, tensors: I
             _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
         written.append(folder / CONFIG_FILE)
         with _replacing(folder / WEIGHTS_FILE) as file:
-            _write_tensors(file, layout(config, fmt), fmt, tensors)
+            _write_tensors(file, layout(config, fmt), fmt, tensors, facts)
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)
@@ -192,22 +233,44 @@ def write_store(folder: Path, config: ModelConfig, fmt: WeightFormat, tensors: I
     return folder
 
 
-def _write_tensors(file: int, expected: Layout, fmt: WeightFormat, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"mebp_store": STORE_VERSION, "format": fmt.name}}
+def _write_tensors(
+    file: int,
+    expected: Layout,
+    fmt: WeightFormat,
+    tensors: Iterable[tuple[str, Pieces]],
+    facts: Callable[[], Mapping[str, str]],
+) -> None:
+    """The data after room for the header, then the header, whose facts are known only then."""
+    entries: dict[str, Any] = {}
     offset = 0
     for name, (dtype, shape) in expected.items():
         nbytes = _count(shape) * ITEMSIZES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)  # tensors begin at a multiple of 64 bytes
-    reserve(file, 8 + len(text) + offset)
-    _write_all(file, memoryview(struct.pack("<Q", len(text)) + text))
-    for (name, (dtype, shape)), (given, tensor) in zip(expected.items(), tensors, strict=True):
+    room = len(json.dumps(entries)) + FACT_BYTES * (len(entries) + 8)
+    room += -room % 64 + 56  # tensors begin at a multiple of 64 bytes
+    reserve(file, 8 + room + offset)
+    os.lseek(file, 8 + room, os.SEEK_SET)
+    known = {"mebp_store": STORE_VERSION, "format": fmt.name}
+    for (name, (dtype, shape)), (given, pieces) in zip(expected.items(), tensors, strict=True):
         assert name == given, (name, given)
-        assert (NAMES[tensor.dtype], tuple(tensor.shape)) == (dtype, shape), name
-        _write_all(file, memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data))
+        known[CHECKSUM + name] = _write_pieces(file, name, dtype, shape, pieces)
+    text = json.dumps({"__metadata__": known | dict(facts()), **entries}).encode()
+    assert len(text) <= room, "more facts than a header has room for"
+    os.lseek(file, 0, os.SEEK_SET)
+    _write_all(file, memoryview(struct.pack("<Q", room) + text.ljust(room)))
     os.fsync(file)
+
+
+def _write_pieces(file: int, name: str, dtype: str, shape: tuple[int, ...], pieces: Pieces) -> str:
+    """Write a tensor and return its checksum."""
+    rows, crc = 0, 0
+    for piece in (pieces,) if isinstance(pieces, Tensor) else pieces:
+        assert (NAMES[piece.dtype], tuple(piece.shape[1:])) == (dtype, shape[1:]), name
+        rows, crc = rows + len(piece), zlib.crc32(_bytes(piece), crc)
+        _write_all(file, _bytes(piece))
+    assert rows == shape[0], name
+    return f"{crc:08x}"
 
 
 def reserve(file: int, nbytes: int) -> None:

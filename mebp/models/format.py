@@ -46,6 +46,7 @@ class WeightFormat:
             raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: {REMEDY}")
 
 
+STORE_VERSION = "2"  # of the files that hold weights in these formats
 REMEDY = "take a smaller group (int4-g32), int8 or bf16"
 
 FORMATS = {
