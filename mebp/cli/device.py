@@ -86,16 +86,21 @@ def calibrate(
 
 def measure_host(config: ModelConfig, workload: Workload, spill_dir: Path | None, target: Path) -> Device:
     """Calibrate, and keep the profile in `target` where that can be written; the measurement is not lost where it cannot."""
-    from mebp.executor.calibrate import calibrate as measure  # noqa: PLC0415  (torch)
-
-    with working("calibrating this machine") as status:
-        device = measure(config, workload, _lower, lambda what: status.update(f"calibrating: {what}"), spill_dir)
+    device = calibrated(config, workload, spill_dir)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, dump_device(device))
     except (OSError, InputError) as error:
         note(f"mebp-plan: the profile is not kept: {error}")
     return device
+
+
+def calibrated(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> Device:
+    """Measure this machine at a model's shapes, with progress on stderr."""
+    from mebp.executor.calibrate import calibrate as measure  # noqa: PLC0415  (torch)
+
+    with working("calibrating this machine") as status:
+        return measure(config, workload, _lower, lambda what: status.update(f"calibrating: {what}"), spill_dir)
 
 
 def _lower(name: str, graph: "Graph") -> "Plan":

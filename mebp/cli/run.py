@@ -59,13 +59,13 @@ def run(
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     given = None if plan_file is None else _read(plan_file, request)
     config, workload = (given.config, given.workload) if given else (request.config, request.workload)
-    host = override(_host(config, workload, spill_dir), list(request.overrides))
+    host = override(host_profile(config, workload, spill_dir), list(request.overrides))
     plan, graph = (given, graph_of(given, str(plan_file))) if given else _solve(request, host, choose)
     check(plan, graph)
     prediction = simulate(plan, graph, host)
-    measurement = _measure(
+    measurement = measure(
         plan,
-        store or _default_store(config, workload.weights),
+        store or default_store(config, workload.weights),
         steps,
         torch_device,
         spill_dir,
@@ -107,7 +107,7 @@ def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Gr
     return row.plan, row.graph
 
 
-def _host(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> Device:
+def host_profile(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> Device:
     """This machine's profile, measured first where there is none."""
     if (user_device_dir() / f"{HOST}.toml").is_file():
         return load_device(HOST)
@@ -115,7 +115,7 @@ def _host(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> De
     return measure_host(config, workload, spill_dir, user_device_dir() / f"{HOST}.toml")
 
 
-def _default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
+def default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
     """A store of random weights in the user's cache, written when first asked for."""
     shapes = json.dumps([config.matrices(), config.vectors(), config.norm_offset, STORE_VERSION])
     key = hashlib.sha256(shapes.encode()).hexdigest()[:8]
@@ -140,7 +140,7 @@ def _token_ids(path: Path | None) -> tuple[tuple[int, ...], ...] | None:
     return tuple(tuple(row) for row in rows)
 
 
-def _measure(
+def measure(
     plan: Plan,
     store: Path,
     steps: int,

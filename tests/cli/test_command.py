@@ -433,7 +433,7 @@ def test_damaged_weights_are_named_and_not_a_traceback(
     low, high = header["0.q.steps"]["data_offsets"]
     data[start + low : start + high] = b"\xff\x7f" * ((high - low) // 2)
     file.write_bytes(data)
-    assert "the loss is nan" in refused(capsys, "run", plan_file, "--store", str(store))
+    assert "tensor 0.q.steps is damaged" in refused(capsys, "run", plan_file, "--store", str(store))
 
 
 def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
