@@ -42,7 +42,8 @@ def print_outline(console: "Console", found: Tradeoff) -> None:
     if not found.outline:
         return
     console.print("budget     step at best, by the solver's bound", style="dim", markup=False)
-    fastest, slowest = found.outline[-1].best_step_ns, found.outline[0].best_step_ns
+    steps = [corner.best_step_ns for corner in found.outline]
+    fastest, slowest = min(steps), max(steps)
     for corner in found.outline:
         bar = "#" * round(BAR * (corner.best_step_ns - fastest) / max(1, slowest - fastest))
         line = f"{show_nbytes(corner.budget_bytes, up=True):>9}  {show_ns(corner.best_step_ns):>8}  {bar}"
@@ -141,14 +142,14 @@ def _differs(row: Row, paper: Row) -> str:
 
 def binding(found: Tradeoff) -> list[str]:
     """What binds at the peak of the least plan."""
-    least = min((row for row in found.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
+    least = found.least
     lower = [f"{knob.flags}: {show_nbytes(knob.least_budget_bytes, up=True)}" for knob in found.remedies]
     return [
         f"{least.name}: {SUMMARIES[least.name]}",
         f"  peak     {_peak(least)}",
         f"  remedy   the least budget would be, with {'; '.join(lower)}"
         if lower
-        else "  remedy   no half of a flag lowers the least budget",
+        else "  remedy   none of the flags tried lowers the least budget",
     ]
 
 

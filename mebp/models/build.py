@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mebp.models.config import LINEARS, LinearName, ModelConfig
-from mebp.models.graph import Dims, Graph, Op, OpId, Role, Tensor, TensorId, Weight, WeightId
-from mebp.models.kind import FLOAT_BYTES, attended_pairs
+from mebp.models.graph import Graph, Op, Role, TensorId, WeightId
+from mebp.models.kind import FLOAT_BYTES
 from mebp.models.step import Step, adapter_shapes
 from mebp.models.workload import Workload, require_workload
 
@@ -87,7 +87,9 @@ class _Builder(Step):
         for layer in range(c.num_layers):
             x = self._layer_forward(tag, layer, x)
         dims = self._dims(cols=c.hidden)
-        x = self._op("norm", f"{tag}final_norm", None, {"x": x}, {"y": (f"{tag}final_norm.out", c.hidden)}, dims, ("final_norm",))["y"]
+        x = self._op("norm", f"{tag}final_norm", None, {"x": x}, {"y": (f"{tag}final_norm.out", c.hidden)}, dims, ("final_norm",))[
+            "y"
+        ]
         loss = self._tensor(f"{tag}loss", (1,), Role.LOSS, None, FLOAT_BYTES)
         writes = {"loss": loss}
         if self.workload.method == "backprop":
@@ -131,9 +133,9 @@ class _Builder(Step):
         bias = (f"{layer}.{name}_bias",) if c.qkv_bias and name in ("q", "k", "v") else ()
         out = {"y": (f"{tag}{layer}.{name}.out", c.linear_shape(name)[0])}
         weights, adapters = (self._layer_weight(layer, name),), self._adapters(layer, name)
-        return self._op(
-            "linear", f"{tag}{layer}.{name}", layer, {"x": x}, out, self._linear_dims(name), bias, weights, adapters
-        )["y"]
+        return self._op("linear", f"{tag}{layer}.{name}", layer, {"x": x}, out, self._linear_dims(name), bias, weights, adapters)[
+            "y"
+        ]
 
     def _rope(self, tag: str, layer: int, name: str, x: TensorId, heads: int) -> TensorId:
         width = heads * self.config.head_dim
@@ -176,9 +178,7 @@ class _Builder(Step):
         widths = {"q": c.q_width, "k": c.kv_width, "v": c.kv_width}
         grads = {f"d{name}": self._gradient(layer, f"{name}.out", width) for name, width in widths.items()}
         reads = {"dy": dy, "q": q, "k": k, "v": v}
-        self._append(
-            "attention_backward", f"{layer}.attention.backward", layer, reads, grads, {}, self._attention_dims(layer)
-        )
+        self._append("attention_backward", f"{layer}.attention.backward", layer, reads, grads, {}, self._attention_dims(layer))
         dx = self._linear_backward(layer, "v", grads["dv"], f"{layer}.norm1.out", c.hidden)
         for name, heads in (("k", c.num_kv_heads), ("q", c.num_heads)):
             grad = grads[f"d{name}"]
@@ -219,18 +219,14 @@ class _Builder(Step):
             updates["dx"] = dx
         weights = (self._layer_weight(layer, name),)
         dims = self._linear_dims(name)
-        self._append(
-            "linear_backward", f"{layer}.{name}.backward", layer, reads, writes, updates, dims, (), weights, adapters
-        )
+        self._append("linear_backward", f"{layer}.{name}.backward", layer, reads, writes, updates, dims, (), weights, adapters)
         return dx
 
     # -- updates ------------------------------------------------------------------------------------------------------
 
     def _update(self, layer: int) -> None:
         targets = [name for name in LINEARS if name in self.workload.lora.targets]
-        reads = {
-            f"{name}.{slot}": TensorId(f"{layer}.{name}.{slot}") for name in targets for slot in ("dA", "dB")
-        }
+        reads = {f"{name}.{slot}": TensorId(f"{layer}.{name}.{slot}") for name in targets for slot in ("dA", "dB")}
         adapters = tuple(f"{layer}.{name}" for name in targets)
         states = ADAM_STATES if self.workload.optimizer == "adamw" else 0
         self._append("update", f"{layer}.update", layer, reads, {}, {}, self._adapter_dims(adapters, states), adapters=adapters)
@@ -244,12 +240,12 @@ class _Builder(Step):
         """Drop backward ops, and input gradients of linears, that no adapter below needs."""
         needed: set[TensorId] = set()
         kept: list[Op] = []
-        for op in reversed(self.ops):
-            made = {*op.writes.values(), *op.updates.values()}
-            if op.backward and op.kind != "update":
+        for whole in reversed(self.ops):
+            op, made = whole, {*whole.writes.values(), *whole.updates.values()}
+            if whole.backward and whole.kind != "update":
                 if not made & needed:
                     continue
-                op = _without_unneeded_dx(op, needed)
+                op = _without_unneeded_dx(whole, needed)
             needed -= set(op.writes.values())
             needed |= {*op.reads.values(), *op.updates.values()}
             kept.append(op)

@@ -130,8 +130,7 @@ def _build(hf: HFConfig, family: Family, name: str, source: str) -> ModelConfig:
     num_kv_heads = hf.num_key_value_heads or hf.num_attention_heads
     if hf.num_attention_heads % num_kv_heads:
         raise ModelError(
-            f"{source}: num_attention_heads = {hf.num_attention_heads} is not a multiple of"
-            f" num_key_value_heads = {num_kv_heads}"
+            f"{source}: num_attention_heads = {hf.num_attention_heads} is not a multiple of num_key_value_heads = {num_kv_heads}"
         )
     default_dim = 128 if family is Family.QWEN3 else hf.hidden_size // hf.num_attention_heads
     head_dim = hf.head_dim or default_dim
@@ -170,9 +169,7 @@ def _windows(hf: HFConfig, family: Family, source: str) -> tuple[int, ...]:
         for layer in range(hf.num_hidden_layers)
     ]
     if len(kinds) != hf.num_hidden_layers:
-        raise ModelError(
-            f"{source}: layer_types has {len(kinds)} entries for num_hidden_layers = {hf.num_hidden_layers}"
-        )
+        raise ModelError(f"{source}: layer_types has {len(kinds)} entries for num_hidden_layers = {hf.num_hidden_layers}")
     if "sliding_attention" in kinds and hf.sliding_window is None:
         raise ModelError(f"{source}: sliding_window is missing, and layer_types has sliding_attention")
     return tuple((hf.sliding_window or 0) if kind == "sliding_attention" else 0 for kind in kinds)

@@ -169,7 +169,11 @@ def _linear_backward_scratch(op: Op) -> int:
 def _norm_scratch(buffers: int, sums: int) -> Callable[[Op], int]:
     def scratch(op: Op) -> int:
         rows = norm_rows(op.dims)
-        return buffers * align(rows * op.dims.cols * FLOAT_BYTES) + sums * align(rows * FLOAT_BYTES) + align(op.dims.cols * FLOAT_BYTES)
+        return (
+            buffers * align(rows * op.dims.cols * FLOAT_BYTES)
+            + sums * align(rows * FLOAT_BYTES)
+            + align(op.dims.cols * FLOAT_BYTES)
+        )
 
     return scratch
 
@@ -197,7 +201,9 @@ def _attention_moved(op: Op) -> int:
 
 
 def _attention_scratch(scores: int, query_tiles: int, key_sums: int) -> Callable[[Op], int]:
-    """`scores` fp32 tiles of scores and one in the activations' type, a mask, tiles of queries, fp32 sums over keys and a product."""
+    """`scores` fp32 tiles of scores and one in the activations' type, a mask, tiles of queries, fp32 sums over keys and a
+    product.
+    """
 
     def scratch(op: Op) -> int:
         d = op.dims

@@ -21,7 +21,6 @@ class Step:
         for name, (rows, cols) in config.matrices().items():
             self._weight(WeightId(f"{name}.weight"), rows, cols)
 
-
     def _op(
         self,
         kind: str,

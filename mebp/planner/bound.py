@@ -4,8 +4,8 @@ When the head runs, all forward work is done and no backward work: whatever back
 flash, or will be recomputed. Relaxing the two limits that tie layers together there (bytes in the arena, bytes written) with prices
 (Lagrange multipliers) leaves one cheapest option a layer, so the bound is a sum; the best prices make it largest. Excluding every
 option whose cost above its layer's cheapest is more than a known plan's distance to the bound loses no better plan (reduced-cost
-fixing). No order and no number of recomputations is assumed: with `beyond` the menus also let a layer's input be made again from the
-layer below, at no less than its last ops cost, so the bound holds for plans with segments of any length too.
+fixing). No order and no number of recomputations is assumed: with `beyond` the menus also let a layer's input be made again from
+the layer below, at no less than its last ops cost, so the bound holds for plans with segments of any length too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,8 +55,8 @@ class Bound:
 class Relaxation:
     """The menus of a chain as arrays, ready to be priced.
 
-    The memory price is on one moment: the head, where all layers' kept bytes lie beside it, or (`at_last_layer`) the last layer's peak,
-    where those of the others do. The second bounds only plans whose layers need the workspace that their options say.
+    The memory price is on one moment: the head, where all layers' kept bytes lie beside it, or (`at_last_layer`) the last layer's
+    peak, where those of the others do. The second bounds only plans whose layers need the workspace that their options say.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class Relaxation:
         extra = beyond or {}
         self._tables = [_Table(menu, sizes[id(menu)], limited.room, beyond=extra.get(menu.source.number)) for menu in self.menus]
         if at_last_layer:
-            others = self._tables[self.menus.index(last)]
-            self._tables.append(_Table(last, 1, limited.room, column="peak", others=others))
+            assert all(option.layers == 1 for option in last.options), "the last layer is a stretch of its own"
+            self._tables.append(_Table(last, 1, limited.room, column="peak"))
+        self._tables = [table for table in self._tables if table.size]
         self._heads = [(float(head.duration_ns), 0.0 if at_last_layer else float(head.peak)) for head in heads]
         self._head_weight = head_weight
         self._limited = limited
@@ -144,7 +145,7 @@ class Relaxation:
         return self._at(self._best_memory(written))[0]
 
     def _highest_price(self) -> float:
-        return max(1.0, max(float(np.max(table.time / np.maximum(table.kept, 64.0))) for table in self._tables))
+        return max(1.0, *(float(np.max(table.time / np.maximum(table.kept, 64.0))) for table in self._tables))
 
     def _best_memory(self, written: float) -> Prices:
         """The relaxed time is concave in the memory price, its slope what is kept less the room: go where two tangents meet."""
@@ -156,19 +157,23 @@ class Relaxation:
         while above[1] > 0 and high < HIGHEST_PRICE:
             low, below, high = high, above, high * 4
             above = self._tangent(high, written)
+        best = max((below[0], low), (above[0], high))
         for _ in range(TANGENTS):
             if above[1] >= 0:
                 break
             price = (above[0] - below[0] + below[1] * low - above[1] * high) / (below[1] - above[1])
+            if not low < price < high:
+                break
             met = below[0] + below[1] * (price - low)
             value, slope = self._tangent(price, written)
-            if not low < price < high or met - value <= 1e-9 * abs(value):
+            best = max(best, (value, price))
+            if met - value <= 1e-12 * abs(value):
                 break
             if slope > 0:
                 low, below = price, (value, slope)
             else:
                 high, above = price, (value, slope)
-        return Prices(memory=low if below[0] >= above[0] else high, written=written)
+        return Prices(memory=best[1], written=written)
 
     def _tangent(self, memory: float, written: float) -> tuple[float, float]:
         """The relaxed time at two prices, and its slope along the one of memory."""
@@ -184,7 +189,7 @@ def distinct_menus(stretches: Sequence[Stretch]) -> list[Menu]:
 class _Table:
     """One menu as arrays over its options (then, with `beyond`, over the same options with their input made again).
 
-    A segment counts for each of its layers; as the last layer's option it takes the place of `others` below.
+    A segment counts for each of its layers.
     """
 
     def __init__(
@@ -195,12 +200,10 @@ class _Table:
         *,
         beyond: int | None = None,
         column: str = "kept_bytes",
-        others: "_Table | None" = None,
     ) -> None:
-        self.menu, self.size, self._others = menu, size, others
+        self.menu, self.size = menu, size
         options, source = menu.options, menu.source.input
-        self.span = np.ones(len(options)) if others else _column(options, "layers")
-        self._below = _column(options, "layers") - 1 if others else np.zeros(len(options))
+        self.span = _column(options, "layers")
         streamed = _column(options, "layers") > 1
         self.kept = _column(options, column)
         self.stored = _column(options, "stored_bytes")
@@ -211,21 +214,23 @@ class _Table:
         self.uses = np.array([[0.0 if segment else float(h.uses) for h in menu.holdables] for segment in streamed])
         self.uses = self.uses.reshape(self.again.shape)
         if beyond is not None:
-            self.open = np.tile(~streamed, 2)  # another order may need less workspace than any option here; `beyond` covers segments
-            self.span, self._below = np.tile(self.span, 2), np.tile(self._below, 2)
+            self.open = np.tile(
+                ~streamed, 2
+            )  # another order may need less workspace than any option here; `beyond` covers segments
+            self.span = np.tile(self.span, 2)
             drop_kept = np.array([o.input_bytes * (o.saving.get(source) is Saving.KEEP) for o in options], dtype=float)
             drop_stored = np.array([o.input_bytes * (o.saving.get(source) is Saving.STORE) for o in options], dtype=float)
             self.kept = np.concatenate((self.kept, self.kept - drop_kept))
             self.stored = np.concatenate((self.stored, self.stored - drop_stored))
             self.time = np.concatenate((self.time, self.time + beyond))
             self.again, self.uses = np.tile(self.again, (2, 1)), np.tile(self.uses, (2, 1))
-        self.nbytes, self.unpacking = (np.array([getattr(h, field) for h in menu.holdables], dtype=float) for field in ("nbytes", "unpacking_ns"))
+        self.nbytes, self.unpacking = (
+            np.array([getattr(h, field) for h in menu.holdables], dtype=float) for field in ("nbytes", "unpacking_ns")
+        )
 
     def costs(self, prices: Prices) -> Floats:
         """Time and priced bytes of each option, with the weights resident that pay for themselves."""
         own = self.time + prices.memory * self.kept + prices.written * self.stored
-        if self._others is not None and self._below.any():
-            own = own - self._below * self._others.cheapest(prices)[0]
         weights = np.minimum(0.0, prices.memory * self.nbytes - self.unpacking * (self.uses + self.again)).sum(axis=1)
         costs: Floats = np.where(self.open, own + weights, np.inf)
         return costs
@@ -236,9 +241,6 @@ class _Table:
         at = int(np.argmin(costs))
         resident = prices.memory * self.nbytes < self.unpacking * (self.uses[at] + self.again[at])
         kept, stored = float(self.kept[at] + self.nbytes[resident].sum()) / self.span[at], float(self.stored[at]) / self.span[at]
-        if self._others is not None and self._below[at]:
-            _, kept_below, stored_below = self._others.cheapest(prices)
-            kept, stored = kept - self._below[at] * kept_below, stored - self._below[at] * stored_below
         return float(costs[at]), float(kept), float(stored)
 
 

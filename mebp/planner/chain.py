@@ -18,7 +18,9 @@ from mebp.sim.cost import CostModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdable:
-    """A weight that may be resident: its unpacked bytes, the time that each use saves by it, and uses a step (recomputation apart)."""
+    """A weight that may be resident: its unpacked bytes, the time that each use saves by it, and uses a step (recomputation
+    apart).
+    """
 
     linear: str
     nbytes: int
@@ -48,7 +50,10 @@ class Stretch:
 
 
 def stretches(graph: Graph, cost: CostModel, tile: int, *, segmented: bool) -> tuple[Stretch, ...]:
-    """Split a graph into stretches, the last layer one of its own; layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too."""
+    """Split a graph into stretches, the last layer one of its own;
+
+    layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too.
+    """
     *below, last = layers(graph, cost)
     groups = [tuple(group) for _, group in groupby(below, key=lambda layer: layer.shape)]
     menus: dict[tuple[object, ...], Menu] = {}

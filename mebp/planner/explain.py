@@ -1,4 +1,6 @@
-"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that saves."""
+"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that
+saves.
+"""
 
 from dataclasses import dataclass
 
@@ -80,7 +82,9 @@ def held_at_peak(graph: Graph, prediction: Prediction) -> list[Held]:
         name = family(graph, tensor) if tensor in graph.tensors else str(tensor)
         count, total = found.get(name, (0, 0))
         found[name] = (count + 1, total + nbytes)
-    return sorted((Held(name=name, count=c, nbytes=n) for name, (c, n) in found.items()), key=lambda held: (-held.nbytes, held.name))
+    return sorted(
+        (Held(name=name, count=c, nbytes=n) for name, (c, n) in found.items()), key=lambda held: (-held.nbytes, held.name)
+    )
 
 
 def family(graph: Graph, tensor: TensorId) -> str:

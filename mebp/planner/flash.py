@@ -63,7 +63,9 @@ def extend_stored(lives: list[Life], steps: list[Step], cost: CostModel, tile: i
 
 
 def first_wait_ns(steps: list[Step], cost: CostModel, lead_ns: int) -> int:
-    """How long the processor waits in the backward of the layer below the head: its loads start with the turn, it `lead_ns` later."""
+    """How long the processor waits in the backward of the layer below the head:
+    its loads start with the turn, it `lead_ns` later.
+    """
     clock, flash, waited = lead_ns, 0, 0
     ready: dict[TensorId, int] = {}
     for step in steps:
@@ -72,7 +74,7 @@ def first_wait_ns(steps: list[Step], cost: CostModel, lead_ns: int) -> int:
                 flash += cost.load_ns(cost.graph.tensors[tensor].nbytes)
                 ready[tensor] = flash
             case Run(op=op):
-                wait = max(0, *(ready.get(tensor, 0) - clock for tensor in op.touched))
+                wait = max([0, *(ready.get(tensor, 0) - clock for tensor in op.touched)])
                 waited, clock = waited + wait, clock + wait + _processor_ns(step, cost, 0)
             case _:
                 clock += _processor_ns(step, cost, 0)

@@ -3,6 +3,7 @@
 Solving a budget takes seconds; what no plan can beat there (`best_step_ns`) takes milliseconds, and lies close below.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,21 +35,21 @@ class Corner:
 
 def outline(problem: Problem, least_bytes: int, num_corners: int) -> tuple[Corner, ...]:
     """The frontier by its bound, at budgets in equal ratios from `least_bytes` to keep-all."""
-    steps = [Corner(budget_bytes=budget, best_step_ns=best_step_ns(problem, budget)) for budget in _ratios(problem, least_bytes, num_corners)]
-    return tuple(steps)
+    budgets = _ratios(problem, least_bytes, num_corners)
+    return tuple(Corner(budget_bytes=budget, best_step_ns=best_step_ns(problem, budget)) for budget in budgets)
 
 
 def best_step_ns(problem: Problem, budget_bytes: int) -> int:
-    """No plan of the solver's class is faster under this budget; where that class has none, no plan at all."""
-    room = arena_budget(problem.graph, problem.device, budget_bytes)
-    own = [relaxation.best().bound_ns for relaxation in problem.relaxations(room) if relaxation.feasible]
-    return max(own, default=problem.whole_relaxation(room).best().bound_ns)
+    """No plan is faster under this budget, whatever its order and recomputation."""
+    return problem.whole_relaxation(arena_budget(problem.graph, problem.device, budget_bytes)).best().bound_ns
 
 
 def frontier(
     problem: Problem, limits: Limits, num_points: int, progress: Callable[[int], None] | None = None, stop: Stop | None = None
 ) -> tuple[Point, ...]:
-    """Solve at `num_points` budgets in equal ratios; `progress(number)` before each. A plan that fits less fits more: none gets slower."""
+    """Solve at `num_points` budgets in equal ratios; `progress(number)` before each. A plan that fits less fits more:
+    none gets slower.
+    """
     stop = stop or Stop()
     points: list[Point] = []
     for number, budget in enumerate(budgets(problem, limits, num_points, stop)):
@@ -85,6 +86,6 @@ def _ratios(problem: Problem, low: int, count: int) -> list[int]:
 def saved_ns_per_byte(points: tuple[Point, ...]) -> list[float]:
     """What each step along the frontier saves: nanoseconds for a byte of budget more (the first has none before it)."""
     found = [0.0]
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in itertools.pairwise(points):
         found.append((before.prediction.step_ns - after.prediction.step_ns) / (after.budget_bytes - before.budget_bytes))
     return found

@@ -39,7 +39,7 @@ def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> 
     peaks = np.concatenate([table[:, 3] for table in columns.values()])
     floor = max(np.nanmin(table[:, 3]) for table in columns.values())
     limits = sorted({floor, *np.quantile(peaks[peaks >= floor], np.linspace(0, 1, PEAKS)), np.inf})
-    scale = max(1.0, max(table[:, 0].max() / max(64.0, table[:, 1].max()) for table in columns.values()))
+    scale = max(1.0, *(table[:, 0].max() / max(64.0, table[:, 1].max()) for table in columns.values()))
     prices = np.concatenate(([0.0], np.geomspace(1e-4, 1e3, MEMORY_PRICES))) * scale
     choices = {
         tuple(_cheapest(columns[id(menu)], price, written * price, limit) for menu in menus)
@@ -77,7 +77,7 @@ def _uniform(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: in
         stored=sum(option.stored_bytes * size for option, size in taken),
         store_ns=sum(option.store_ns * size for option, size in taken),
         load_ns=sum(option.load_ns * size for option, size in taken),
-        extra_ns=sum(option.recompute_ns * size for option, size in taken) + heads[head].duration_ns,
+        extra_ns=sum((option.recompute_ns + option.wait_ns) * size for option, size in taken) + heads[head].duration_ns,
     )
 
 

@@ -15,12 +15,15 @@ from mebp.planner.search import Limits, Stop
 from mebp.planner.solve import least_plan
 from mebp.sim.device import Device, override
 
+FIRST_CAP = 256e6  # bytes a step, offered where none may be written
 WRITE_CAP = "runtime.flash_write_cap_bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """One change: the flags that make it, the least budget under it, and a bound on the step time at the budget (None: below the least), and the compressed weights."""
+    """One change: the flags that make it, the least budget under it, and a bound on the step time at the budget (None:
+    below the least), and the compressed weights.
+    """
 
     flags: str
     least_budget_bytes: int
@@ -29,7 +32,12 @@ class Knob:
 
 
 def knobs(
-    graph: Graph, device: Device, budget_bytes: int, limits: Limits, stop: Stop | None = None, progress: Callable[[str], None] | None = None
+    graph: Graph,
+    device: Device,
+    budget_bytes: int,
+    limits: Limits,
+    stop: Stop | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[Knob, ...]:
     """Solve for every change; the first is no change at all."""
     stop = stop or Stop()
@@ -42,8 +50,10 @@ def knobs(
         try:
             problem = pose(build_graph(graph.config, workload), changed)
             least = outside_arena(problem.graph, changed) + least_plan(problem, budget_bytes, limits, stop).arena_bytes
-        except (InputError, NoPlanInTime):  # the model cannot take this change
+        except InputError:  # the model cannot take this change
             continue
+        except NoPlanInTime:
+            break  # nor will the next search find one
         best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
         size = sum(weight.nbytes for weight in problem.graph.weights.values())
         found.append(Knob(flags=flags, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size))
@@ -63,8 +73,8 @@ def _changes(workload: Workload, device: Device) -> Iterator[tuple[str, Workload
     for name in _neighbours(workload.weights.name):
         yield f"--weights {name}", replace(workload, weights=FORMATS[name]), device
     cap = device.runtime.flash_write_cap_bytes
-    for other in sorted({0.0, 2 * cap} - {cap}):
-        yield f"--max-flash-write {other / 1e6:.0f}MB", workload, override(device, [f"{WRITE_CAP}={other}"])
+    for other in sorted({0.0, 2 * cap or FIRST_CAP} - {cap}):
+        yield f"--max-flash-write {int(other)}", workload, override(device, [f"{WRITE_CAP}={other}"])
 
 
 def _neighbours(weights: str) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from mebp.models.graph import Graph, TensorId, WeightId
 from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
 from mebp.plan import SCHEMA_VERSION, Compute, Free, Instruction, Load, Place, Plan, Store, Unpack
+from mebp.planner.flash import Life, extend_stored, hoist_loads, turn_of
 from mebp.planner.pack import Buffer, pack
 from mebp.planner.recipe import Recipe, Unpacking
-from mebp.planner.flash import Life, extend_stored, hoist_loads, turn_of
 from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, schedule, tensors_of
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device

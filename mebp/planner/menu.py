@@ -21,7 +21,6 @@ from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
 from mebp.planner.schedule import Run, Stored, schedule
 from mebp.sim.cost import CostModel
 
-
 FOREVER_NS = 10**14  # no store that takes longer hides behind anything
 
 
@@ -30,9 +29,9 @@ class Option:
     """One way through a layer (or through a segment of `layers` in a row), written for the menu's source; bytes and nanoseconds.
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
-    `recompute_ns` is the time beyond a layer that keeps all: recomputation, and where it is waited for a load.
-    `again` are the weights that recomputation reads a time more than forward and backward do. `input_bytes` are those of the layer's
-    input, whatever becomes of it.
+    `wait_ns` is how long its first load is waited for, where no layer above runs meanwhile.
+    `again` are the weights that recomputation reads a time more than forward and backward do. `input_bytes` are those of the
+    layer's input, whatever becomes of it.
     """
 
     saving: Mapping[TensorId, Saving]
@@ -47,6 +46,7 @@ class Option:
     forward_peak: int
     backward_peak: int
     layers: int = 1
+    wait_ns: int = 0
 
     @property
     def peak(self) -> int:
@@ -226,7 +226,10 @@ def make_option(
     tile: int,
     lead_ns: int | None = None,
 ) -> Option:
-    """Read off a layer's schedule what a way of saving takes; with `lead_ns` (see flash.first_wait_ns) its first loads are waited for."""
+    """Read off a layer's schedule what a way of saving takes;
+
+    with `lead_ns` (see flash.first_wait_ns) its first loads are waited for.
+    """
     recipe = Recipe(saving=saving, unpacking=dict.fromkeys(hold, Unpacking.HOLD), head_tile=tile)
     steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
     turn = len(layer.forward) + len(_input_ops(graph, layer)) + sum(isinstance(step, Stored) for step in steps)
@@ -248,7 +251,8 @@ def make_option(
         stored_bytes=stored,
         store_ns=min(FOREVER_NS, sum(cost.store_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
         load_ns=min(FOREVER_NS, sum(cost.load_ns(tensors[t].nbytes) for t in saving if saving[t] is Saving.STORE)),
-        recompute_ns=sum(_again_ns(cost, op, hold) for op in again) + wait_ns,
+        recompute_ns=sum(_again_ns(cost, op, hold) for op in again),
+        wait_ns=wait_ns,
         forward_peak=given + max(profile[:turn], default=0),
         backward_peak=given + gradient + max(profile[turn:], default=0),
     )
@@ -271,4 +275,5 @@ def undominated(options: list[Option], unpack_ns: Mapping[WeightId, int] | None 
 def _covers(other: Option, option: Option, unpack_ns: Mapping[WeightId, int]) -> bool:
     """Residence can save `option` the unpacking of what it reads again; `other` must be as fast even then."""
     saved = sum(unpack_ns[weight] for weight in option.again - other.again)
-    return other.recompute_ns + saved <= option.recompute_ns and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))
+    faster = other.recompute_ns + saved <= option.recompute_ns and other.wait_ns <= option.wait_ns
+    return faster and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))

@@ -1,4 +1,5 @@
-"""The published text form of packing problems (google/minimalloc): CSV with id, lower, upper, size; a buffer lives in [lower, upper).
+"""The published text form of packing problems (google/minimalloc): CSV with id, lower, upper, size; a buffer lives in [lower,
+upper).
 
 Times are replaced by their rank, since only their order matters for what lives together.
 """

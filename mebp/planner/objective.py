@@ -6,7 +6,7 @@ from mebp.planner.variables import Variables
 
 
 def extra_time_ns(variables: Variables) -> cp_model.LinearExprT:
-    """Recomputation and head, less what resident weights save; the other time of the step is a constant."""
+    """Recomputation, waits and head, less what resident weights save; the other time of the step is a constant."""
     saved = sum(
         item.unpacking_ns * (item.uses * resident + again)
         for number, stretch in enumerate(variables.stretches)
@@ -17,7 +17,7 @@ def extra_time_ns(variables: Variables) -> cp_model.LinearExprT:
     weight = variables.head_weight
     saved += weight.uses * weight.unpacking_ns * variables.head_resident if weight else 0
     head = sum(head.duration_ns * chosen for head, chosen in zip(variables.heads, variables.head, strict=True))
-    return variables.everywhere("recompute_ns") + head - saved
+    return variables.everywhere("recompute_ns") + variables.everywhere("wait_ns") + head - saved
 
 
 def written_units(variables: Variables, unit: int) -> cp_model.LinearExprT:

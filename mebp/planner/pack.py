@@ -3,7 +3,8 @@
 Half-open lifetimes [start, end) in steps. A heuristic: first fit at the lowest offset, over several orders, then with whatever
 stands out moved forward in the order (squeaky wheel, Joslin & Clements, 1999), the best height kept. The first orders place what is
 live at the fullest moment before all else, by birth: there an arena without gaps has to be full, and a training step is a stack. It
-stops early where the height equals the most live bytes, which no packing can beat; the wheel only turns for more than CLOSE above it.
+stops early where the height equals the most live bytes, which no packing can beat; the wheel only turns for more than CLOSE above
+it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 
 CLOSE = 1e-3  # of the most live bytes: near enough to stop
 ORDERS = 6
@@ -63,7 +63,8 @@ def require_apart(buffers: list[Buffer], packing: Packing) -> None:
     """Check pair by pair, the slow way, that no two buffers that live together overlap (AssertionError)."""
     placed = list(zip(buffers, packing.offsets, strict=True))
     for i, (a, at) in enumerate(placed):
-        assert 0 <= at and at + a.size <= packing.height
+        assert at >= 0
+        assert at + a.size <= packing.height
         for b, other in placed[:i]:
             apart_in_time = a.end <= b.start or b.end <= a.start
             assert apart_in_time or at + a.size <= other or other + b.size <= at, (a, b)

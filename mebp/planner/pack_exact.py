@@ -21,9 +21,7 @@ def pack_within(buffers: list[Buffer], capacity: int, limits: Limits, stop: Stop
     """Place `buffers` within `capacity` bytes; InfeasibleBudget where none can, NoPlanInTime where none was found."""
     least = live_peak(buffers)
     if least > capacity:
-        raise InfeasibleBudget(
-            f"does not fit {capacity} bytes: {least} are live at once: raise --capacity", capacity, least
-        )
+        raise InfeasibleBudget(f"does not fit {capacity} bytes: {least} are live at once: raise --capacity", capacity, least)
     quick = pack(buffers)
     if quick.height <= capacity:
         return quick
@@ -33,12 +31,14 @@ def pack_within(buffers: list[Buffer], capacity: int, limits: Limits, stop: Stop
             height = max(offset + buffer.size for offset, buffer in zip(offsets, buffers, strict=True))
             return Packing(offsets=offsets, height=height, live_peak=least)
     raise NoPlanInTime(
-        f"no packing within {capacity} bytes found in {limits.wall_s:g} s (one of {quick.height} is known, {least} are live at once):"
-        " raise --time-limit or --capacity"
+        f"no packing within {capacity} bytes found in {limits.wall_s:g} s"
+        f" (one of {quick.height} is known, {least} are live at once): raise --time-limit or --capacity"
     )
 
 
-def _offsets(buffers: Sequence[Buffer], capacity: int, limits: Limits, stop: Stop, *, rectangles: bool, workers: int) -> tuple[int, ...] | None:
+def _offsets(
+    buffers: Sequence[Buffer], capacity: int, limits: Limits, stop: Stop, *, rectangles: bool, workers: int
+) -> tuple[int, ...] | None:
     unit = gcd(capacity, *(buffer.size for buffer in buffers))
     model = cp_model.CpModel()
     starts = [model.new_int_var(0, (capacity - buffer.size) // unit, "") for buffer in buffers]

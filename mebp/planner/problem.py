@@ -24,7 +24,8 @@ SMALLEST_TILE = 16
 class Problem:
     """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward.
 
-    `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means waiting.
+    `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means
+    waiting.
     """
 
     graph: Graph
@@ -57,7 +58,8 @@ class Problem:
     def relaxations(self, room: int) -> tuple[Relaxation, Relaxation]:
         """The relaxations over the plans that placement can choose: memory priced at the head, and at the last layer."""
         first, second = (
-            Relaxation(self.stretches, self.heads, self.head_weight, self.limited(room), at_last_layer=last) for last in (False, True)
+            Relaxation(self.stretches, self.heads, self.head_weight, self.limited(room), at_last_layer=last)
+            for last in (False, True)
         )
         return first, second
 
@@ -85,7 +87,9 @@ def pose(graph: Graph, device: Device) -> Problem:
     forward_ns = sum(times[op.id] for op in graph.ops if not op.backward and op is not head)
     total = sum(times.values()) + max(option.duration_ns for option in heads)
     if total > LONGEST_STEP_NS:
-        raise InputError(f"a step would take {total / 86_400e9:.3g} days on {device.name}: too long to plan; check the device's numbers")
+        raise InputError(
+            f"a step would take {total / 86_400e9:.3g} days on {device.name}: too long to plan; check the device's numbers"
+        )
     return Problem(
         graph=graph,
         device=device,
@@ -108,10 +112,13 @@ def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
     """The head with tiles from as many rows as one streamed tile of weights has, halved a few times."""
     head = head_of(graph)
     widest = min(stream_rows(head.dims.cols), head.dims.outs)
-    tiles = dict.fromkeys((max(SMALLEST_TILE, widest >> halved) // SMALLEST_TILE * SMALLEST_TILE or widest) for halved in range(HEAD_TILES))
+    tiles = dict.fromkeys(
+        (max(SMALLEST_TILE, widest >> halved) // SMALLEST_TILE * SMALLEST_TILE or widest) for halved in range(HEAD_TILES)
+    )
     tiles |= {head_tile(graph): None}
     return tuple(
-        HeadOption(tile=tile, peak=_head_peak(graph, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile)) for tile in tiles
+        HeadOption(tile=tile, peak=_head_peak(graph, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))
+        for tile in tiles
     )
 
 

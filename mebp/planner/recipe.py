@@ -62,8 +62,11 @@ def head_tile(graph: Graph) -> int:
 def backward_reads(graph: Graph) -> frozenset[TensorId]:
     """Activations that some backward op reads."""
     return frozenset(
-        tensor for op in graph.ops if op.backward for tensor in op.reads.values() if not graph.producer[tensor].backward
-        and graph.producer[tensor].kind != "head"
+        tensor
+        for op in graph.ops
+        if op.backward
+        for tensor in op.reads.values()
+        if not graph.producer[tensor].backward and graph.producer[tensor].kind != "head"
     )
 
 

@@ -8,7 +8,6 @@ until then. Segments are offered where flash cannot take every layer's input: wh
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mebp.models.build import STREAM_GRADIENT
 from mebp.models.graph import Graph, TensorId
 from mebp.planner.menu import Layer, Option, make_option, relabel, undominated
 from mebp.planner.recipe import Saving
@@ -25,7 +24,9 @@ def segments(graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Seq
     for length in (length for length in LENGTHS if length <= len(alike)):
         unit = joined(alike[:length])
         savings = [saving for base in bases for saving in _savings(graph, base, alike[:length])]
-        found += undominated([replace(make_option(graph, cost, unit, saving, tile=tile), layers=length, again=frozenset()) for saving in savings])
+        found += undominated(
+            [replace(make_option(graph, cost, unit, saving, tile=tile), layers=length, again=frozenset()) for saving in savings]
+        )
     return found
 
 
@@ -41,7 +42,9 @@ def joined(layers: Sequence[Layer]) -> Layer:
 
 
 def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
-    """Options that save their input and stream their weights: those that keep least first, each less recomputation than the last."""
+    """Options that save their input and stream their weights:
+    those that keep least first, each less recomputation than the last.
+    """
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.kept_bytes + o.stored_bytes, o.kept_bytes, o.peak)):
         saved = option.saving.get(source.input, Saving.RECOMPUTE)
@@ -52,7 +55,10 @@ def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
 
 
 def _savings(graph: Graph, base: Option, layers: Sequence[Layer]) -> Iterable[dict[TensorId, Saving]]:
-    """The base's decisions for every layer, only the lowest input saved; then the same with what is not saved dropped in between."""
+    """The base's decisions for every layer, only the lowest input saved;
+
+    then the same with what is not saved dropped in between.
+    """
     kept: dict[TensorId, Saving] = {}
     for layer in layers:
         kept |= relabel(base, layers[0], layer)[0]

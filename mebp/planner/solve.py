@@ -1,8 +1,8 @@
 """Find the plan: price memory, shortlist what can still be best, place it with CP-SAT, write the answer out and time it.
 
-The class that placement chooses from: each activation saved or recomputed within its own layer (or segment of layers), each weight streamed, held from
-recomputation to backward or resident, first computations in the graph's order. Two bounds come with a plan: one over this class,
-one over all plans of the language.
+The class that placement chooses from: each activation saved or recomputed within its own layer (or segment of layers), each weight
+streamed, held from recomputation to backward or resident, first computations in the graph's order. Two bounds come with a plan:
+one over this class, one over all plans of the language.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,14 +29,16 @@ from mebp.planner.search import Answer, Limits, Stop, search
 from mebp.planner.variables import Variables
 from mebp.sim.simulate import simulate
 
-
-
-CLASS_SCOPE = "saving within a layer or a segment of alike layers, op order fixed, weights streamed, held or resident, one processor"
+CLASS_SCOPE = (
+    "the options of the layers' menus (saving within a layer, or where flash is short within a segment of alike layers),"
+    " no waiting for flash but at the head, op order fixed, weights streamed, held or resident, one processor"
+)
 WHOLE_SCOPE = "every plan of the language on one processor: any order, any recomputation, segments of any length"
 TIGHTENINGS = 6
-WAITING = 1e6  # times a step's own time for transfers: nobody minds how long
-FLASH_SHARES = (1.0, 0.5, 0.2, 0.0, WAITING)  # parts of forward and backward for transfers, tried while plans wait for them
-NO_WAIT = 1e-4  # of a step: waits too short to look for another plan
+MOST_WAITING = 1e6  # times a step's own time for transfers: nobody minds how long
+BESIDE = (1.0, 0.5, 0.2, 0.0)  # parts of forward and backward for transfers, less and less while plans wait for them
+WAITING = (1.5, 2.0, 4.0, MOST_WAITING)  # the same where nothing fits without waiting
+NO_WAIT = 2e-3  # of a step: too little to look for another plan
 DESCENTS = 12  # attempts to go below the least plan
 QUICK_S = 0.1  # deterministic seconds of each
 FIRST_LOOK = 24  # options a menu in the first round, cheapest at the bound's prices
@@ -48,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop | None = None) -> Plan:
     """The plan with the least arena that the search finds: nothing of its class is known to fit a smaller budget."""
-    problem = replace(problem, flash_share=WAITING)
+    problem = replace(problem, flash_share=MOST_WAITING)
     model = cp_model.CpModel()
     plans = _within_flash(problem, uniform_plans(problem.stretches, problem.heads))
     start = min(plans, key=lambda plan: (plan.room, plan.stored), default=None)
@@ -88,7 +90,8 @@ def _placed_below(problem: Problem, arena_bytes: int, limits: Limits, stop: Stop
 def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Plan:
     """The plan of a recipe with transfers ahead of time or waited for, whichever takes less memory."""
     written = (
-        lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes, waits=waits) for waits in (False, True)
+        lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes, waits=waits)
+        for waits in (False, True)
     )
     return min(written, key=lambda plan: plan.arena_bytes)
 
@@ -102,46 +105,81 @@ def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progres
     stop = stop or Stop()
     room = arena_budget(problem.graph, problem.device, budget_bytes)
     found: list[_Fit] = []
-    for share in FLASH_SHARES:
-        if stop.asked or (found and (share > 1 or not found[0].waits)):
+    for share in BESIDE:
+        found += _tried(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop, among=found)
+        if stop.asked or (found and (not found[-1].waits or found[-1].share < share)):
             break
-        fit = _fit(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop)
-        found += [fit] if fit else []
-    bound_ns = found[0].placed.bound_ns if found and found[0].share == 1 else 0
     if found:
-        best = min(found, key=lambda fit: fit.step_ns)
-        return replace(best.plan, solver=_facts(problem, best.plan, best.placed, bound_ns, room))
+        return _best(problem, found, room)
+    for share in WAITING:
+        found += _tried(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop, among=found)
+        if stop.asked:
+            break
     least = least_plan(problem, budget_bytes, limits, stop)
-    if least.arena_bytes > room:
+    if least.arena_bytes <= room:
+        step_ns = simulate(least, problem.graph, problem.device).step_ns
+        found.append(_Fit(plan=replace(least, name="solved"), placed=None, share=MOST_WAITING, step_ns=step_ns))
+    if not found:
         least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
         raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
-    plan = replace(least, name="solved")
-    return replace(plan, solver=_facts(problem, plan, None, 0, room))
+    return _best(problem, found, room)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """A plan that fits, from which placement, with which share of flash time, and its simulated time."""
+    """A plan that fits, from which placement (None: the least plan), with which share of flash time, and its simulated time."""
 
     plan: Plan
-    placed: "_Placed"
+    placed: "_Placed | None"
     share: float
     step_ns: int
 
     @property
     def waits(self) -> bool:
-        return self.step_ns > self.placed.model_ns * (1 + NO_WAIT)
+        """Whether it loses time to what its placement did not know: then one that uses flash less may be faster."""
+        return self.placed is not None and self.step_ns > self.placed.bound_ns * (1 + NO_WAIT)
+
+
+def _best(problem: Problem, found: Sequence[_Fit], room: int) -> Plan:
+    """The fastest plan found, with the bound of its class where plans that use flash as they like were bounded."""
+    best = min(found, key=lambda fit: fit.step_ns)
+    first = found[0].placed
+    bound_ns = first.bound_ns if first and found[0].share == BESIDE[0] else 0
+    wall_s = sum(fit.placed.wall_s for fit in found if fit.placed)
+    return replace(best.plan, solver=_facts(problem, best, bound_ns, wall_s, room))
+
+
+def _tried(
+    problem: Problem,
+    room: int,
+    budget_bytes: int,
+    limits: Limits,
+    progress: Progress | None,
+    stop: Stop,
+    *,
+    among: Sequence[_Fit],
+) -> list[_Fit]:
+    """The plan at one share of flash time, if one fits; running out of time counts only while nothing is found."""
+    try:
+        fit = _fit(problem, room, budget_bytes, limits, progress, stop)
+    except NoPlanInTime:
+        if not among:
+            raise
+        return []
+    return [fit] if fit else []
 
 
 def _fit(problem: Problem, room: int, budget_bytes: int, limits: Limits, progress: Progress | None, stop: Stop) -> _Fit | None:
-    """Place and write out. Packing and transfers in flight may need more than the live bytes that the model bounds: then in less room."""
+    """Place and write out. Packing and transfers in flight may need more than the live bytes that the model bounds:
+    then in less room.
+    """
     allowed, first = room, None
     for _ in range(TIGHTENINGS):
         placed = _place(problem, allowed, limits, progress, stop)
         if placed is None:
             break
         first = first or placed
-        for waits in (False, True) if problem.flash_share > 1 else (False,):
+        for waits in (False, True) if problem.flash_share > BESIDE[0] else (False,):
             plan = _written(problem, placed.recipe, budget_bytes, waits=waits)
             if plan.arena_bytes <= room:
                 step_ns = simulate(plan, problem.graph, problem.device).step_ns
@@ -152,26 +190,28 @@ def _fit(problem: Problem, room: int, budget_bytes: int, limits: Limits, progres
         return None
     plan = _written(problem, first.recipe, budget_bytes, waits=True)
     step_ns = simulate(plan, problem.graph, problem.device).step_ns
-    return _Fit(plan=plan, placed=first, share=problem.flash_share, step_ns=step_ns) if plan.arena_bytes <= room else None
+    unbounded = replace(first, bound_ns=0)  # waiting takes less memory than its class allows for
+    return _Fit(plan=plan, placed=unbounded, share=problem.flash_share, step_ns=step_ns) if plan.arena_bytes <= room else None
 
 
 def _written(problem: Problem, recipe: Recipe, budget_bytes: int, *, waits: bool = False) -> Plan:
     return lower(problem.graph, problem.device, recipe, name="solved", budget_bytes=budget_bytes, waits=waits)
 
 
-def _facts(problem: Problem, plan: Plan, placed: "_Placed | None", bound_ns: int, room: int) -> SolverFacts:
+def _facts(problem: Problem, fit: _Fit, bound_ns: int, wall_s: float, room: int) -> SolverFacts:
     """What is known of a plan, its time being the simulator's: the model's own plus the waits that the model leaves out."""
-    step_ns = simulate(plan, problem.graph, problem.device).step_ns
-    whole_ns = min(step_ns, problem.whole_relaxation(room).best().bound_ns)
-    bound_ns = min(step_ns, max(bound_ns, whole_ns))
+    whole_ns = problem.whole_relaxation(room).best().bound_ns
+    if not problem.device.runtime.unpack_beside:  # with a processor of its own for unpacking a step may take less
+        assert max(whole_ns, 0 if fit.share > BESIDE[0] else bound_ns) <= fit.step_ns, "a bound above a plan's time is a bug"
+    whole_ns, bound_ns = min(whole_ns, fit.step_ns), min(max(whole_ns, bound_ns), fit.step_ns)
     return SolverFacts(
-        status="optimal" if step_ns <= bound_ns else "feasible",
-        objective_ns=step_ns,
-        model_ns=placed.model_ns if placed else step_ns,
+        status="optimal" if fit.step_ns <= bound_ns else "feasible",
+        objective_ns=fit.step_ns,
+        model_ns=fit.placed.model_ns if fit.placed else fit.step_ns,
         bound_ns=bound_ns,
-        gap=max(0.0, 1 - bound_ns / step_ns),
+        gap=max(0.0, 1 - bound_ns / fit.step_ns),
         whole_bound_ns=whole_ns,
-        wall_s=placed.wall_s if placed else 0.0,
+        wall_s=wall_s,
         scope=CLASS_SCOPE,
         whole_scope=WHOLE_SCOPE,
     )
@@ -179,7 +219,7 @@ def _facts(problem: Problem, plan: Plan, placed: "_Placed | None", bound_ns: int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Placed:
-    """A placement: the recipe, its time without waits, the bound of its class, seconds of search."""
+    """A placement: the recipe, its time with no waits but those at the head, the bound of its class, seconds of search."""
 
     recipe: Recipe
     model_ns: int
@@ -290,7 +330,9 @@ def _cheapest(reduced_ns: Floats, count: int) -> list[int]:
 
 
 def _smallest(menu: Menu) -> list[int]:
-    """Numbers of the options that no other equals or betters in bytes kept, bytes stored and peak: where room is short these decide."""
+    """Numbers of the options that no other equals or betters in bytes kept, bytes stored and peak:
+    where room is short these decide.
+    """
     found: list[int] = []
     order = sorted(range(len(menu.options)), key=lambda m: (menu.options[m].sizes, menu.options[m].recompute_ns))
     for m in order:

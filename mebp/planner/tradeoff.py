@@ -72,9 +72,9 @@ class Row:
 class Tradeoff:
     """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something is known to.
 
-    `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut short.
-    `outline` is the frontier by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the step, by that bound.
-    `remedies` are changes that lower the least budget, where nothing fits.
+    `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut
+    short. `outline` is the frontier by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the chosen
+    plan's step at most. `remedies` are changes that lower the least budget, where nothing fits.
     """
 
     graph: Graph
@@ -88,6 +88,11 @@ class Tradeoff:
     outline: tuple[Corner, ...] = ()
     more_saves_ns: int | None = None
     remedies: tuple[Knob, ...] = ()
+
+    @property
+    def least(self) -> Row:
+        """The exact row with the lowest peak that writes no more than it may."""
+        return min((row for row in self.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
 
     def row(self, name: str) -> Row | None:
         """The row called `name`, if there is one."""
@@ -127,9 +132,16 @@ def tradeoff(
         out_of_time=answer.out_of_time,
         interrupted=stop.asked,
         outline=answer.outline,
-        more_saves_ns=answer.more_saves_ns if chosen else None,
+        more_saves_ns=_more_saves_ns(chosen, answer.best_with_more_ns),
         remedies=answer.remedies if chosen is None else (),
     )
+
+
+def _more_saves_ns(chosen: Row | None, best_with_more_ns: int | None) -> int | None:
+    """At most what more budget saves of the chosen plan's step: how far it is above the bound there."""
+    if chosen is None or best_with_more_ns is None:
+        return None
+    return max(0, chosen.prediction.step_ns - best_with_more_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +151,7 @@ class _Solved:
     plans: tuple[Plan, ...]
     out_of_time: bool
     outline: tuple[Corner, ...]
-    more_saves_ns: int | None
+    best_with_more_ns: int | None
     remedies: tuple[Knob, ...]
 
 
@@ -176,7 +188,7 @@ def require_fit(found: Tradeoff) -> Row:
             f"no plan within {found.budget_bytes} bytes found in time (one of {found.least_budget_bytes} is known):"
             " raise --time-limit or --budget"
         )
-    least = min((row for row in found.rows if row.plan.exact and row.within_cap), key=lambda row: row.prediction.peak_bytes)
+    least = found.least
     binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
     raise InfeasibleBudget(
         f"does not fit {found.budget_bytes} bytes: the least feasible budget is {found.least_budget_bytes} bytes"
@@ -209,7 +221,7 @@ def _solved(
         plans=tuple(plans),
         out_of_time=out_of_time,
         outline=outline(problem, least, CORNERS) if least is not None else (),
-        more_saves_ns=best_step_ns(problem, budget_bytes) - best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
+        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
         remedies=() if fits or least is None or out_of_time else _remedies(graph, device, budget_bytes, least, limits, stop),
     )
 
@@ -233,4 +245,6 @@ def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
     prediction = simulate(plan, graph, device)
     within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
     fits = prediction.peak_bytes <= plan.budget_bytes and within_cap
-    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap, beside=bool(device.runtime.unpack_beside))
+    return Row(
+        plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap, beside=bool(device.runtime.unpack_beside)
+    )

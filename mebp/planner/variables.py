@@ -1,7 +1,7 @@
 """The decision variables of the placement model, with queries that read as words.
 
-Of each stretch it is decided how many layers (or segments of it) take each option, and of how many each weight is resident; of the head, its tile and
-whether its weight is resident. `shortlists` names the options that are open, a tuple of numbers a stretch.
+Of each stretch it is decided how many layers (or segments of it) take each option, and of how many each weight is resident; of the
+head, its tile and whether its weight is resident. `shortlists` names the options that are open, a tuple of numbers a stretch.
 """
 
 from collections.abc import Sequence

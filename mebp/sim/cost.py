@@ -84,7 +84,9 @@ class CostModel:
         return self._unpack_count_ns(weight, weight.count)
 
     def unpacking_ns(self, weight: Weight) -> int:
-        """Nanoseconds that one use of a weight saves where it finds it unpacked: the same streamed or in an instruction of its own."""
+        """Nanoseconds that one use of a weight saves where it finds it unpacked:
+        the same streamed or in an instruction of its own.
+        """
         return self.unpack_ns(weight) + self.launch_ns
 
     def _unpack_count_ns(self, weight: Weight, count: int) -> int:

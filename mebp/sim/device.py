@@ -40,10 +40,10 @@ class Hardware:
 class Runtime:
     """What a training runtime gets out of the hardware.
 
-    The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`; `unpack_rate` is in weights/s;
-    `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has a processor of its own.
-    `footprint_bytes` is there before any tensor; `workspace_bytes` are the libraries' own buffers while a step runs,
-    `op_bytes` what the runtime keeps for each op of the graph to hold graph and plan in memory.
+    The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`;
+    `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has
+    a processor of its own. `footprint_bytes` is there before any tensor; `workspace_bytes` are the libraries' own buffers while a
+    step runs, `op_bytes` what the runtime keeps for each op of the graph to hold graph and plan in memory.
     """
 
     product_fraction: float
@@ -153,7 +153,9 @@ def load_device(spec: str) -> Device:
         return parse_device(shipped.read_text(encoding="utf-8"), f"{spec}.toml")
     near = difflib.get_close_matches(spec, device_names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    calibrate = "run `mebp-plan calibrate` first" if spec == "host" else "take a name that `mebp-plan devices` lists, or a .toml file"
+    calibrate = (
+        "run `mebp-plan calibrate` first" if spec == "host" else "take a name that `mebp-plan devices` lists, or a .toml file"
+    )
     raise ProfileError(f"unknown device {spec!r}: {hint}{calibrate}")
 
 
@@ -237,7 +239,9 @@ def override(device: Device, assignments: list[str]) -> Device:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ProfileError(f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them")
+            raise ProfileError(
+                f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them"
+            )
         try:
             value: float | str = float(text)
         except ValueError:

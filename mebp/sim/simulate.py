@@ -37,7 +37,8 @@ class Prediction:
     """What a plan costs on a device; times in ns, sizes in bytes.
 
     `peak_breakdown` sums to `peak_bytes`, `time_breakdown` to `step_ns`, `arena_breakdown` to the plan's arena.
-    `peak_tensors` are the live bytes of each tensor (and of scratch) at the peak. File-backed bytes (`weight_file_bytes`, `spill_bytes`) are not part of the peak.
+    `peak_tensors` are the live bytes of each tensor (and of scratch) at the peak. File-backed bytes (`weight_file_bytes`,
+    `spill_bytes`) are not part of the peak.
     """
 
     peak_bytes: int
@@ -113,7 +114,9 @@ def _timeline(plan: Plan, cost: CostModel) -> tuple[Slice, ...]:
 
 
 def _time_breakdown(plan: Plan, cost: CostModel, timeline: tuple[Slice, ...], step_ns: int) -> dict[Part, int]:
-    """The compute engine's busy time by part; the rest of the step is waiting for unpacking, where that has its own engine, or flash."""
+    """The compute engine's busy time by part; the rest of the step is waiting for unpacking, where that has its own engine, or
+    flash.
+    """
     found = dict.fromkeys(Part, 0)
     for piece in timeline:
         if piece.engine is Engine.COMPUTE:

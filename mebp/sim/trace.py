@@ -1,4 +1,6 @@
-"""Write timelines as a Chrome trace (opens in Perfetto and chrome://tracing): a process a timeline, a track an engine, a memory counter."""
+"""Write timelines as a Chrome trace (opens in Perfetto and chrome://tracing):
+a process a timeline, a track an engine, a memory counter.
+"""
 
 import json
 from collections.abc import Sequence

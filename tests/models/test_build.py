@@ -1,5 +1,7 @@
 """The graph of a training step: order, what is pruned, what lives outside the arena."""
 
+import itertools
+
 import pytest
 
 from mebp.errors import InputError
@@ -80,5 +82,5 @@ def test_the_frontier_after_a_layer_is_what_backward_will_ask_for(small_graph: G
 def test_the_critical_path_is_a_path_and_as_long_as_its_ops(small_graph: Graph) -> None:
     length, path = critical_path(small_graph, lambda op: 1 + len(op.id))
     view = dataflow(small_graph)
-    assert all(view.has_edge(a, b) for a, b in zip(path, path[1:], strict=False))
+    assert all(view.has_edge(a, b) for a, b in itertools.pairwise(path))
     assert length == sum(1 + len(name) for name in path)

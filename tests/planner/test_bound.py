@@ -1,9 +1,12 @@
-"""The bounds and the placement against slow, sure methods: a dynamic program over kept bytes, and every saved set of a small chain."""
+"""The bounds and the placement against slow, sure methods: a dynamic program over kept bytes, and every saved set of a small
+chain.
+"""
 
 import random
 from itertools import pairwise, product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -11,14 +14,14 @@ from ortools.sat.python import cp_model
 
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph, TensorId
-from mebp.planner.bound import Limited, Relaxation
+from mebp.planner.bound import Limited, Prices, Relaxation
 from mebp.planner.budget import outside_arena
 from mebp.planner.chain import Stretch, make_menu
 from mebp.planner.lower import lower
 from mebp.planner.menu import Option
 from mebp.planner.objective import extra_time_ns
 from mebp.planner.problem import pose
-from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe import Recipe, Saving, backward_reads, head_tile, layer_inputs
 from mebp.planner.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
 from mebp.planner.search import Limits
 from mebp.planner.solve import least_plan, solve
@@ -91,12 +94,15 @@ def test_the_bound_is_below_the_optimum_and_fixing_by_it_loses_nothing(seed: int
     room, cap = draw.randint(25, 60), draw.choice((0, 4, 12))
     optimum = dynamic_program(chain, room, cap)
     relaxation = Relaxation(chain, [HEAD], None, Limited(room=room, cap=cap, base_ns=0))
-    if optimum is None or not relaxation.feasible:
+    if optimum is None:
         return
+    assert relaxation.feasible
     bound = relaxation.best()
     assert bound.bound_ns <= optimum
     kept = [
-        make_menu(s.menu.source, [o for o, cost in zip(s.menu.options, reduced, strict=True) if cost <= optimum - bound.bound_ns], ())
+        make_menu(
+            s.menu.source, [o for o, cost in zip(s.menu.options, reduced, strict=True) if cost <= optimum - bound.bound_ns], ()
+        )
         for s, reduced in zip(chain, bound.reduced_ns, strict=True)
     ]
     assert dynamic_program([Stretch(layers=(m.source,), menu=m) for m in kept], room, cap) == optimum
@@ -114,6 +120,37 @@ def test_no_plan_of_a_small_chain_beats_the_bound_on_all_plans(device: Device) -
         recipe = Recipe(saving=dict.fromkeys([inputs[0], inputs[-1], *kept], Saving.KEEP), head_tile=head_tile(graph))
         plan = lower(graph, dry, recipe, name="x", budget_bytes=0)
         assert problem.whole_relaxation(plan.arena_bytes).best().bound_ns <= simulate(plan, graph, dry).step_ns
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_no_plan_that_stores_beats_the_bound_on_all_plans(waits: bool, device: Device) -> None:
+    """Every split of the last layer's activations into kept and stored, finer than any menu offers."""
+    graph = build_graph(small_config(layers=2), small_workload())
+    problem = pose(graph, device)
+    inputs = layer_inputs(graph)
+    last = [tensor for tensor in sorted(backward_reads(graph)) if tensor.startswith("1.") and tensor not in inputs]
+    below = dict.fromkeys((tensor for tensor in backward_reads(graph) if tensor.startswith("0.")), Saving.KEEP)
+    for pattern in product((Saving.KEEP, Saving.STORE), repeat=min(7, len(last))):
+        choice = dict(zip(last, pattern, strict=False)) | dict.fromkeys(last[len(pattern) :], Saving.STORE)
+        recipe = Recipe(saving=below | dict.fromkeys(inputs, Saving.KEEP) | choice, head_tile=head_tile(graph))
+        plan = lower(graph, device, recipe, name="x", budget_bytes=0, waits=waits)
+        assert problem.whole_relaxation(plan.arena_bytes).best().bound_ns <= simulate(plan, graph, device).step_ns
+
+
+@pytest.mark.parametrize("written", [0.0, 1e-3])
+def test_the_best_price_is_the_best_of_a_fine_scan(written: float, small_graph: Graph, device: Device) -> None:
+    problem = pose(small_graph, device)
+    room = least_plan(problem, 0, Limits()).arena_bytes * 3 // 2
+    relaxation = problem.relaxations(room)[0]
+    best = relaxation._best_memory(written)
+    scan = [relaxation._at(Prices(memory=price, written=written))[0] for price in np.linspace(0, 4 * best.memory + 1, 4001)]
+    assert relaxation._at(best)[0] >= max(scan) * (1 - 1e-9)
+
+
+def test_a_model_of_one_layer_is_planned(device: Device) -> None:
+    graph = build_graph(small_config(layers=1), small_workload())
+    plan = solve(pose(graph, device), 10**9, Limits())
+    assert simulate(plan, graph, device).recompute_ns == 0
 
 
 BETTER = (

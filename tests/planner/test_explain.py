@@ -28,7 +28,10 @@ def test_keep_all_keeps_and_checkpoints_make_again(small_graph: Graph, device: D
     assert not any(fate.remade or fate.stored for fate in everything)
     checkpoint = STRATEGIES["checkpoint-1"].plan(small_graph, device, 0)
     by_name = {fate.name: fate for fate in fates(checkpoint, small_graph, device)}
-    assert (by_name["layer input"].kept, by_name["layer input"].remade) == (small_graph.config.num_layers, 0)  # nothing below layer 0 is trained
+    assert (by_name["layer input"].kept, by_name["layer input"].remade) == (
+        small_graph.config.num_layers,
+        0,
+    )  # nothing below layer 0 is trained
     assert by_name["gate.out"].remade == small_graph.config.num_layers
 
 

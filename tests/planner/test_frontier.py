@@ -1,5 +1,7 @@
 """The frontier: from the least budget to keep-all, never slower with more memory, every point within its budget."""
 
+import itertools
+
 from mebp.models.graph import Graph
 from mebp.planner.frontier import frontier, saved_ns_per_byte
 from mebp.planner.problem import pose
@@ -21,7 +23,7 @@ def test_more_memory_is_never_slower_and_each_point_fits(qwen_graph: Graph, devi
 
 def test_what_a_byte_saves_adds_up_to_what_the_frontier_saves(small_graph: Graph, device: Device) -> None:
     points = frontier(pose(small_graph, device), QUICK, 4)
-    gaps = [after.budget_bytes - before.budget_bytes for before, after in zip(points, points[1:], strict=False)]
+    gaps = [after.budget_bytes - before.budget_bytes for before, after in itertools.pairwise(points)]
     saved = sum(price * gap for price, gap in zip(saved_ns_per_byte(points)[1:], gaps, strict=True))
     assert round(saved) == points[0].prediction.step_ns - points[-1].prediction.step_ns
 

@@ -40,7 +40,12 @@ def test_buffers_that_meet_lie_apart() -> None:
 
 
 def test_a_hole_left_by_the_dead_is_used_again() -> None:
-    buffers = [Buffer(start=0, end=9, size=64), Buffer(start=0, end=3, size=128), Buffer(start=0, end=9, size=64), Buffer(start=4, end=9, size=128)]
+    buffers = [
+        Buffer(start=0, end=9, size=64),
+        Buffer(start=0, end=3, size=128),
+        Buffer(start=0, end=9, size=64),
+        Buffer(start=4, end=9, size=128),
+    ]
     assert pack(buffers).height == 256
 
 
@@ -70,7 +75,12 @@ def test_a_capacity_below_what_is_live_is_refused() -> None:
 
 def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
     """Each pair lives together at some time, so the three lie apart, though only two are ever live at once."""
-    buffers = [Buffer(start=0, end=2, size=64), Buffer(start=1, end=4, size=64), Buffer(start=3, end=6, size=128), Buffer(start=5, end=6, size=64)]
+    buffers = [
+        Buffer(start=0, end=2, size=64),
+        Buffer(start=1, end=4, size=64),
+        Buffer(start=3, end=6, size=128),
+        Buffer(start=5, end=6, size=64),
+    ]
     assert pack_within(buffers, 192, Limits(wall_s=10)).height == 192
 
 

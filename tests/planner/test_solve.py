@@ -1,6 +1,8 @@
-"""The solver: within budget, never slower than what fits, agreeing with checker and simulator, equal to brute force on a tiny chain."""
+"""The solver: within budget, never slower than what fits, agreeing with checker and simulator, equal to brute force on a tiny
+chain.
+"""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +18,9 @@ from mebp.models.workload import Lora, Workload
 from mebp.planner.budget import outside_arena
 from mebp.planner.lower import lower
 from mebp.planner.menu import layers, menu
+from mebp.planner.problem import pose
 from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
 from mebp.planner.schedule import Run, schedule
-from mebp.planner.problem import pose
 from mebp.planner.search import Limits
 from mebp.planner.solve import least_plan, solve
 from mebp.planner.tradeoff import require_fit, tradeoff
@@ -49,7 +51,9 @@ def test_below_the_least_budget_nothing_is_found(small_graph: Graph, device: Dev
 
 
 @pytest.mark.parametrize("spare_mb", [20, 60, 150, 600])
-def test_a_solved_plan_is_valid_within_budget_and_no_slower_than_what_fits(spare_mb: int, qwen_graph: Graph, device: Device) -> None:
+def test_a_solved_plan_is_valid_within_budget_and_no_slower_than_what_fits(
+    spare_mb: int, qwen_graph: Graph, device: Device
+) -> None:
     budget = outside_arena(qwen_graph, device) + spare_mb * 10**6
     found = tradeoff(qwen_graph, device, budget, QUICK)
     row = require_fit(found)
@@ -85,7 +89,7 @@ def test_the_same_input_gives_the_same_plan(small_graph: Graph, device: Device) 
 def test_less_memory_never_means_less_time(qwen_graph: Graph, device: Device) -> None:
     problem = pose(qwen_graph, device)
     steps = [simulate(solve(problem, budget, QUICK), qwen_graph, device).step_ns for budget in (10**9, 400_000_000, 200_000_000)]
-    assert all(fast <= slow * 1.005 for fast, slow in zip(steps, steps[1:], strict=False))
+    assert all(fast <= slow * 1.005 for fast, slow in pairwise(steps))
 
 
 def test_the_menu_holds_the_best_saved_set_for_every_cap_by_brute_force(device: Device) -> None:
@@ -114,7 +118,11 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
     reads = {tensor for op in graph.ops if op.backward for tensor in op.reads.values()}
     best: dict[int, int] = {}
     for pattern in product((False, True), repeat=4):
-        kept = [t for t in reads if graph.tensors[t].layer is not None and graph.producer[t].layer is not None and pattern[graph.producer[t].layer]]  # type: ignore[index]
+        kept = [
+            t
+            for t in reads
+            if graph.tensors[t].layer is not None and graph.producer[t].layer is not None and pattern[graph.producer[t].layer]
+        ]  # type: ignore[index]
         forward = [t for t in kept if not graph.producer[t].backward]
         saving = dict.fromkeys([*layer_inputs(graph), *forward], Saving.KEEP)
         plan = lower(graph, dry, Recipe(saving=saving, head_tile=head_tile(graph)), name="x", budget_bytes=0)
@@ -134,7 +142,9 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
     rank=st.integers(1, 128),
     budget=st.sampled_from([1, 10**8, 10**9, 5 * 10**9]),
 )
-def test_every_catalogue_model_gets_a_plan_or_a_least_budget(name: str, seq: int, batch: int, rank: int, budget: int, device: Device) -> None:
+def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
+    name: str, seq: int, batch: int, rank: int, budget: int, device: Device
+) -> None:
     workload = Workload(seq_len=seq, batch_size=batch, lora=Lora(rank=rank), weights=weight_format("int4-g64"))
     graph = build_graph(catalogue_model(name), workload)
     found = tradeoff(graph, device, budget, Limits(deterministic_s=0.05))

@@ -51,7 +51,9 @@ def test_mebp_holds_full_logits(qwen_graph: Graph, device: Device) -> None:
 
 
 @pytest.mark.parametrize(("every", "kept"), [("checkpoint-1", 4), ("checkpoint-2", 2), ("sqrt", 2)])
-def test_a_checkpoint_strategy_recomputes_all_but_its_checkpoints(every: str, kept: int, small_graph: Graph, device: Device) -> None:
+def test_a_checkpoint_strategy_recomputes_all_but_its_checkpoints(
+    every: str, kept: int, small_graph: Graph, device: Device
+) -> None:
     found = plan(every, small_graph, device)
     again = {i.op for i in found.instructions if isinstance(i, Compute) and i.recompute}
     assert sum(op.endswith("residual2") for op in again) == 4 - kept

@@ -60,7 +60,8 @@ def test_a_number_that_cannot_be_is_named_with_its_line(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["5", '{ value = 5, kind = "guessed", source = "x" }', '{ value = 5, kind = "assumed", source = " " }', "{ value = 5 }"]
+    "entry",
+    ["5", '{ value = 5, kind = "guessed", source = "x" }', '{ value = 5, kind = "assumed", source = " " }', "{ value = 5 }"],
 )
 def test_a_number_without_provenance_is_refused(entry: str) -> None:
     assert "flash_read" in refusal(changed("flash_read", f"flash_read = {entry}"))

@@ -83,7 +83,9 @@ def test_a_byte_written_again_waits_for_its_last_reader_on_another_engine(small_
     plan, _ = strategy_plan("mebp", small_graph, device)
     waits = predecessors(plan)
     stores = [at for at, i in enumerate(plan.instructions) if i.engine is Engine.STORE]
-    waiting = [at for at, before in enumerate(waits) if plan.instructions[at].engine is Engine.COMPUTE and set(before) & set(stores)]
+    waiting = [
+        at for at, before in enumerate(waits) if plan.instructions[at].engine is Engine.COMPUTE and set(before) & set(stores)
+    ]
     assert waiting
 
 

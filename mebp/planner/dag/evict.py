@@ -28,7 +28,7 @@ class Taste:
 TOP_TASTE = Taste()
 
 
-class _NoRoom(Exception):  # noqa: N818  (control flow inside this module, never seen outside)
+class _NoRoom(Exception):
     pass
 
 

@@ -1,4 +1,5 @@
-"""The exact model: retention intervals (MOCCASIN, Bartan et al., 2023) in CP-SAT, with paging as a second way to bring a result back.
+"""The exact model: retention intervals (MOCCASIN, Bartan et al., 2023) in CP-SAT, with paging as a second way to bring a result
+back.
 
 Node v has up to `copies` intervals [start, end): a run at `start`, its result in memory up to `end`. With the order of first runs
 fixed, time is cut into stages: stage j ends with the first run of node j, before it any earlier node i may run again, at slot
@@ -139,7 +140,7 @@ class Model:
             seen[v] += 1
             if c < len(self.copies[v]):
                 copy = self.copies[v][c]
-                start = (self.slot(stage, v) if self.fixed_order else at)
+                start = self.slot(stage, v) if self.fixed_order else at
                 self.model.add_hint(copy.present, 1)
                 self.model.add_hint(copy.loaded, int(run.loaded))
                 if c or not self.fixed_order:

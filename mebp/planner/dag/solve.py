@@ -1,4 +1,5 @@
-"""The best order of a graph under a budget: eviction to start from, annealing where the order is free, the exact model where it is small.
+"""The best order of a graph under a budget: eviction to start from, annealing where the order is free, the exact model where it is
+small.
 
 Every answer is measured by mebp/planner/dag/order.py, which knows nothing of how it was found; the bound says what it holds for.
 """
@@ -151,7 +152,9 @@ def least_memory_order(dag: Dag) -> list[int]:
     ready = [v for v in range(dag.num_nodes) if not waiting[v]]
     consumers, order = dag.consumers, []
     while ready:
-        node = min(ready, key=lambda v: (dag.sizes[v] * bool(left[v]) - sum(dag.sizes[u] for u in dag.inputs[v] if left[u] == 1), v))
+        node = min(
+            ready, key=lambda v: (dag.sizes[v] * bool(left[v]) - sum(dag.sizes[u] for u in dag.inputs[v] if left[u] == 1), v)
+        )
         ready.remove(node)
         order.append(node)
         for other in dag.inputs[node]:
