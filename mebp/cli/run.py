@@ -15,7 +15,7 @@ from mebp.cli.model import make_store
 from mebp.cli.plan import pick, search
 from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
-from mebp.cli.unit import show_nbytes
+from mebp.cli.unit import parse_nbytes, show_nbytes
 from mebp.errors import Disagreement, InputError
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat
@@ -46,6 +46,8 @@ def run(
     spill_dir: Annotated[Path | None, Flag("--spill-dir", help="Folder for the spill file.")] = None,
     torch_device: Annotated[str, Flag("--torch-device", help="cpu, cuda or mps.")] = "cpu",
     check_gradients: Annotated[bool, Flag("--check-gradients", help="Compare every adapter gradient with autograd's.")] = False,
+    enforce: Annotated[bool, Flag("--enforce", help="Let the kernel refuse memory beyond the plan's budget.")] = False,
+    limit: Annotated[str | None, Flag("--limit", help="A memory cgroup's limit that counts page cache too, such as 1GiB.")] = None,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the plan that was run to this JSON file.")] = None,
     trace: Annotated[Path | None, Flag("--trace", help="Write both timelines as a Chrome trace.")] = None,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
@@ -72,6 +74,8 @@ def run(
         _token_ids(ids),
         request.seed,
         check_gradients,
+        enforce=enforce,
+        limit_bytes=0 if limit is None else parse_nbytes(limit, "--limit"),
     )
     if trace is not None:
         _write_trace(trace, plan, prediction, measurement)
@@ -149,6 +153,9 @@ def measure(
     ids: tuple[tuple[int, ...], ...] | None,
     seed: int,
     check_gradients: bool,
+    *,
+    enforce: bool = False,
+    limit_bytes: int = 0,
 ) -> "Measurement":
     from mebp.executor.worker import Job, run_plan  # noqa: PLC0415
 
@@ -160,6 +167,8 @@ def measure(
         ids=ids,
         seed=seed,
         check_gradients=check_gradients,
+        enforce=enforce,
+        limit_bytes=limit_bytes,
     )
     with working(f"running {plan.name}") as status:
         return run_plan(plan, job, lambda done, total: status.update(f"running {plan.name}: step {done} of {total}"))

@@ -13,7 +13,7 @@ from mebp.executor.env import DTYPES
 from mebp.models.graph import Graph, Op
 
 REPEATS = 5
-LARGEST_ROWS_BYTES = 64 << 20  # a weight larger than this is measured in slices
+LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
 
 
 def floor_seconds(graph: Graph) -> float:
@@ -45,9 +45,9 @@ def _products(op: Op) -> tuple[bool, ...]:
 
 def _product_seconds(rows: int, cols: int, outs: int, transposed: bool, dtype: torch.dtype) -> float:
     """(rows, cols) x (outs, cols)^T, or (rows, outs) x (outs, cols); the median of a few."""
-    slice_outs = max(1, min(outs, LARGEST_ROWS_BYTES // (cols * dtype.itemsize)))
-    weight = torch.randn(slice_outs, cols).to(dtype)
-    given = torch.randn(rows, cols if transposed else slice_outs).to(dtype)
+    slice_outs = max(1, min(outs, LARGEST_BYTES // (cols * dtype.itemsize)))
+    weight = torch.empty(slice_outs, cols, dtype=dtype).normal_()
+    given = torch.empty(rows, cols if transposed else slice_outs, dtype=dtype).normal_()
     made = torch.empty(rows, slice_outs if transposed else cols, dtype=dtype)
     factor = weight.T if transposed else weight
     seconds = []

@@ -16,9 +16,10 @@ from torch import Tensor
 from mebp.errors import MebpError
 from mebp.executor.env import Adapter, Arena, Env, Io, Scratch, read_rows
 from mebp.executor.ops.table import OPS
+from mebp.executor.readahead import ReadAhead, Use
 from mebp.executor.rope import rope_tables
 from mebp.executor.spill import Spill
-from mebp.executor.store import Frozen, Store
+from mebp.executor.store import WEIGHTS_FILE, Frozen, Store
 from mebp.models.graph import Graph, TensorId, WeightId
 from mebp.models.kind import stream_rows
 from mebp.models.step import adapter_shapes
@@ -64,7 +65,9 @@ class Executor:
         spill_dir: Path | None = None,
         learning_rate: float = 1e-4,
         seed: int = 0,
+        window_bytes: int = 0,
     ) -> None:
+        """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
         require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
         store.require_model(graph.config, graph.workload.weights)
         self.plan = plan
@@ -74,6 +77,9 @@ class Executor:
         self.spill = Spill(sizes, spill_dir)
         self.env = _env(graph, store, adapters, torch.device(device), learning_rate, seed)
         self._waits = _cross_engine_waits(plan)
+        uses = _weight_uses(plan, graph, store) if window_bytes else []
+        self._read_ahead = ReadAhead(store.folder / WEIGHTS_FILE, uses, window_bytes) if uses else None
+        self._use_at = {use.index: number for number, use in reversed(list(enumerate(uses)))}
         self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
         for place in plan.resident:
             self._unpack(WeightId(place.tensor), place, None)
@@ -89,10 +95,21 @@ class Executor:
         env.on_gradient = on_gradient
         env.losses.clear()
         begin = time.perf_counter_ns()
-        spans = _Engines(self.plan, self._waits, self._run).run(begin)
+        if self._read_ahead:
+            self._read_ahead.begin()
+        try:
+            spans = _Engines(self.plan, self._waits, self._run_at).run(begin)
+        finally:
+            if self._read_ahead:
+                self._read_ahead.end()
         seconds = (time.perf_counter_ns() - begin) / 1e9
         env.step += 1
         return StepResult(seconds=seconds, loss=env.losses[""], spans_ns=spans)
+
+    def _run_at(self, index: int, instruction: Instruction) -> None:
+        if self._read_ahead and index in self._use_at:
+            self._read_ahead.reached(self._use_at[index])
+        self._run(instruction)
 
     def _run(self, instruction: Instruction) -> None:
         match instruction:
@@ -198,10 +215,30 @@ def _cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:
     return waits
 
 
+def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
+    """What every instruction reads of the store's file, in the order of the plan;
+
+    rows that are gathered here and there are left out.
+    """
+    found: list[Use] = []
+    for index, instruction in enumerate(plan.instructions):
+        match instruction:
+            case Compute(streamed=True) if graph.op[instruction.op].kind != "embed":
+                weights = graph.op[instruction.op].weights
+            case Unpack():
+                weights = (instruction.weight,)
+            case _:
+                continue
+        for weight in weights:
+            for offset, nbytes, address in store.extents(weight.removesuffix(".weight")):
+                found.append(Use(index=index, offset=offset, nbytes=nbytes, address=address))
+    return found
+
+
 class _Engines:
     """One run through a plan: a thread an engine, each told how far the others are."""
 
-    def __init__(self, plan: Plan, waits: list[tuple[int, ...]], run: Callable[[Instruction], None]) -> None:
+    def __init__(self, plan: Plan, waits: list[tuple[int, ...]], run: Callable[[int, Instruction], None]) -> None:
         self._instructions = plan.instructions
         self._waits = waits
         self._run_one = run
@@ -238,7 +275,7 @@ class _Engines:
                 if self._engine_of[index] is engine:
                     self._await(self._waits[index])
                     start = time.perf_counter_ns()
-                    self._run_one(instruction)
+                    self._run_one(index, instruction)
                     self._spans[index] = (start - begin_ns, time.perf_counter_ns() - begin_ns)
                     self._report(engine, index)
         except BaseException as error:

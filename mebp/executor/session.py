@@ -9,6 +9,7 @@ from mebp.check import graph_of
 from mebp.errors import InputError, StoreError
 from mebp.executor.floor import floor_seconds
 from mebp.executor.kernel import kernel
+from mebp.executor.limit import limit_data
 from mebp.executor.measure import Sampler, fix_allocator, memory_now
 from mebp.executor.reference import compare_gradients
 from mebp.executor.run import Executor, new_adapters
@@ -18,6 +19,7 @@ from mebp.models.graph import Graph
 from mebp.plan import parse_plan
 
 WARM_UP_STEPS = 1
+WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
 def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
@@ -29,6 +31,8 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     plan = parse_plan(plan_text, "the plan")
     if job.check_gradients and not plan.exact:
         raise InputError(f"{plan.name} has no exact gradient to check: leave --check-gradients out")
+    if job.enforce:
+        limit_data(max(0, plan.budget_bytes - baseline))
     graph = graph_of(plan, "the plan")
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
@@ -44,6 +48,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
             spill_dir=job.spill_dir,
             learning_rate=job.learning_rate,
             seed=job.seed,
+            window_bytes=job.limit_bytes // WINDOW_PART,
         )
         ids = batch(graph, job)
         seconds, losses = [], []
@@ -60,9 +65,12 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     check = None
     if job.check_gradients:
         check = compare_gradients(plan, graph, store, ids, job)
+    arena_bytes = executor.arena.used_bytes
+    del executor
+    gc.collect()  # the floor's products find the room that the arena had
     floor_s = floor_seconds(graph) if job.device == "cpu" else 0.0
     return Measurement(
-        arena_bytes=executor.arena.used_bytes,
+        arena_bytes=arena_bytes,
         baseline_bytes=baseline,
         peak_bytes=sampler.anonymous,
         file_bytes=sampler.file,

@@ -8,8 +8,10 @@ same folder and renamed when whole, so that a full disk leaves nothing half-writ
 """
 
 import json
+import mmap
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +76,12 @@ class Store:
         if not self.format.packed:
             return Frozen(codes=self._view(name), steps=None, format=self.format)
         return Frozen(codes=self._view(f"{name}.codes"), steps=self._view(f"{name}.steps"), format=self.format)
+
+    def extents(self, name: str) -> list[tuple[int, int, int]]:
+        """Where the matrix `name` lies: (offset in the file, bytes, address) of its codes and of its steps."""
+        names = [f"{name}.codes", f"{name}.steps"] if self.format.packed else [name]
+        views = [self._views[part] for part in names]
+        return [(int(view.storage_offset()) * view.itemsize, view.numel() * view.itemsize, view.data_ptr()) for view in views]
 
     def vector(self, name: str) -> Tensor:
         """The uncompressed vector `name`, bf16."""
@@ -170,7 +178,7 @@ def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file
         odd = sorted(set(header) ^ set(expected))[0]
         state = "is missing" if odd in expected else "does not belong there"
         raise StoreError(f"{file}: tensor {odd} {state}: the file does not match {CONFIG_FILE} beside it")
-    storage = torch.UntypedStorage.from_file(str(file), False, size)
+    mapped = _mapped(file, size)
     found: dict[str, Tensor] = {}
     for name, (dtype, shape) in expected.items():
         entry = header[name]
@@ -181,9 +189,15 @@ def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file
         if start + begin + count > size:
             end = start + begin + count
             raise StoreError(f"{file} is cut off: tensor {name} ends at byte {end} of {size}: write the store again")
-        flat = torch.empty(0, dtype=torch.int8).set_(storage, start + begin, (count,))  # type: ignore[call-overload]
-        found[name] = flat.view(DTYPES[dtype]).view(shape)
+        found[name] = mapped[start + begin : start + begin + count].view(DTYPES[dtype]).view(shape)
     return found
+
+
+def _mapped(file: Path, size: int) -> Tensor:
+    """The file's bytes, shared and read-only: nobody's private memory, and never written to."""
+    with file.open("rb") as opened, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ), dtype=torch.int8)
 
 
 def _offset(entry: Any, dtype: str, shape: tuple[int, ...], count: int, start: int) -> int | None:

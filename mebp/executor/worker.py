@@ -19,17 +19,23 @@ from pydantic import TypeAdapter
 
 from mebp import errors
 from mebp.errors import Disagreement, MebpError
+from mebp.executor.limit import make_cgroup
 from mebp.plan import Plan, dump_plan
 
 Progress = Callable[[int, int], None]
 # Threads that spin long at a barrier starve a shared core: beside a busy neighbour a step took 39 x as long, with this 2.6 x.
 PATIENT = {"GOMP_SPINCOUNT": "2000"}
+NO_MEMORY = ("allocate", "could not create a primitive")  # how torch and oneDNN say that there is none
 REPORT, RESULT, FAILURE = "progress ", "result ", "failure "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to run: a plan, the store to run it on, steps after one warm-up step, and where things go."""
+    """What to run: a plan, the store to run it on, steps after one warm-up step, and where things go.
+
+    With `enforce` the process may take no more memory of its own than the plan's budget; `limit_bytes` (0: none) is for all its
+    memory, page cache included.
+    """
 
     store: Path
     steps: int = 3
@@ -39,6 +45,8 @@ class Job:
     learning_rate: float = 1e-4
     seed: int = 0
     check_gradients: bool = False
+    enforce: bool = False
+    limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +81,18 @@ def run_plan(plan: Plan, job: Job, progress: Progress | None = None) -> Measurem
     command = [sys.executable, "-c", "from mebp.executor.worker import main; main()"]
     environment = PATIENT | os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     pipe = subprocess.PIPE
+    group = make_cgroup(job.limit_bytes) if job.limit_bytes else None
     with tempfile.TemporaryFile("w+") as complaints:  # a file: a pipe that nobody reads would stop a talkative worker
         worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=complaints, text=True, env=environment)
         try:
+            if group:
+                group.add(worker.pid)  # it waits for its request, and imports torch only then
             return _converse(worker, json.dumps([dump_plan(plan), TypeAdapter(Job).dump_json(job).decode()]), progress, complaints)
         finally:
             worker.kill()
             worker.wait()
+            if group:
+                group.remove()
 
 
 def _converse(worker: "subprocess.Popen[str]", request: str, progress: Progress | None, complaints: IO[str]) -> Measurement:
@@ -104,7 +117,9 @@ def _converse(worker: "subprocess.Popen[str]", request: str, progress: Progress 
     complaints.seek(0)
     last = (complaints.read().strip().splitlines() or ["no message"])[-1]
     if status == -signal.SIGKILL:
-        raise Disagreement("the run was killed, most likely for want of memory: lower --budget, or free memory")
+        raise Disagreement(
+            "the run was killed, most likely for want of memory: lower --budget, free memory, or raise --limit where one was given"
+        )
     raise MebpError(f"the run ended with status {status} before its result: {last}")
 
 
@@ -126,7 +141,7 @@ def main() -> None:
     except MemoryError as error:
         print(FAILURE + json.dumps(["Disagreement", f"out of memory: {error}"]), flush=True)
     except RuntimeError as error:
-        if "allocate" not in str(error):
+        if not any(words in str(error) for words in NO_MEMORY):
             raise
         print(
             FAILURE + json.dumps(["Disagreement", f"the machine cannot give the plan its memory: {str(error).splitlines()[0]}"]),

@@ -47,7 +47,7 @@ def test_other_formats_change_the_weights_file(small_graph: Graph, device: Devic
 def test_a_stop_ends_it_with_what_there_is(small_graph: Graph, device: Device) -> None:
     stop = Stop()
     found = knobs(small_graph, device, 10**9, QUICK, stop, lambda flags: stop.ask() if flags.startswith("--weights") else None)
-    assert 1 <= len(found) <= 3
+    assert 1 <= len(found) <= 4  # what is under way may still end
 
 
 def test_what_does_not_fit_comes_with_remedies_that_lower_the_least_budget(small_graph: Graph, device: Device) -> None:
