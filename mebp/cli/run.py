@@ -55,6 +55,7 @@ def run(
     """Execute a plan for real: predicted beside measured."""
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
+    limit_bytes = 0 if limit is None else parse_nbytes(limit, "--limit")
     inputs = {"the plan": plan_file, "--ids": ids}
     require_apart(request, inputs | {"-o": output, "--trace": trace})
     if plan_file is not None and choose is not None:
@@ -75,7 +76,7 @@ def run(
         request.seed,
         check_gradients,
         enforce=enforce,
-        limit_bytes=0 if limit is None else parse_nbytes(limit, "--limit"),
+        limit_bytes=limit_bytes,
     )
     if trace is not None:
         _write_trace(trace, plan, prediction, measurement)
