@@ -1,6 +1,7 @@
 """`mebp-plan frontier`: step time against memory, as a table with bars, CSV or JSON, and what the next bytes would buy."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,8 @@ def frontier(
     device = request.device(DEFAULT_DEVICE)
     budget = request.budget(device)
     points, changes, interrupted = solve_points(request, device, num_points, budget)
+    if interrupted and not points:
+        raise Interrupted("interrupted before the first point")
     if output is not None:
         write_file(output, points_csv(points))
         note(f"wrote {output}")
@@ -86,15 +89,19 @@ def print_points(request: Request, device: "Device", points: tuple["Point", ...]
     table.add_column("above the fastest", no_wrap=True)
     steps = [point.prediction.step_ns for point in points]
     fastest, range_ns = min(steps, default=0), max(1, max(steps, default=0) - min(steps, default=0))
-    for point, saved in zip(points, saved_ns_per_byte(points), strict=False):
+    budgets = [point.budget_bytes for point in points]
+    priced = [PRICED_BYTES, *(min(PRICED_BYTES, high - low) for low, high in pairwise(budgets))]
+    for point, saved, nbytes in zip(points, saved_ns_per_byte(points), priced, strict=True):
         p = point.prediction
         gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
-        price = show_ns(saved * PRICED_BYTES) if saved else "-"
+        price = show_ns(saved * nbytes) if saved else "-"
         cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
         table.add_row(*cells, "#" * round(BAR * (p.step_ns - fastest) / range_ns))
     console.print(table)
     console.print(
-        "64 MiB save: step time that 64 MiB more budget save, between the row above and this one", style="dim", markup=False
+        "64 MiB save: what 64 MiB of the way from the row above save, or all of it where that is less",
+        style="dim",
+        markup=False,
     )
 
 

@@ -24,7 +24,11 @@ def tradeoff_json(found: Tradeoff) -> str:
             "device": device_fields(found.device),
             "workload": workload_fields(found.graph),
             "budget_bytes": found.budget_bytes,
-            "verdict": "fits" if found.chosen and found.chosen.fits else "unknown" if found.out_of_time else "infeasible",
+            "verdict": "fits"
+            if found.chosen and found.chosen.fits
+            else "unknown"
+            if found.out_of_time or found.interrupted
+            else "infeasible",
             "least_budget_bytes": found.least_budget_bytes,
             "chosen": found.chosen.name if found.chosen else None,
             "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],

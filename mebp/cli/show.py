@@ -64,7 +64,7 @@ def print_fates(console: "Console", row: "Row", profile: Device) -> None:
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="activations", title_justify="left", title_style=""
     )
     table.add_column("for backward", no_wrap=True)
-    for title in ("each", "kept", "stored", "redone", "a kept MB saves"):
+    for title in ("each", "kept", "stored", "redone", "to redo, a MB"):
         table.add_column(title, justify="right", no_wrap=True)
     for fate in fates(row.plan, row.graph, profile):
         numbers = (fate.kept, fate.stored, fate.remade)

@@ -30,7 +30,7 @@ def print_tradeoff(console: "Console", found: Tradeoff) -> None:
         print_wrapped(console, explanation(found, found.chosen))
         console.print()
         print_outline(console, found)
-    elif not found.out_of_time:
+    elif not found.out_of_time and not found.interrupted:
         print_wrapped(console, binding(found))
         console.print()
     fits = found.chosen is not None and found.chosen.fits
@@ -126,7 +126,7 @@ def explanation(found: Tradeoff, row: Row) -> list[str]:
         lines.append(f"  paper    {time:.2f} x the step time of its recipe, at {memory:.2f} x its memory: {_differs(row, paper)}")
     greedy = _against_greedy(found, row)
     more = found.more_saves_ns
-    price = f"the next {show_nbytes(MORE_BYTES)} would save at most {show_ns(more)}" if more is not None else ""
+    price = f"the next {MORE_BYTES >> 20} MiB would save at most {show_ns(more)}" if more is not None else ""
     facts = "; ".join(part for part in (price, greedy) if part)
     return lines + ([f"  budget   {facts}"] if facts else [])
 
@@ -178,7 +178,7 @@ def plan_facts(row: Row) -> list[str]:
 def _peak(row: Row) -> str:
     """Where the peak is, by part, and the largest of what is live there."""
     p = row.prediction
-    largest = ", ".join(f"{held.count} {held.name} {show_nbytes(held.nbytes)}" for held in held_at_peak(row.graph, p)[:LARGEST])
+    largest = ", ".join(f"{held.count} x {held.name} {show_nbytes(held.nbytes)}" for held in held_at_peak(row.graph, p)[:LARGEST])
     return f"{_top(dict(p.peak_breakdown), 4, show_nbytes)}; reached at {_where(row.plan, p)}, where most is {largest}"
 
 
@@ -193,7 +193,7 @@ def _saves(row: Row) -> str:
     stored = {i.tensor for i in plan.instructions if isinstance(i, Store)}
     loaded = sum(isinstance(i, Load) for i in plan.instructions)
     forward = [op for op in graph.ops if not op.backward]
-    parts = [f"recomputes {len(again)} of {len(forward)} forward ops" if again else "recomputes nothing"]
+    parts = [f"runs {len(again)} ops again, of {len(forward)} in forward" if again else "recomputes nothing"]
     if stored:
         parts.append(f"stores {len(stored)} tensors ({show_nbytes(row.prediction.flash_written_bytes)}), loads {loaded}")
     parts.append(f"keeps {show_nbytes(kept_bytes(row.plan, row.graph))} from forward to backward")
@@ -259,11 +259,12 @@ def verdict(found: Tradeoff) -> str:
 def _refusal(found: Tradeoff, least: str) -> str:
     """Why nothing is chosen, and what would do."""
     budget, limit = show_nbytes(found.budget_bytes), int(found.device.hardware.app_limit_bytes)
-    if found.out_of_time:
+    if found.out_of_time or found.interrupted:
         unknown = f"no plan for {budget} found in time, nor a proof that there is none"
         return f"{unknown}; {least} is known to do: raise --time-limit"
     refusal = f"does not fit {budget}: the least feasible budget is {least}"
-    lower = "lower --seq-len, --batch-size or --lora-r"
+    w = found.graph.workload
+    lower = "lower --seq-len, --batch-size or --lora-r" if w.batch_size > 1 else "lower --seq-len or --lora-r"
     if found.least_budget_bytes > limit:
         return f"{refusal}, more than the {show_nbytes(limit)} that {found.device.name} gives an app; {lower}"
     return f"{refusal}; {lower}, or raise --budget"

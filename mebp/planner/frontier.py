@@ -33,10 +33,15 @@ class Corner:
     best_step_ns: int
 
 
-def outline(problem: Problem, least_bytes: int, num_corners: int) -> tuple[Corner, ...]:
-    """The frontier by its bound, at budgets in equal ratios from `least_bytes` to keep-all."""
-    budgets = _ratios(problem, least_bytes, num_corners)
-    return tuple(Corner(budget_bytes=budget, best_step_ns=best_step_ns(problem, budget)) for budget in budgets)
+def outline(problem: Problem, least_bytes: int, most_bytes: int, num_corners: int) -> tuple[Corner, ...]:
+    """The frontier by its bound, at budgets in equal ratios from `least_bytes` to keep-all, or to `most_bytes` where that is
+    more.
+    """
+    found: list[Corner] = []
+    for budget in reversed(_ratios(problem, least_bytes, num_corners, most_bytes)):
+        above = found[-1].best_step_ns if found else 0  # what more memory cannot do, less cannot either
+        found.append(Corner(budget_bytes=budget, best_step_ns=max(above, best_step_ns(problem, budget))))
+    return tuple(reversed(found))
 
 
 def best_step_ns(problem: Problem, budget_bytes: int) -> int:
@@ -75,10 +80,10 @@ def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop) -> li
     return _ratios(problem, least, num_points)
 
 
-def _ratios(problem: Problem, low: int, count: int) -> list[int]:
-    """`count` budgets in equal ratios, from `low` to what keep-all takes."""
+def _ratios(problem: Problem, low: int, count: int, most: int = 0) -> list[int]:
+    """`count` budgets in equal ratios, from `low` to what keep-all takes, or to `most` where that is more."""
     keep_all = STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes
-    high = max(low + 1, outside_arena(problem.graph, problem.device) + keep_all)
+    high = max(low + 1, most, outside_arena(problem.graph, problem.device) + keep_all)
     ratio = (high / low) ** (1 / (count - 1))
     return sorted({high, *(round(low * ratio**number) for number in range(count - 1))})
 

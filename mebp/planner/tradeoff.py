@@ -217,11 +217,12 @@ def _solved(
             out_of_time = True
     least = next((row_of(plan, graph, device).prediction.peak_bytes for plan in plans if plan.name == LEAST), None)
     fits = least is not None and least <= budget_bytes
+    bounded = not device.runtime.unpack_beside  # the bounds are for one processor
     return _Solved(
         plans=tuple(plans),
         out_of_time=out_of_time,
-        outline=outline(problem, least, CORNERS) if least is not None else (),
-        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
+        outline=outline(problem, least, budget_bytes, CORNERS) if least is not None and bounded else (),
+        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits and bounded else None,
         remedies=() if fits or least is None or out_of_time else _remedies(graph, device, budget_bytes, least, limits, stop),
     )
 

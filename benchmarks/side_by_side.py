@@ -1,0 +1,113 @@
+"""This executor beside transformers + PEFT, one machine, one run, the same shapes: python benchmarks/side_by_side.py [--model 0.5b]
+
+Contenders take turns, each in a process of its own: transformers + PEFT with bf16 weights, activations kept and with gradient
+checkpointing; plans of this project on int4-g64 weights (the least memory, solved ones, the paper's recipe, and MeZO, whose
+gradient is an estimate). Memory is anonymous bytes above the import and of the whole process. benchmarks/side_by_side.txt keeps
+what it printed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mebp import STRATEGIES, Job, Limits, Lora, Workload, build_graph, load_device, load_model, run_plan, weight_format
+from mebp.executor.store import synthesize
+from mebp.plan import Plan
+from mebp.planner.budget import outside_arena
+from mebp.planner.problem import pose
+from mebp.planner.solve import least_plan, solve
+
+PEFT = Path(__file__).with_name("peft_step.py")
+CHECKPOINTED = "PEFT, gradient checkpointing"
+Contender = Callable[[int], dict[str, Any]]
+
+
+def plans(model: str, seq_len: int) -> dict[str, Plan]:
+    """What this project runs: plans for this machine."""
+    device = load_device("host")
+    graph = build_graph(load_model(model), Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64")))
+    problem = pose(graph, device)
+    least = least_plan(problem, 0, Limits())
+    footprint = outside_arena(graph, device) + least.arena_bytes
+    found = {"least": least}
+    found |= {f"solved, {factor} x least": solve(problem, int(factor * footprint), Limits()) for factor in (1.2, 2.0)}
+    found["mebp (the paper's recipe)"] = STRATEGIES["mebp"].plan(graph, device, 0)
+    mezo = STRATEGIES["mezo"]
+    own = mezo.graph(graph)
+    found["mezo (an estimate)"] = mezo.plan(own, device, 0)
+    return found
+
+
+def peft(model: str, seq_len: int, kind: str) -> Contender:
+    """transformers + PEFT in a process of its own."""
+
+    def run(steps: int) -> dict[str, Any]:
+        command = [sys.executable, str(PEFT), model, str(seq_len), kind, str(steps)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    return run
+
+
+def ours(plan: Plan, store: Path) -> Contender:
+    """A plan of this project."""
+
+    def run(steps: int) -> dict[str, Any]:
+        found = run_plan(plan, Job(store=store, steps=steps))
+        above = found.peak_bytes - found.baseline_bytes
+        return {"peak": above, "process": found.peak_bytes, "seconds": list(found.step_s), "floor": found.floor_s}
+
+    return run
+
+
+def main() -> None:
+    """Run all contenders in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="0.5b", choices=("0.5b", "1.5b", "3b"))
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = synthesize(Path(folder) / "store", load_model(given.model), weight_format("int4-g64"))
+        contenders: dict[str, Contender] = {"PEFT, kept": peft(given.model, given.seq_len, "kept")}
+        contenders[CHECKPOINTED] = peft(given.model, given.seq_len, "checkpointed")
+        contenders |= {name: ours(plan, store) for name, plan in plans(given.model, given.seq_len).items()}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        for _ in range(given.rounds):
+            for name, contender in contenders.items():
+                runs[name].append(contender(given.steps))
+    print_table(runs, f"{given.model}, {given.seq_len} tokens, rank 8; {given.rounds} rounds of {given.steps} steps")
+
+
+def print_table(runs: dict[str, list[dict[str, Any]]], title: str) -> None:
+    """A row a contender, and what it takes against PEFT with gradient checkpointing."""
+    print(title)
+    print(f"{'':30s}{'step, median':>13s}{'above import':>14s}{'process':>10s}{'memory':>9s}{'speed':>8s}{'x floor':>9s}")
+    known = {
+        name: (
+            statistics.median(second for run in found for second in run["seconds"]),
+            max(run["peak"] for run in found),
+            max(run["process"] for run in found),
+        )
+        for name, found in runs.items()
+    }
+    floors = [run["floor"] for found in runs.values() for run in found if run.get("floor")]
+    floor = statistics.median(floors) if floors else float("nan")
+    seconds_there, peak_there, _ = known[CHECKPOINTED]
+    for name, (seconds, peak, process) in known.items():
+        memory, speed = f"1/{peak_there / peak:.1f}", f"{seconds_there / seconds:.2f} x"
+        sizes = f"{peak / 1e6:11.0f} MB{process / 1e6:7.0f} MB"
+        print(f"{name:30s}{seconds:11.2f} s{sizes}{memory:>9s}{speed:>8s}{seconds / floor:9.2f}")
+    print(f"memory, speed: against {CHECKPOINTED}; floor: the step's dense products alone, {floor:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
