@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint wheel fit bench solver clean
+.PHONY: demo test lint wheel fit bench beside solver clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ fit: $(READY)  ## fit the iPhone runtime to the paper's figures
 
 bench: $(READY)  ## this executor beside a plain loop, on this machine
 	$(BIN)/python benchmarks/plain_loop.py
+
+beside: $(READY)  ## this executor beside transformers + PEFT, on this machine
+	$(BIN)/python benchmarks/side_by_side.py
 
 solver: $(READY)  ## the solver over the paper's models and budgets, beside greedy and the fixed recipes
 	$(BIN)/python benchmarks/solver.py

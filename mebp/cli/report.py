@@ -24,11 +24,7 @@ def tradeoff_json(found: Tradeoff) -> str:
             "device": device_fields(found.device),
             "workload": workload_fields(found.graph),
             "budget_bytes": found.budget_bytes,
-            "verdict": "fits"
-            if found.chosen and found.chosen.fits
-            else "unknown"
-            if found.out_of_time or found.interrupted
-            else "infeasible",
+            "verdict": _verdict(found),
             "least_budget_bytes": found.least_budget_bytes,
             "chosen": found.chosen.name if found.chosen else None,
             "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],
@@ -36,6 +32,12 @@ def tradeoff_json(found: Tradeoff) -> str:
             "plans": [row_fields(row) for row in found.rows],
         }
     )
+
+
+def _verdict(found: Tradeoff) -> str:
+    if found.chosen and found.chosen.fits:
+        return "fits"
+    return "unknown" if found.out_of_time or found.interrupted else "infeasible"
 
 
 def model_fields(graph: Graph) -> dict[str, Any]:
