@@ -35,6 +35,11 @@ def plan(
     found = search(request, request.device(DEFAULT_DEVICE))
     row = pick(found, choose)
     found = replace(found, chosen=row)
+    if row is None and not found.out_of_time and not found.interrupted:
+        from mebp.planner.tradeoff import remedies  # noqa: PLC0415  (the solver takes half a second to import)
+
+        with working("looking for what would fit"):
+            found = replace(found, remedies=remedies(found, search_limits(request)))
     if trace is not None and row is not None:
         from mebp.sim.trace import chrome_trace, predicted_track  # noqa: PLC0415
 

@@ -21,7 +21,7 @@ from mebp.executor.worker import Job, Measurement, run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS, Part
+from mebp.models.kind import KINDS, Part, num_kernels
 from mebp.models.workload import Workload
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.device import KEYS, Device, Hardware, Runtime, Source
@@ -173,7 +173,7 @@ def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement],
         flash_latency_seconds=1e-4,
         unpack_beside=0.0,
         footprint_bytes=run.baseline_bytes,
-        workspace_bytes=max(0, workspace),
+        kernel_bytes=max(0, workspace) / num_kernels(graph.ops),
         op_bytes=OP_BYTES,
         recommended_budget_bytes=min(2e9, psutil.virtual_memory().total / 4),
         flash_write_cap_bytes=HOST_WRITE_CAP,

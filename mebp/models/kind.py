@@ -4,7 +4,7 @@ Adding a kind is adding an entry here and one under the same name in mebp/execut
 multiply-add as two. Scratch is the op's own workspace in the arena: it lives while the op runs, no longer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,6 +53,18 @@ def align(nbytes: int) -> int:
 def stream_rows(cols: int) -> int:
     """Rows of a weight of `cols` columns that are unpacked at a time when it is streamed."""
     return max(16, STREAM_WEIGHTS // cols // 16 * 16)
+
+
+PRODUCT_KINDS = ("linear", "linear_backward", "head", "attention", "attention_backward")
+
+
+def num_kernels(ops: Iterable[Op]) -> int:
+    """Shapes of products in a step, as a library meets them that compiles and keeps a kernel for each: one an op's shape, and one
+    more for each further tile of attention, which sees more keys than the last.
+    """
+    shapes = {(op.kind, op.dims) for op in ops if op.kind in PRODUCT_KINDS}
+    tiles = [-(-dims.seq // score_rows(dims)) for kind, dims in shapes if kind == "attention"]
+    return len(shapes) + sum(tiles) - len(tiles)
 
 
 def norm_rows(dims: Dims) -> int:

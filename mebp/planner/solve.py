@@ -96,32 +96,37 @@ def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Pl
     return min(written, key=lambda plan: plan.arena_bytes)
 
 
-def solve(problem: Problem, budget_bytes: int, limits: Limits, progress: Progress | None = None, stop: Stop | None = None) -> Plan:
+def solve(
+    problem: Problem,
+    budget_bytes: int,
+    limits: Limits,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+    least: Plan | None = None,
+) -> Plan:
     """The fastest plan found under `budget_bytes` of footprint; raises InfeasibleBudget if none is.
 
     The time that the plan carries is the simulator's. Where that has waits for flash, plans that use flash less are looked at too;
-    where nothing fits without waiting, plans that wait.
+    where nothing fits without waiting, plans that wait, `least` (the least plan, where it is known already) among them.
     """
     stop = stop or Stop()
     room = arena_budget(problem.graph, problem.device, budget_bytes)
     found: list[_Fit] = []
     for share in BESIDE:
         found += _tried(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop, among=found)
-        if stop.asked or (found and (not found[-1].waits or found[-1].share < share)):
-            break
+        if stop.asked or not found or not found[-1].waits or found[-1].share < share:
+            break  # without flash there is less room, not more
     if found:
         return _best(problem, found, room)
-    for share in WAITING:
-        found += _tried(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop, among=found)
-        if stop.asked:
-            break
-    least = least_plan(problem, budget_bytes, limits, stop)
-    if least.arena_bytes <= room:
-        step_ns = simulate(least, problem.graph, problem.device).step_ns
-        found.append(_Fit(plan=replace(least, name="solved"), placed=None, share=MOST_WAITING, step_ns=step_ns))
-    if not found:
+    least = least or least_plan(problem, budget_bytes, limits, stop)
+    if least.arena_bytes > room:
         least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
         raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
+    step_ns = simulate(least, problem.graph, problem.device).step_ns
+    found = [_Fit(plan=replace(least, name="solved"), placed=None, share=MOST_WAITING, step_ns=step_ns)]
+    for share in WAITING:
+        if not stop.asked:
+            found += _tried(replace(problem, flash_share=share), room, budget_bytes, limits, progress, stop, among=found)
     return _best(problem, found, room)
 
 

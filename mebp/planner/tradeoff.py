@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from mebp.sim.simulate import Prediction, simulate
 Answer = TypeVar("Answer")
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
+REMEDY_S = 0.3  # deterministic seconds of search for each remedy
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
@@ -133,7 +134,6 @@ def tradeoff(
         interrupted=stop.asked,
         outline=answer.outline,
         more_saves_ns=_more_saves_ns(chosen, answer.best_with_more_ns),
-        remedies=answer.remedies if chosen is None else (),
     )
 
 
@@ -152,7 +152,6 @@ class _Solved:
     out_of_time: bool
     outline: tuple[Corner, ...]
     best_with_more_ns: int | None
-    remedies: tuple[Knob, ...]
 
 
 def interruptible(work: Callable[[], Answer], stop: Stop) -> Answer:
@@ -202,20 +201,16 @@ def _solved(
     graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None, stop: Stop
 ) -> _Solved:
     problem: Problem = pose(graph, device)
-    searches: tuple[Callable[[], Plan], ...] = (
-        lambda: solve(problem, budget_bytes, limits, progress(SOLVED) if progress else None, stop),
-        lambda: least_plan(problem, budget_bytes, limits, stop),
-    )
-    plans: list[Plan] = []
-    out_of_time = False
-    for search in searches:
-        try:
-            plans.append(search())
-        except InfeasibleBudget:
-            continue  # the least plan says what budget would do
-        except NoPlanInTime:
-            out_of_time = True
-    least = next((row_of(plan, graph, device).prediction.peak_bytes for plan in plans if plan.name == LEAST), None)
+    smallest = _in_time(lambda: least_plan(problem, budget_bytes, limits, stop))
+    watch = progress(SOLVED) if progress else None
+    found: Plan | None
+    try:
+        found = _in_time(lambda: solve(problem, budget_bytes, limits, watch, stop, smallest))
+        out_of_time = found is None or smallest is None
+    except InfeasibleBudget:  # the least plan says what budget would do
+        found, out_of_time = None, smallest is None
+    plans = [plan for plan in (found, smallest) if plan is not None]
+    least = row_of(smallest, graph, device).prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
     bounded = not device.runtime.unpack_beside  # the bounds are for one processor
     return _Solved(
@@ -223,13 +218,22 @@ def _solved(
         out_of_time=out_of_time,
         outline=outline(problem, least, budget_bytes, CORNERS) if least is not None and bounded else (),
         best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits and bounded else None,
-        remedies=() if fits or least is None or out_of_time else _remedies(graph, device, budget_bytes, least, limits, stop),
     )
 
 
-def _remedies(graph: Graph, device: Device, budget_bytes: int, least: int, limits: Limits, stop: Stop) -> tuple[Knob, ...]:
-    """Changes that lower the least budget, the most effective first."""
-    lower = [knob for knob in knobs(graph, device, budget_bytes, limits, stop) if knob.flags and knob.least_budget_bytes < least]
+def _in_time(search: Callable[[], Plan]) -> Plan | None:
+    """What a search finds, None where it finds nothing in its time."""
+    try:
+        return search()
+    except NoPlanInTime:
+        return None
+
+
+def remedies(found: Tradeoff, limits: Limits) -> tuple[Knob, ...]:
+    """Changes that lower the least budget of a table in which nothing fits, the most effective first."""
+    quick = replace(limits, deterministic_s=min(limits.deterministic_s, REMEDY_S))
+    tried = knobs(found.graph, found.device, found.budget_bytes, quick)
+    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < found.least_budget_bytes]
     return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
 
 

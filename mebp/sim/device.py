@@ -42,8 +42,9 @@ class Runtime:
 
     The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`;
     `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has
-    a processor of its own. `footprint_bytes` is there before any tensor; `workspace_bytes` are the libraries' own buffers while a
-    step runs, `op_bytes` what the runtime keeps for each op of the graph to hold graph and plan in memory.
+    a processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries
+    keep for each shape of a product (see kind.num_kernels), `op_bytes` what the runtime keeps for each op of the graph to hold
+    graph and plan in memory.
     """
 
     product_fraction: float
@@ -57,7 +58,7 @@ class Runtime:
     flash_latency_seconds: float
     unpack_beside: float
     footprint_bytes: float
-    workspace_bytes: float
+    kernel_bytes: float
     op_bytes: float
     recommended_budget_bytes: float
     flash_write_cap_bytes: float
@@ -120,7 +121,7 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so tha
     "runtime.flash_latency_seconds": (0.0, 10.0),
     "runtime.unpack_beside": (0.0, 1.0),
     "runtime.footprint_bytes": BYTES,
-    "runtime.workspace_bytes": (0.0, 1e15),
+    "runtime.kernel_bytes": (0.0, 1e15),
     "runtime.op_bytes": (0.0, 1e9),
     "runtime.recommended_budget_bytes": BYTES,
     "runtime.flash_write_cap_bytes": (0.0, 1e15),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Role, TensorId
-from mebp.models.kind import Part
+from mebp.models.kind import Part, num_kernels
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -96,7 +96,7 @@ def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
     runtime = device.runtime
     return {
         "runtime baseline": int(runtime.footprint_bytes),
-        "library workspace": int(runtime.workspace_bytes),
+        "library workspace": int(runtime.kernel_bytes) * num_kernels(graph.ops),
         "plan and graph": int(runtime.op_bytes * len(graph.ops)),
         **graph.outside_bytes,
     }

@@ -8,7 +8,7 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph, Role, TensorId
-from mebp.models.kind import KINDS, attended_pairs
+from mebp.models.kind import KINDS, attended_pairs, num_kernels
 from mebp.models.view import critical_path, dataflow, dominators, frontier
 from mebp.models.workload import Lora, parse_targets
 from tests.conftest import small_config, small_workload
@@ -84,3 +84,11 @@ def test_the_critical_path_is_a_path_and_as_long_as_its_ops(small_graph: Graph) 
     view = dataflow(small_graph)
     assert all(view.has_edge(a, b) for a, b in itertools.pairwise(path))
     assert length == sum(1 + len(name) for name in path)
+
+
+def test_kernels_are_counted_by_shape_and_by_tile_of_attention() -> None:
+    """Every layer shares its shapes; twice the tokens are other shapes and no more of them, until attention takes a second tile."""
+    few, more = (num_kernels(build_graph(small_config(layers=n), small_workload()).ops) for n in (2, 6))
+    assert few == more
+    counts = [num_kernels(build_graph(small_config(), small_workload(seq_len=n)).ops) for n in (64, 512, 1024, 2048)]
+    assert counts == [few, few, few + 1, few + 5]
