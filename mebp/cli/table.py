@@ -133,7 +133,7 @@ def explanation(found: Tradeoff, row: Row) -> list[str]:
 
 def _differs(row: Row, paper: Row) -> str:
     """What a plan does otherwise than the paper's recipe."""
-    ours, theirs = (counts(other.plan, other.graph, other.prediction) for other in (row, paper))
+    ours, theirs = (counts(other.plan, other.prediction) for other in (row, paper))
     return (
         f"runs {ours.run_again} ops again, not {theirs.run_again}; stores {ours.stored} tensors, not {theirs.stored};"
         f" unpacks {show_count(ours.unpacked_weights)} weights, not {show_count(theirs.unpacked_weights)}"

@@ -16,8 +16,8 @@ ROOT = Path("/sys/fs/cgroup")
 SLACK_BYTES = 64 << 20  # counted but never touched: stacks of the engines' threads, the products' library (35 MB with 0.5b)
 
 
-def limit_data(nbytes: int) -> int:
-    """Let this process take at most `nbytes` of private writable memory more than it has now; returns the limit set.
+def limit_data(nbytes: int) -> None:
+    """Let this process take at most `nbytes` of private writable memory more than it has now.
 
     InputError where the system does not say what it has (outside Linux).
     """
@@ -25,7 +25,6 @@ def limit_data(nbytes: int) -> int:
     limit = now + nbytes + SLACK_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    return limit
 
 
 def _data_bytes() -> int:
@@ -40,10 +39,9 @@ def _data_bytes() -> int:
 class Cgroup:
     """A memory cgroup of one process."""
 
-    def __init__(self, folder: Path, limit_file: str, peak_file: str) -> None:
+    def __init__(self, folder: Path, limit_file: str) -> None:
         self._folder = folder
         self._limit_file = limit_file
-        self._peak_file = peak_file
 
     def limit(self, nbytes: int) -> None:
         """Set what all memory of the group may come to, swap left out where that can be said."""
@@ -56,14 +54,6 @@ class Cgroup:
         """Put a process into the group: what it takes from now on counts."""
         (self._folder / "cgroup.procs").write_text(str(process))
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most that the group had, page cache included; 0 where the kernel does not keep it."""
-        try:
-            return int((self._folder / self._peak_file).read_text())
-        except (OSError, ValueError):
-            return 0
-
     def remove(self) -> None:
         """Delete the group; its processes must have ended."""
         with suppress(OSError):
@@ -75,11 +65,11 @@ def make_cgroup(nbytes: int) -> Cgroup:
     own = _own_groups()
     name = f"mebp-plan-{os.getpid()}"
     places = [
-        (ROOT / "memory" / own.get("memory", "").lstrip("/"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
-        (ROOT / own.get("", "").lstrip("/"), "memory.max", "memory.peak"),
+        (ROOT / "memory" / own.get("memory", "").lstrip("/"), "memory.limit_in_bytes"),
+        (ROOT / own.get("", "").lstrip("/"), "memory.max"),
     ]
-    for parent, limit_file, peak_file in places:
-        group = Cgroup(parent / name, limit_file, peak_file)
+    for parent, limit_file in places:
+        group = Cgroup(parent / name, limit_file)
         try:
             (parent / name).mkdir()
         except OSError:

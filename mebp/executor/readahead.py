@@ -31,7 +31,8 @@ class ReadAhead:
     """Serves one step after another; `begin`, then `reached(index)` before each instruction that reads a weight, then `end`."""
 
     def __init__(self, file: Path, uses: Sequence[Use], window_bytes: int) -> None:
-        self._file = os.open(file, os.O_RDONLY)
+        self._path = file
+        self._file = -1  # open while a step runs
         self._uses = list(uses)
         self._window = window_bytes
         self._at = 0  # number of the use that the processor is at
@@ -43,6 +44,7 @@ class ReadAhead:
 
     def begin(self) -> None:
         """Start reading for a step."""
+        self._file = os.open(self._path, os.O_RDONLY)
         self._at = self._ahead = 0
         self._over = False
         self._thread = threading.Thread(target=self._work, name="mebp-read-ahead", daemon=True)
@@ -62,9 +64,6 @@ class ReadAhead:
         if self._thread is not None:
             self._thread.join()
         self._drop(self._at, len(self._uses))
-
-    def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
     def _work(self) -> None:

@@ -217,7 +217,6 @@ def _cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:
 
 def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
     """What every instruction reads of the store's file, in the order of the plan;
-
     rows that are gathered here and there are left out.
     """
     found: list[Use] = []

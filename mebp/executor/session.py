@@ -2,6 +2,7 @@
 
 import gc
 import math
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from mebp.executor.kernel import kernel
 from mebp.executor.limit import limit_data
 from mebp.executor.measure import Sampler, fix_allocator, memory_now
 from mebp.executor.reference import compare_gradients
-from mebp.executor.run import Executor, new_adapters
+from mebp.executor.run import Executor, StepResult, new_adapters
 from mebp.executor.store import open_store
 from mebp.executor.worker import Job, Measurement, Progress
 from mebp.models.graph import Graph
@@ -37,7 +38,6 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
     gc.collect()
-    total = WARM_UP_STEPS + job.steps
     with Sampler() as sampler:
         executor = Executor(
             plan,
@@ -51,17 +51,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
         ids = batch(graph, job)
-        seconds, losses = [], []
-        for step in range(total):
-            progress(step, total)
-            result = executor.step(ids)
-            if not math.isfinite(result.loss):
-                raise StoreError(
-                    f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
-                )
-            seconds.append(result.seconds)
-            losses.append(result.loss)
-        progress(total, total)
+        results = _steps(executor, ids, job, progress)
     check = None
     if job.check_gradients:
         check = compare_gradients(plan, graph, store, ids, job)
@@ -74,12 +64,30 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         baseline_bytes=baseline,
         peak_bytes=sampler.anonymous,
         file_bytes=sampler.file,
-        step_s=tuple(seconds[WARM_UP_STEPS:]),
-        loss=tuple(losses),
-        spans_ns=tuple(result.spans_ns),
+        step_s=tuple(result.seconds for result in results[WARM_UP_STEPS:]),
+        loss=tuple(result.loss for result in results),
+        spans_ns=tuple(results[-1].spans_ns),
         floor_s=floor_s,
         gradients=check,
     )
+
+
+def _steps(executor: Executor, ids: torch.Tensor, job: Job, progress: Progress) -> list[StepResult]:
+    """The warm-up step and those to be timed; of the spans only the last step's are kept."""
+    total = WARM_UP_STEPS + job.steps
+    results: list[StepResult] = []
+    for step in range(total):
+        progress(step, total)
+        result = executor.step(ids)
+        if not math.isfinite(result.loss):
+            raise StoreError(
+                f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
+            )
+        if results:
+            results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are asked for
+        results.append(result)
+    progress(total, total)
+    return results
 
 
 def batch(graph: Graph, job: Job) -> torch.Tensor:

@@ -51,7 +51,6 @@ class Stretch:
 
 def stretches(graph: Graph, cost: CostModel, tile: int, *, segmented: bool) -> tuple[Stretch, ...]:
     """Split a graph into stretches, the last layer one of its own;
-
     layers that are alike share a menu wherever they stand. Where `segmented` it offers segments too.
     """
     *below, last = layers(graph, cost)

@@ -41,9 +41,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """A plan in four numbers, to put beside another's: forward ops, those run again, tensors stored, weights decompressed."""
+    """A plan in three numbers, to put beside another's: forward ops run again, tensors stored, weights decompressed."""
 
-    forward_ops: int
     run_again: int
     stored: int
     unpacked_weights: int
@@ -111,10 +110,9 @@ def kept_bytes(plan: Plan, graph: Graph) -> int:
     return 0
 
 
-def counts(plan: Plan, graph: Graph, prediction: Prediction) -> Counts:
-    """The four numbers of a plan."""
+def counts(plan: Plan, prediction: Prediction) -> Counts:
+    """The three numbers of a plan."""
     return Counts(
-        forward_ops=sum(not op.backward for op in graph.ops),
         run_again=sum(isinstance(i, Compute) and i.recompute for i in plan.instructions),
         stored=len({i.tensor for i in plan.instructions if isinstance(i, Store)}),
         unpacked_weights=prediction.unpacked_weights,

@@ -3,9 +3,9 @@
 Solving a budget takes seconds; what no plan can beat there (`best_step_ns`) takes milliseconds, and lies close below.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.budget import arena_budget, outside_arena
@@ -91,6 +91,6 @@ def _ratios(problem: Problem, low: int, count: int, most: int = 0) -> list[int]:
 def saved_ns_per_byte(points: tuple[Point, ...]) -> list[float]:
     """What each step along the frontier saves: nanoseconds for a byte of budget more (the first has none before it)."""
     found = [0.0]
-    for before, after in itertools.pairwise(points):
+    for before, after in pairwise(points):
         found.append((before.prediction.step_ns - after.prediction.step_ns) / (after.budget_bytes - before.budget_bytes))
     return found

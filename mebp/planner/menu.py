@@ -227,7 +227,6 @@ def make_option(
     lead_ns: int | None = None,
 ) -> Option:
     """Read off a layer's schedule what a way of saving takes;
-
     with `lead_ns` (see flash.first_wait_ns) its first loads are waited for.
     """
     recipe = Recipe(saving=saving, unpacking=dict.fromkeys(hold, Unpacking.HOLD), head_tile=tile)

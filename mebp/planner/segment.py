@@ -56,7 +56,6 @@ def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
 
 def _savings(graph: Graph, base: Option, layers: Sequence[Layer]) -> Iterable[dict[TensorId, Saving]]:
     """The base's decisions for every layer, only the lowest input saved;
-
     then the same with what is not saved dropped in between.
     """
     kept: dict[TensorId, Saving] = {}

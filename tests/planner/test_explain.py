@@ -49,7 +49,7 @@ def test_what_is_held_at_the_peak_is_what_is_live_there(small_graph: Graph, devi
 def test_kept_bytes_and_counts_are_the_plans(small_graph: Graph, device: Device) -> None:
     few, many = (STRATEGIES[name].plan(small_graph, device, 0) for name in ("checkpoint-1", "keep-all"))
     assert kept_bytes(few, small_graph) < kept_bytes(many, small_graph)
-    found = counts(few, small_graph, simulate(few, small_graph, device))
+    found = counts(few, simulate(few, small_graph, device))
     assert found.run_again == sum(isinstance(i, Compute) and i.recompute for i in few.instructions) > 0
-    assert counts(many, small_graph, simulate(many, small_graph, device)).run_again == 0
+    assert counts(many, simulate(many, small_graph, device)).run_again == 0
     assert found.unpacked_weights > 0
