@@ -192,3 +192,17 @@ def test_a_better_device_is_never_slower_and_needs_no_more(
         for problem, nbytes in ((before, budget), (after, budget), (after, more))
     ]
     assert all(later <= earlier * STEP_NOISE for earlier, later in pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    "entry", ["hardware.product_flops", "runtime.unpack_rate", "hardware.memory_bandwidth", "hardware.flash_write"]
+)
+def test_twice_of_one_thing_is_never_slower_and_needs_no_more(entry: str, device: Device) -> None:
+    """The same without any tolerance, on a small model."""
+    graph = build_graph(small_config(), small_workload())
+    better = override(device, [f"{entry}={2 * device.value(entry)}"])
+    least = [least_plan(pose(graph, d), 0, Limits()).arena_bytes for d in (device, better)]
+    assert least[1] <= least[0]
+    budget = outside_arena(graph, device) + 2 * least[0]
+    steps = [simulate(solve(pose(graph, d), budget, Limits()), graph, d).step_ns for d in (device, better)]
+    assert steps[1] <= steps[0]

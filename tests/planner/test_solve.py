@@ -134,7 +134,7 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(sorted(CATALOGUE)),
     seq=st.integers(32, 8192),
