@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mebp.planner.knob import Knob
     from mebp.sim.device import Device
 
+DEFAULT_POINTS = 8
 MOST_POINTS = 64
 BAR = 24
 PRICED_BYTES = 64 << 20  # bytes that the last column prices
@@ -25,7 +26,7 @@ PRICED_BYTES = 64 << 20  # bytes that the last column prices
 
 def frontier(
     request: Request,
-    num_points: Annotated[int, Flag("--points", help="Budgets to solve for.")] = 8,
+    num_points: Annotated[int, Flag("--points", help="Budgets to solve for.")] = DEFAULT_POINTS,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the points to this CSV file.")] = None,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,6 +48,15 @@ def frontier(
     else:
         print_points(request, device, points)
         print_knobs(budget, changes)
+    if interrupted:
+        raise Interrupted("interrupted: these are the points so far")
+
+
+def show_frontier(request: Request, device: "Device", budget: int) -> None:
+    """Solve and print the frontier and what knobs change, below another table."""
+    points, changes, interrupted = solve_points(request, device, DEFAULT_POINTS, budget)
+    print_points(request, device, points)
+    print_knobs(budget, changes)
     if interrupted:
         raise Interrupted("interrupted: these are the points so far")
 

@@ -13,8 +13,8 @@ from mebp.cli.unit import show_ns
 from mebp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
+    from mebp.planner.place import Progress
     from mebp.planner.search import Limits
-    from mebp.planner.solve import Progress
     from mebp.planner.tradeoff import Row, Tradeoff
     from mebp.sim.device import Device
 
@@ -28,10 +28,13 @@ def plan(
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the chosen plan to this JSON file.")] = None,
     choose: Annotated[str | None, Flag("--plan", help="Take this row of the table, not the fastest that fits.")] = None,
     trace: Annotated[Path | None, Flag("--trace", help="Write the predicted timeline as a Chrome trace.")] = None,
+    with_frontier: Annotated[bool, Flag("--frontier", help="Show the frontier too, solved, as `mebp-plan frontier` does.")] = False,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare fixed strategies with solved plans for a device, and choose one."""
     require_apart(request, {"-o": output, "--trace": trace})
+    if with_frontier and as_json:
+        raise InputError("--frontier with --json: one document at a time: take `mebp-plan frontier --json`")
     found = search(request, request.device(DEFAULT_DEVICE))
     row = pick(found, choose)
     found = replace(found, chosen=row)
@@ -56,6 +59,10 @@ def plan(
         from mebp.cli.table import print_tradeoff  # noqa: PLC0415
 
         print_tradeoff(stdout(), found)
+    if with_frontier:
+        from mebp.cli.frontier import show_frontier  # noqa: PLC0415  (it takes this command's defaults)
+
+        show_frontier(request, found.device, found.budget_bytes)
     if output is not None:
         note(f"wrote {row.name} to {output}" if row else f"nothing fits: {output} was not written")
     raise typer.Exit(exit_code(found))

@@ -68,6 +68,7 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
         flash_read=read,
         flash_write=write,
         app_limit_bytes=psutil.virtual_memory().total,
+        page_cache_bytes=psutil.virtual_memory().available,
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
         sustained_factor=1.0,
         power_watts=15.0,

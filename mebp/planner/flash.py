@@ -4,6 +4,7 @@ Both are worked out on a clock that counts the processor's own time only, so wit
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mebp.models.graph import TensorId
@@ -39,12 +40,38 @@ def hoist_loads(steps: list[Step], cost: CostModel, tile: int, turn: int) -> lis
             free = min(free, begins[at]) - cost.load_ns(cost.graph.tensors[step.tensor].nbytes)
             place = min(at, max(turn, bisect_right(begins, free) - 1))
             before.setdefault(place, []).insert(0, step)
+    return _moved(steps, before, Loaded)
+
+
+def _moved(steps: list[Step], before: Mapping[int, Sequence[Step]], kind: type[Loaded] | type[Unpacked]) -> list[Step]:
+    """The steps with those of one kind put before others, by number."""
     moved: list[Step] = []
     for at, step in enumerate(steps):
         moved += before.get(at, [])
-        if not isinstance(step, Loaded):
+        if not isinstance(step, kind):
             moved.append(step)
     return moved
+
+
+def hoist_unpacking(steps: list[Step], cost: CostModel, tile: int) -> list[Step]:
+    """Move each unpacking up to where its engine, one weight after another, has it done when its reader starts.
+
+    Only where unpacking has an engine of its own. At most two weights are unpacked ahead at a time: none moves above the reader
+    of the weight before it, nor beside another copy of itself.
+    """
+    if not cost.device.runtime.unpack_beside:
+        return steps
+    begins = start_times(steps, cost, tile)
+    unpacked = [at for at, step in enumerate(steps) if isinstance(step, Unpacked)]
+    before: dict[int, list[Unpacked]] = {}
+    free = begins[-1]
+    for previous, at in reversed(list(zip([-1, *unpacked], unpacked, strict=False))):
+        step = steps[at]
+        assert isinstance(step, Unpacked)
+        free = min(free, begins[at]) - cost.unpack_ns(cost.graph.weights[step.weight]) - cost.launch_ns
+        alike = previous >= 0 and steps[previous] == step
+        before[min(at, max(previous + 1 + alike, bisect_right(begins, free) - 1))] = [step]
+    return _moved(steps, before, Unpacked)
 
 
 def extend_stored(lives: list[Life], steps: list[Step], cost: CostModel, tile: int) -> None:

@@ -46,7 +46,7 @@ def outline(problem: Problem, least_bytes: int, most_bytes: int, num_corners: in
 
 def best_step_ns(problem: Problem, budget_bytes: int) -> int:
     """No plan is faster under this budget, whatever its order and recomputation."""
-    return problem.whole_relaxation(arena_budget(problem.graph, problem.device, budget_bytes)).best().bound_ns
+    return problem.whole_bound_ns(arena_budget(problem.graph, problem.device, budget_bytes))
 
 
 def frontier(

@@ -1,12 +1,13 @@
 """Turn a recipe into a plan: order the steps, find every tensor's lifetime, pack the arena, write the instructions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mebp.models.graph import Graph, TensorId, WeightId
 from mebp.models.kind import align, op_scratch, stream_rows, unpack_scratch
 from mebp.plan import SCHEMA_VERSION, Compute, Free, Instruction, Load, Place, Plan, Store, Unpack
-from mebp.planner.flash import Life, extend_stored, hoist_loads, turn_of
+from mebp.planner.flash import Life, extend_stored, hoist_loads, hoist_unpacking, turn_of
 from mebp.planner.pack import Buffer, pack
 from mebp.planner.recipe import Recipe, Unpacking
 from mebp.planner.schedule import Loaded, Run, Step, Stored, Unpacked, schedule, tensors_of
@@ -33,26 +34,26 @@ def lower(
     cost = CostModel(graph, device)
     steps = schedule(graph, recipe)
     steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile, turn_of(steps))
+    steps = hoist_unpacking(steps, cost, recipe.head_tile)
     resident = _resident_places(graph, recipe)
     floor = sum(place.nbytes for place in resident)
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
     if not waits:
         extend_stored(lives, steps, cost, recipe.head_tile)
-    scratch = [step_scratch(step, graph, recipe) for step in steps]
+    spaces = list(workspaces(steps, graph, recipe, beside=bool(device.runtime.unpack_beside)))
     buffers = [Buffer(start=life.start, end=life.last + 1, size=align(graph.tensors[life.tensor].nbytes)) for life in lives]
-    spaces = [(at, size) for at, size in enumerate(scratch) if size]
-    buffers += [Buffer(start=at, end=at + 1, size=size) for at, size in spaces]
+    buffers += spaces
     packing = pack(buffers)
     offsets = [floor + offset for offset in packing.offsets]
     places = {
         (life.tensor, life.start): Place(tensor=life.tensor, offset=offset, nbytes=buffer.size)
         for life, buffer, offset in zip(lives, buffers, offsets, strict=False)
     }
-    workspaces = {
-        at: Place(tensor=SCRATCH, offset=offset, nbytes=size)
-        for (at, size), offset in zip(spaces, offsets[len(lives) :], strict=True)
+    scratch = {
+        space.start: Place(tensor=SCRATCH, offset=offset, nbytes=space.size)
+        for space, offset in zip(spaces, offsets[len(lives) :], strict=True)
     }
-    writer = _Writer(graph=graph, device=device, recipe=recipe, places=places, workspaces=workspaces)
+    writer = _Writer(graph=graph, device=device, recipe=recipe, places=places, scratch=scratch)
     return Plan(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -98,18 +99,36 @@ def step_scratch(step: Step, graph: Graph, recipe: Recipe) -> int:
             return 0
 
 
-def live_profile(steps: Sequence[Step], graph: Graph, recipe: Recipe) -> list[int]:
+def workspaces(steps: Sequence[Step], graph: Graph, recipe: Recipe, *, beside: bool) -> Iterator[Buffer]:
+    """Scratch of each step that takes some; what unpacks `beside` the processor may do so until its weight is read."""
+    for at, step in enumerate(steps):
+        size = step_scratch(step, graph, recipe)
+        if size:
+            yield Buffer(start=at, end=_reader(steps, at) if beside and isinstance(step, Unpacked) else at + 1, size=size)
+
+
+def _reader(steps: Sequence[Step], at: int) -> int:
+    """Which step reads the weight that step `at` unpacks."""
+    unpacked = steps[at]
+    assert isinstance(unpacked, Unpacked)
+    for number in range(at + 1, len(steps)):
+        step = steps[number]
+        if isinstance(step, Run) and not step.streamed and unpacked.weight in step.op.weights:
+            return number
+    raise AssertionError(f"nothing reads {unpacked.weight}")
+
+
+def live_profile(steps: Sequence[Step], graph: Graph, recipe: Recipe, *, beside: bool = False) -> list[int]:
     """Live bytes (scratch included) while each step runs, before packing."""
     change = [0] * (len(steps) + 1)
     for life in lifetimes(steps, graph):
         size = align(graph.tensors[life.tensor].nbytes)
         change[life.start] += size
         change[life.last + 1] -= size
-    profile, live = [], 0
-    for at, step in enumerate(steps):
-        live += change[at]
-        profile.append(live + step_scratch(step, graph, recipe))
-    return profile
+    for space in workspaces(steps, graph, recipe, beside=beside):
+        change[space.start] += space.size
+        change[space.end] -= space.size
+    return list(accumulate(change[:-1]))
 
 
 def _resident_places(graph: Graph, recipe: Recipe) -> list[Place]:
@@ -131,7 +150,7 @@ class _Writer:
     device: Device
     recipe: Recipe
     places: dict[tuple[TensorId, int], Place]
-    workspaces: dict[int, Place]
+    scratch: dict[int, Place]
 
     def write(self, steps: Sequence[Step], lives: list[Life]) -> list[Instruction]:
         over: dict[int, list[TensorId]] = {}
@@ -154,15 +173,13 @@ class _Writer:
                     reads=(*(t for t in op.reads.values() if t not in updates), *unpacked),
                     writes=tuple(self.places[tensor, at] for tensor in op.writes.values()),
                     updates=updates,
-                    scratch=self.workspaces.get(at),
+                    scratch=self.scratch.get(at),
                     streamed=step.streamed,
                     tile=self.recipe.head_tile if op.kind == "head" else 0,
                 )
             case Unpacked(weight=weight):
                 place = self.places[TensorId(weight), at]
-                return Unpack(
-                    weight=WeightId(weight), place=place, scratch=self.workspaces.get(at), engine=self.device.unpack_engine
-                )
+                return Unpack(weight=WeightId(weight), place=place, scratch=self.scratch.get(at), engine=self.device.unpack_engine)
             case Stored(tensor=tensor):
                 return Store(tensor=tensor)
             case Loaded(tensor=tensor):

@@ -15,10 +15,10 @@ from ortools.sat.python import cp_model
 from mebp.models.build import STREAM_GRADIENT
 from mebp.models.graph import Graph, Op, Tensor, TensorId, WeightId
 from mebp.models.kind import align, op_scratch
-from mebp.planner.flash import first_wait_ns, hoist_loads
+from mebp.planner.flash import first_wait_ns, hoist_loads, hoist_unpacking
 from mebp.planner.lower import live_profile
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
-from mebp.planner.schedule import Run, Stored, schedule
+from mebp.planner.schedule import Run, Step, Stored, schedule
 from mebp.sim.cost import CostModel
 
 FOREVER_NS = 10**14  # no store that takes longer hides behind anything
@@ -91,8 +91,8 @@ def menu(graph: Graph, cost: CostModel, layer: Layer, tile: int, *, last: bool =
             weights = frozenset(weight for op in again for weight in op.weights)
             backward_weights = frozenset(weight for op in layer.backward for weight in op.weights)
             holds = [frozenset[WeightId]()]
-            if weights & backward_weights:
-                holds.append(weights & backward_weights)
+            if held := (weights & backward_weights) - cost.ahead:
+                holds.append(held)
             found += [make_option(graph, cost, layer, saving, hold=hold, tile=tile, lead_ns=lead_ns) for hold in holds]
     unpack_ns = {weight: cost.unpacking_ns(graph.weights[weight]) for op in layer.forward for weight in op.weights}
     return undominated(found, unpack_ns)
@@ -229,12 +229,13 @@ def make_option(
     """Read off a layer's schedule what a way of saving takes;
     with `lead_ns` (see flash.first_wait_ns) its first loads are waited for.
     """
-    recipe = Recipe(saving=saving, unpacking=dict.fromkeys(hold, Unpacking.HOLD), head_tile=tile)
-    steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
-    turn = len(layer.forward) + len(_input_ops(graph, layer)) + sum(isinstance(step, Stored) for step in steps)
-    wait_ns = first_wait_ns(steps[turn:], cost, lead_ns) if lead_ns is not None else 0
-    steps = hoist_loads(steps, cost, tile, turn)
-    profile = live_profile(steps, graph, recipe)
+    unpacking = dict.fromkeys(cost.ahead, Unpacking.AHEAD) | dict.fromkeys(hold, Unpacking.HOLD)
+    recipe = Recipe(saving=saving, unpacking=unpacking, head_tile=tile)
+    forward, backward = layer_steps(graph, recipe, layer)
+    wait_ns = first_wait_ns(backward, cost, lead_ns) if lead_ns is not None else 0
+    steps = hoist_loads([*forward, *backward], cost, tile, turn := len(forward))
+    steps = hoist_unpacking(steps[:turn], cost, tile) + hoist_unpacking(steps[turn:], cost, tile)
+    profile = live_profile(steps, graph, recipe, beside=bool(cost.ahead))
     again = [step.op for step in steps if isinstance(step, Run) and step.recompute]
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     kept = sum(align(tensors[t].nbytes) for t, choice in saving.items() if choice is Saving.KEEP)
@@ -255,6 +256,18 @@ def make_option(
         forward_peak=given + max(profile[:turn], default=0),
         backward_peak=given + gradient + max(profile[turn:], default=0),
     )
+
+
+def layer_steps(graph: Graph, recipe: Recipe, layer: Layer) -> tuple[list[Step], list[Step]]:
+    """A layer's steps up to the turn from forward to backward, and from there."""
+    steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
+    first = sum(isinstance(step, Run) and not step.recompute and not step.op.backward for step in steps)
+    turn, seen = 0, 0
+    while seen < first or isinstance(steps[turn], Stored):
+        step = steps[turn]
+        seen += isinstance(step, Run)
+        turn += 1
+    return steps[:turn], steps[turn:]
 
 
 def _again_ns(cost: CostModel, op: Op, hold: frozenset[WeightId]) -> int:

@@ -1,14 +1,15 @@
 """The problem that the solver is given: a graph on a device, split into stretches with their menus, ready for any budget."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from mebp.errors import InputError
-from mebp.models.graph import Graph
-from mebp.models.kind import align, stream_rows
+from mebp.models.graph import Graph, WeightId
+from mebp.models.kind import align, reads_in_place, stream_rows
 from mebp.planner.bound import Limited, Relaxation
 from mebp.planner.chain import Holdable, Stretch, head_holdable, head_of, stretches
 from mebp.planner.lower import live_profile
-from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
 from mebp.planner.rules import FlashKeepsUp
 from mebp.planner.schedule import schedule
 from mebp.planner.variables import HeadOption
@@ -25,7 +26,8 @@ class Problem:
     """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward.
 
     `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means
-    waiting.
+    waiting. Where unpacking has an engine of its own, `ahead` are the same problem with more and more weights unpacked by it, in
+    the last one every weight; here all are streamed.
     """
 
     graph: Graph
@@ -37,6 +39,7 @@ class Problem:
     base_ns: int
     forward_ns: int
     flash_share: float = 1.0
+    ahead: tuple["Problem", ...] = ()
 
     @property
     def flash_keeps_up(self) -> FlashKeepsUp:
@@ -70,6 +73,15 @@ class Problem:
         smallest = tuple(HeadOption(tile=head.tile, peak=0, duration_ns=head.duration_ns) for head in self.heads)
         return Relaxation(self.stretches, smallest, self.head_weight, limited, beyond=beyond)
 
+    def whole_bound_ns(self, room: int) -> int:
+        """No plan of the language takes less time in `room` bytes of arena.
+
+        With an engine for unpacking beside the processor a step takes at least what the processor has to do if unpacking costs
+        it nothing, and at least half of all that the two have to do.
+        """
+        bound_ns = self.whole_relaxation(room).best().bound_ns
+        return max(self.ahead[-1].whole_bound_ns(room), bound_ns // 2) if self.ahead else bound_ns
+
     def _input_again_ns(self, stretch: Stretch) -> int:
         """The least that making a layer's input again costs: the ops below it that no menu of the layer below counts."""
         last = self.graph.producer[stretch.menu.source.input]
@@ -80,8 +92,22 @@ class Problem:
 
 def pose(graph: Graph, device: Device) -> Problem:
     """Work out the menus: one exact model a distinct layer."""
-    cost = CostModel(graph, device)
-    head = head_of(graph)
+    problem = _pose(graph, CostModel(graph, device))
+    if not device.runtime.unpack_beside:
+        return problem
+    return replace(problem, ahead=tuple(_pose(graph, CostModel(graph, device, ahead)) for ahead in _ahead_sets(graph)))
+
+
+def _ahead_sets(graph: Graph) -> Iterator[frozenset[WeightId]]:
+    """Weights to unpack ahead: those of the smallest size, of the two smallest sizes and so on, the head's in its turn."""
+    weights = [graph.weights[weight] for op in graph.ops if op.kind in ("linear", "head") for weight in op.weights]
+    weights = [weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize)]
+    for most in sorted({weight.count for weight in weights}):
+        yield frozenset(weight.id for weight in weights if weight.count <= most)
+
+
+def _pose(graph: Graph, cost: CostModel) -> Problem:
+    device, head = cost.device, head_of(graph)
     times = {op.id: cost.op_ns(op, streamed=bool(op.weights)) for op in graph.ops if op is not head}
     heads = head_options(graph, cost)
     forward_ns = sum(times[op.id] for op in graph.ops if not op.backward and op is not head)
@@ -117,14 +143,14 @@ def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
     )
     tiles |= {head_tile(graph): None}
     return tuple(
-        HeadOption(tile=tile, peak=_head_peak(graph, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))
+        HeadOption(tile=tile, peak=_head_peak(graph, cost, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))
         for tile in tiles
     )
 
 
-def _head_peak(graph: Graph, tile: int) -> int:
+def _head_peak(graph: Graph, cost: CostModel, tile: int) -> int:
     """Live bytes at the head beside what layers keep: the stream's end, its norm, the head, and the norm's backward."""
     last = layer_inputs(graph)[-1]
     ops = [op for op in graph.ops if op.kind == "head" or op.id.startswith("final_norm")]
-    recipe = Recipe(saving={last: Saving.KEEP}, head_tile=tile)
+    recipe = Recipe(saving={last: Saving.KEEP}, unpacking=dict.fromkeys(cost.ahead, Unpacking.AHEAD), head_tile=tile)
     return align(graph.tensors[last].nbytes) + max(live_profile(schedule(graph, recipe, ops, frozenset({last})), graph, recipe))

@@ -24,12 +24,14 @@ class Saving(StrEnum):
 class Unpacking(StrEnum):
     """How the uses of a weight read it.
 
-    STREAM tile by tile inside each op; UNPACK whole, anew for each use; HOLD streamed in forward, and unpacked once for
+    STREAM tile by tile inside each op; UNPACK whole, anew for each use; AHEAD the same, by an engine of its own that runs before
+    the op that reads it; HOLD streamed in forward, and unpacked once for
     recomputation and backward together; RESIDENT unpacked once before the first step.
     """
 
     STREAM = "stream"
     UNPACK = "unpack"
+    AHEAD = "ahead"
     HOLD = "hold"
     RESIDENT = "resident"
 

@@ -139,6 +139,9 @@ class _Order:
             case Unpacking.UNPACK if op.kind not in ("embed", "head"):
                 self.steps.append(Unpacked(weight=weight))
                 return True
+            case Unpacking.AHEAD if op.kind != "embed":
+                self.steps.append(Unpacked(weight=weight))
+                return True
             case Unpacking.HOLD if recompute:
                 self.steps.append(Unpacked(weight=weight))
                 self.held.add(weight)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ortools.sat.python import cp_model
 
@@ -20,6 +20,10 @@ class Limits:
     deterministic_s: float = 0.6
     wall_s: float = 20.0
     seed: int = 0
+
+    def part(self, share: float) -> "Limits":
+        """A share of the time."""
+        return replace(self, deterministic_s=share * self.deterministic_s, wall_s=share * self.wall_s)
 
 
 @dataclass(slots=True)

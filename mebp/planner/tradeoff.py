@@ -12,9 +12,10 @@ from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.frontier import Corner, best_step_ns, outline
 from mebp.planner.knob import Knob, knobs
+from mebp.planner.place import Progress
 from mebp.planner.problem import Problem, pose
 from mebp.planner.search import Limits, Stop
-from mebp.planner.solve import Progress, least_plan, solve
+from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
@@ -32,14 +33,13 @@ SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One plan, checked and simulated; `beside` where unpacking has a processor of its own."""
+    """One plan, checked and simulated."""
 
     plan: Plan
     graph: Graph
     prediction: Prediction
     fits: bool
     within_cap: bool
-    beside: bool = False
 
     @property
     def name(self) -> str:
@@ -52,9 +52,9 @@ class Row:
 
     @property
     def proven(self) -> bool:
-        """Whether the solver's bounds hold for this time: it is the one that they were proven for, on one processor."""
+        """Whether the solver's bounds hold for this time: it is the one that they were proven for."""
         solver = self.plan.solver
-        return solver is not None and solver.objective_ns == self.prediction.step_ns and not self.beside
+        return solver is not None and solver.objective_ns == self.prediction.step_ns
 
     @property
     def gap(self) -> float | None:
@@ -212,12 +212,11 @@ def _solved(
     plans = [plan for plan in (found, smallest) if plan is not None]
     least = row_of(smallest, graph, device).prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
-    bounded = not device.runtime.unpack_beside  # the bounds are for one processor
     return _Solved(
         plans=tuple(plans),
         out_of_time=out_of_time,
-        outline=outline(problem, least, budget_bytes, CORNERS) if least is not None and bounded else (),
-        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits and bounded else None,
+        outline=outline(problem, least, budget_bytes, CORNERS) if least is not None else (),
+        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
     )
 
 
@@ -250,6 +249,4 @@ def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
     prediction = simulate(plan, graph, device)
     within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
     fits = prediction.peak_bytes <= plan.budget_bytes and within_cap
-    return Row(
-        plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap, beside=bool(device.runtime.unpack_beside)
-    )
+    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap)

@@ -1,6 +1,6 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
-from mebp.models.graph import Graph, Op, Weight
+from mebp.models.graph import Graph, Op, Weight, WeightId
 from mebp.models.kind import KINDS, Part, head_passes, reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
@@ -11,12 +11,17 @@ NS = 1e9
 class CostModel:
     """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, plus launches.
 
-    `parts(instruction)` splits the duration; its values sum to it exactly.
+    `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
+    product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
+    flash again at each use, in the part that does not fit, while they are unpacked: a use takes the longer of the two.
     """
 
-    def __init__(self, graph: Graph, device: Device) -> None:
+    def __init__(self, graph: Graph, device: Device, ahead: frozenset[WeightId] = frozenset()) -> None:
         self.graph = graph
         self.device = device
+        self.ahead = ahead
+        file_bytes = sum(weight.nbytes for weight in graph.weights.values())
+        self._cold = max(0.0, 1 - device.hardware.page_cache_bytes / file_bytes)
         hardware, runtime = device.hardware, device.runtime
         factor = runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
         flops = hardware.product_flops / factor
@@ -50,6 +55,7 @@ class CostModel:
 
     def op_parts(self, op: Op, *, streamed: bool, tile: int = 0) -> dict[Part, int]:
         """Nanoseconds of one run of `op` by part, with its weight streamed or read unpacked."""
+        streamed = streamed and not self._is_ahead(op)
         key = (op.kind, op.dims, "dx" in op.writes, "dx" in op.updates, op.weights[:1], streamed, tile)
         if key not in self._ops:
             self._ops[key] = self._measure(op, streamed, tile)
@@ -58,6 +64,9 @@ class CostModel:
     def op_ns(self, op: Op, *, streamed: bool, tile: int = 0) -> int:
         """Nanoseconds of one run of `op`."""
         return sum(self.op_parts(op, streamed=streamed, tile=tile).values())
+
+    def _is_ahead(self, op: Op) -> bool:
+        return op.kind != "embed" and any(weight in self.ahead for weight in op.weights)
 
     def _measure(self, op: Op, streamed: bool, tile: int) -> dict[Part, int]:
         kind = KINDS[op.kind]
@@ -87,12 +96,13 @@ class CostModel:
         """Nanoseconds that one use of a weight saves where it finds it unpacked:
         the same streamed or in an instruction of its own.
         """
-        return self.unpack_ns(weight) + self.launch_ns
+        return 0 if weight.id in self.ahead else self.unpack_ns(weight) + self.launch_ns
 
     def _unpack_count_ns(self, weight: Weight, count: int) -> int:
-        if reads_in_place(weight.format, self.graph.workload.itemsize):
-            return 0
-        return round(count / self.device.runtime.unpack_rate * NS)
+        in_place = reads_in_place(weight.format, self.graph.workload.itemsize)
+        unpacking = 0.0 if in_place else count / self.device.runtime.unpack_rate
+        reading = self._cold * weight.nbytes * count / weight.count / self.device.hardware.flash_read
+        return round(max(unpacking, reading) * NS)
 
     def store_ns(self, nbytes: int) -> int:
         """Nanoseconds to write `nbytes` to flash."""

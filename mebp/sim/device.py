@@ -23,7 +23,9 @@ Provenance = Literal["measured", "vendor", "assumed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What the machine is. Bytes, bytes/s and FLOP/s; `product_flops` is what a good dense 16-bit product attains."""
+    """What the machine is. Bytes, bytes/s and FLOP/s; `product_flops` is what a good dense 16-bit product attains,
+    `page_cache_bytes` what the system keeps in memory of files (compressed weights) beside the app.
+    """
 
     ram_bytes: float
     memory_bandwidth: float
@@ -31,6 +33,7 @@ class Hardware:
     flash_read: float
     flash_write: float
     app_limit_bytes: float
+    page_cache_bytes: float
     page_bytes: float
     sustained_factor: float
     power_watts: float
@@ -107,6 +110,7 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so tha
     "hardware.flash_read": RATE,
     "hardware.flash_write": RATE,
     "hardware.app_limit_bytes": BYTES,
+    "hardware.page_cache_bytes": (0.0, 1e15),
     "hardware.page_bytes": (512, 1e9),
     "hardware.sustained_factor": (0.01, 1.0),
     "hardware.power_watts": (0.01, 1e5),

@@ -13,8 +13,9 @@ from mebp.errors import InfeasibleBudget
 from mebp.models.build import build_graph
 from mebp.models.catalogue import CATALOGUE, catalogue_model
 from mebp.models.format import weight_format
-from mebp.models.graph import Graph
+from mebp.models.graph import Graph, WeightId
 from mebp.models.workload import Lora, Workload
+from mebp.plan import Engine
 from mebp.planner.budget import outside_arena
 from mebp.planner.lower import lower
 from mebp.planner.menu import layers, menu
@@ -154,3 +155,41 @@ def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
         assert caught.value.least_bytes > budget
     else:
         assert found.chosen.prediction.peak_bytes <= budget
+
+
+@pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(220, 2.7e9), (400, 2.7e9), (400, 2e8), (900, 2.7e9)])
+def test_an_engine_for_unpacking_is_used_where_there_is_one(
+    budget_mb: int, unpack_rate: float, qwen_graph: Graph, device: Device
+) -> None:
+    """No slower than without it and than any fixed strategy that fits, above its bound, and the time is the simulator's."""
+    alone = override(device, [f"runtime.unpack_rate={unpack_rate}"])
+    beside = override(alone, ["runtime.unpack_beside=1"])
+    budget = budget_mb * 10**6
+    found = tradeoff(qwen_graph, beside, budget, QUICK)
+    row = require_fit(found)
+    facts = row.plan.solver
+    assert facts is not None
+    assert facts.whole_bound_ns <= facts.bound_ns <= facts.objective_ns == row.prediction.step_ns
+    assert row.prediction.busy_ns[Engine.UNPACK] > 0
+    without = solve(pose(qwen_graph, alone), budget, QUICK)
+    assert row.prediction.step_ns < simulate(without, qwen_graph, alone).step_ns
+    fixed = [other.prediction.step_ns for other in found.rows if other.plan.exact and other.fits]
+    assert row.prediction.step_ns == min(fixed)
+
+
+def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_graph: Graph, device: Device) -> None:
+    """With little page cache each use waits for flash, so more is resident, and no plan is faster than with enough."""
+    budget = outside_arena(qwen_graph, device) + 400 * 10**6
+    files = sum(weight.nbytes for weight in qwen_graph.weights.values())
+    steps, unpacked = [], []
+    for share in (1.0, 0.5, 0.0):
+        short = override(device, [f"hardware.page_cache_bytes={share * files}", "hardware.flash_read=1e8"])
+        found = simulate(solve(pose(qwen_graph, short), budget, QUICK), qwen_graph, short)
+        steps.append(found.step_ns)
+        unpacked.append(found.unpacked_weights)
+    assert steps[0] < steps[1] < steps[2]
+    assert unpacked[2] <= unpacked[0]
+    whole = override(device, [f"hardware.page_cache_bytes={files}"])
+    assert CostModel(qwen_graph, whole).unpack_ns(qwen_graph.weights[WeightId("0.up.weight")]) == CostModel(
+        qwen_graph, device
+    ).unpack_ns(qwen_graph.weights[WeightId("0.up.weight")])
