@@ -1,4 +1,4 @@
-"""The solver over the paper's models and budgets, beside greedy and the fixed recipes: python benchmarks/solver.py [--seconds 20]
+"""The solver over the paper's models and budgets, beside greedy and the fixed recipes: python benchmarks/solver.py [--seconds 12]
 
 Budgets: the paper's own MeBP memory, 512 MiB, 384 MiB and 1.05 x the least. For each: status, step, gaps to the two bounds,
 seconds of search, arena over live bytes, step time against the paper's recipe, how much faster than greedy (`ties`: within 0.1%).
@@ -73,7 +73,7 @@ def wider_cases(device: Device, limits: Limits) -> None:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--wider", action="store_true", help="the catalogue with longer sequences too")
     given = parser.parse_args()
     limits = Limits(deterministic_s=given.seconds / SEARCH_SHARE, wall_s=3 * given.seconds)

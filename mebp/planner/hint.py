@@ -1,7 +1,7 @@
-"""A plan to start from: layers with one menu take one option, and what room is left goes to resident weights.
+"""A plan to start from: layers of a stretch take one option, and what room is left goes to resident weights.
 
-Found by pricing memory and writes at a grid of prices, and by barring options with high peaks; the search begins with the best
-that fits and can only better it.
+Uniform plans take one option a menu, found by pricing memory and writes at a grid of prices, and by barring options with high
+peaks. The search begins with the best that fits and can only better it.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ PEAKS = 6  # how many limits on a layer's own peak are tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uniform:
-    """One option a menu (by number) and a head tile, what that takes of room and flash, and its time above the base."""
+class Start:
+    """One option a stretch (by number) and a head tile, what that takes of room and flash, and its time above the base."""
 
-    choice: dict[int, int]
+    choice: tuple[int, ...]
     head: int
     room: int
     stored: int
@@ -32,7 +32,7 @@ class Uniform:
     extra_ns: int
 
 
-def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> list[Uniform]:
+def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> list[Start]:
     """Uniform plans at a grid of prices, each with every head tile."""
     menus = distinct_menus(stretches)
     columns = {id(menu): np.array([_columns(option) for option in menu.options], float) for menu in menus}
@@ -47,10 +47,11 @@ def uniform_plans(stretches: Sequence[Stretch], heads: Sequence[HeadOption]) -> 
         for written in (0.0, 0.5, 1e6)
         for limit in limits
     }
+    numbers = {id(menu): number for number, menu in enumerate(menus)}
     return [
-        _uniform(stretches, heads, number, dict(zip(map(id, menus), choice, strict=True)))
+        _start(stretches, heads, head, tuple(choice[numbers[id(stretch.menu)]] for stretch in stretches))
         for choice in sorted(choices)
-        for number in range(len(heads))
+        for head in range(len(heads))
     ]
 
 
@@ -64,13 +65,13 @@ def _cheapest(table: np.ndarray, price: float, written: float, limit: float) -> 
     return int(np.argmin(costs))
 
 
-def _uniform(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: int, choice: dict[int, int]) -> Uniform:
-    taken: list[tuple[Option, int]] = [(s.menu.options[choice[id(s.menu)]], len(s.layers)) for s in stretches]
+def _start(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: int, choice: tuple[int, ...]) -> Start:
+    taken: list[tuple[Option, int]] = [(s.menu.options[number], len(s.layers)) for s, number in zip(stretches, choice, strict=True)]
     kept = room = 0
     for option, size in taken:
         room = max(room, kept + (size - 1) * option.kept_bytes + option.peak)
         kept += size * option.kept_bytes
-    return Uniform(
+    return Start(
         choice=choice,
         head=head,
         room=max(room, kept + heads[head].peak),
@@ -81,11 +82,11 @@ def _uniform(stretches: Sequence[Stretch], heads: Sequence[HeadOption], head: in
     )
 
 
-def hint(model: cp_model.CpModel, variables: Variables, plan: Uniform, spare: int) -> None:
+def hint(model: cp_model.CpModel, variables: Variables, plan: Start, spare: int) -> None:
     """Hint every variable: the plan's options, and resident weights, most time a byte first, in `spare` bytes."""
     resident = _fill(variables, plan, spare)
     for number, stretch in enumerate(variables.stretches):
-        chosen = stretch.menu.options[plan.choice[id(stretch.menu)]]
+        chosen = stretch.menu.options[plan.choice[number]]
         size, kept = len(stretch.layers), 0
         for m, option in enumerate(variables.options[number]):
             count = size if option is chosen else 0
@@ -107,11 +108,11 @@ def hint(model: cp_model.CpModel, variables: Variables, plan: Uniform, spare: in
 HEAD = (-1, -1)
 
 
-def _fill(variables: Variables, plan: Uniform, spare: int) -> dict[tuple[int, int], int]:
+def _fill(variables: Variables, plan: Start, spare: int) -> dict[tuple[int, int], int]:
     """How many of each weight to hold: those first that save most time a byte."""
     worth: list[tuple[float, tuple[int, int], int, int]] = []
     for number, stretch in enumerate(variables.stretches):
-        again = {linear_of(weight) for weight in stretch.menu.options[plan.choice[id(stretch.menu)]].again}
+        again = {linear_of(weight) for weight in stretch.menu.options[plan.choice[number]].again}
         for w, item in enumerate(stretch.menu.holdables):
             saved = item.unpacking_ns * (item.uses + (item.linear in again))
             worth.append((saved / item.nbytes, (number, w), item.nbytes, len(stretch.layers)))

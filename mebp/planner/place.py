@@ -4,7 +4,8 @@ The class that placement chooses from: each activation saved or recomputed withi
 streamed, held from recomputation to backward or resident, first computations in the graph's order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -15,17 +16,18 @@ from mebp.errors import NoPlanInTime
 from mebp.models.graph import TensorId, WeightId
 from mebp.planner.bound import Bound, Floats, distinct_menus
 from mebp.planner.chain import Menu, Stretch, linear_of
-from mebp.planner.hint import Uniform, hint, uniform_plans
+from mebp.planner.hint import Start, hint, uniform_plans
 from mebp.planner.menu import Option, relabel
 from mebp.planner.objective import extra_time_ns, written_units
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
 from mebp.planner.rules import FitsTheArena, OneOptionPerLayer, ResidentReadAgain, SegmentsAreStreamed
 from mebp.planner.search import Answer, Limits, Stop, search
-from mebp.planner.variables import Variables
+from mebp.planner.variables import RUNNING_SUM, Variables
 
 FIRST_LOOK = 24  # options a menu in the first round, cheapest at the bound's prices
 MOST_OPTIONS = 160  # options a menu in the second round; where more are open, the bound at prices stands
+FIRST_SHARE = 0.1  # of the time, to find any plan where none is known to start from
 LARGEST_OBJECTIVE = 2**60
 
 Progress = Callable[[int, int], None]
@@ -33,9 +35,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A placement: the recipe, its time with no waits but those at the head, the bound of its class, seconds of search."""
+    """A placement: the recipe, its time with no waits but those at the head, the bound of its class, seconds of search.
+
+    `values` are its variables by name.
+    """
 
     recipe: Recipe
+    values: Mapping[str, int]
     model_ns: int
     bound_ns: int
     wall_s: float
@@ -48,8 +54,7 @@ def place(problem: Problem, room: int, limits: Limits, progress: Progress | None
         return None
     bounds = [relaxation.best() for relaxation in relaxations]
     bound_ns = max(bound.bound_ns for bound in bounds)
-    plans = [plan for plan in within_flash(problem, uniform_plans(problem.stretches, problem.heads)) if plan.room <= room]
-    start = min(plans, key=lambda plan: (plan.extra_ns, plan.stored, plan.room), default=None)
+    start = min(starts(problem, room), key=lambda plan: (plan.extra_ns, plan.stored, plan.room), default=None)
     first = [
         _union_of(smallest(menu), *(_cheapest(bound.reduced_ns[i], FIRST_LOOK) for bound in bounds))
         for i, menu in enumerate(distinct_menus(problem.stretches))
@@ -63,7 +68,7 @@ def place(problem: Problem, room: int, limits: Limits, progress: Progress | None
         for i, options in enumerate(still)
     ]
     try:
-        final = _search(problem, room, limits, shortlists_of(shortlists, problem, start), start, bound_ns, progress, stop)
+        final = _search(problem, room, limits, shortlists_of(shortlists, problem, start), looked, bound_ns, progress, stop)
     except NoPlanInTime:
         final = None
     better = looked if final is None or final.model_ns > looked.model_ns else final
@@ -84,16 +89,23 @@ def _search(
     room: int,
     limits: Limits,
     shortlists: list[list[int]],
-    start: Uniform | None,
+    start: Start | Placed | None,
     bound_ns: int,
     progress: Progress | None,
     stop: Stop,
 ) -> Placed | None:
     model = cp_model.CpModel()
     variables = variables_of(problem, model, shortlists)
-    FitsTheArena(room=room).post(model, variables)
-    if start is not None:
-        hint(model, variables, start, room - start.room)
+    taken = model.new_int_var(0, max(room, most_room(problem)), "room") if start is None else room
+    FitsTheArena(room=taken).post(model, variables)
+    match start:
+        case Start():
+            hint(model, variables, start, room - start.room)
+        case Placed():
+            _hint_values(model, start.values)
+        case None:
+            _hint_least(model, taken, room, limits, stop)
+            model.add(taken <= room)
     unit, scale = _tie_break(problem)
     model.minimize(extra_time_ns(variables) * scale + written_units(variables, unit))
 
@@ -106,10 +118,37 @@ def _search(
         return None
     return Placed(
         recipe=recipe_of(problem, variables, answer.solver),
+        values=_values(model, answer),
         model_ns=problem.base_ns + round(answer.solver.objective_value) // scale,
         bound_ns=_step_ns(problem, answer, scale),
         wall_s=answer.solver.wall_time,
     )
+
+
+def most_room(problem: Problem) -> int:
+    """Bytes of arena that no plan exceeds but by what is resident."""
+    layers = sum(max(o.kept_bytes + o.peak for o in s.menu.options) * len(s.layers) for s in problem.stretches)
+    return layers + max(head.peak for head in problem.heads)
+
+
+def _hint_least(model: cp_model.CpModel, taken: cp_model.IntVar, room: int, limits: Limits, stop: Stop) -> None:
+    """Hint a plan that fits `room`, found by looking for nothing but less room taken: better than to begin with no plan at all."""
+    model.minimize(taken)
+    with suppress(NoPlanInTime):
+        answer = search(model, limits, stop, lambda objective, _: objective <= room, share=FIRST_SHARE)
+        assert answer is not None, "with unbounded room some plan fits"
+        _hint_values(model, _values(model, answer))
+
+
+def _hint_values(model: cp_model.CpModel, values: Mapping[str, int]) -> None:
+    """Hint the values of variables by name; what they do not name is not taken."""
+    for index, variable in enumerate(model.proto.variables):
+        if RUNNING_SUM not in variable.name:  # these follow from the others
+            model.add_hint(model.get_int_var_from_proto_index(index), values.get(variable.name, 0))
+
+
+def _values(model: cp_model.CpModel, answer: Answer) -> dict[str, int]:
+    return dict(zip((variable.name for variable in model.proto.variables), answer.solver.response_proto.solution, strict=True))
 
 
 def _tie_break(problem: Problem) -> tuple[int, int]:
@@ -132,9 +171,12 @@ def variables_of(problem: Problem, model: cp_model.CpModel, shortlists: list[lis
     return variables
 
 
-def within_flash(problem: Problem, plans: Sequence[Uniform]) -> list[Uniform]:
+def starts(problem: Problem, room: int | None = None) -> list[Start]:
+    """Plans to start from that flash can take and that fit `room`, if that is limited."""
     flash = problem.flash_keeps_up
-    return [p for p in plans if p.stored <= flash.cap_bytes and p.store_ns <= flash.store_ns and p.load_ns <= flash.load_ns]
+    plans = uniform_plans(problem.stretches, problem.heads)
+    kept_up = (p for p in plans if p.stored <= flash.cap_bytes and p.store_ns <= flash.store_ns and p.load_ns <= flash.load_ns)
+    return [plan for plan in kept_up if room is None or plan.room <= room]
 
 
 def _cheapest(reduced_ns: Floats, count: int) -> list[int]:
@@ -162,11 +204,12 @@ def _union_of(*lists: Sequence[int]) -> list[int]:
     return sorted({number for numbers in lists for number in numbers})
 
 
-def shortlists_of(lists: Sequence[Sequence[int]], problem: Problem, start: Uniform | None) -> list[list[int]]:
+def shortlists_of(lists: Sequence[Sequence[int]], problem: Problem, start: Start | None) -> list[list[int]]:
     """A shortlist for every stretch: its menu's, and the option that the search starts from."""
     by_menu = dict(zip(map(id, distinct_menus(problem.stretches)), lists, strict=True))
     return [
-        _union_of(by_menu[id(stretch.menu)], [start.choice[id(stretch.menu)]] if start else []) for stretch in problem.stretches
+        _union_of(by_menu[id(stretch.menu)], [start.choice[number]] if start else [])
+        for number, stretch in enumerate(problem.stretches)
     ]
 
 

@@ -10,7 +10,7 @@ from mebp.errors import NoPlanInTime
 
 HINT_S = 2.0  # wall seconds for completing a hint, which is given whole
 
-Watch = Callable[[float, float], None]
+Watch = Callable[[float, float], bool | None]  # objective and bound; True ends the search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,8 @@ def search(model: cp_model.CpModel, limits: Limits, stop: Stop, watch: Watch | N
         return Answer(solver=solver, bound=solver.best_objective_bound)
     if status == cp_model.INFEASIBLE:
         return None
+    if not model.proto.solution_hint.vars:
+        raise NoPlanInTime(f"the solver found no plan in {limits.wall_s:g} s: raise --time-limit or the budget")
     hinted = _solver(limits)
     hinted.parameters.fix_variables_to_their_hinted_value = True
     hinted.parameters.max_time_in_seconds = HINT_S
@@ -98,4 +100,5 @@ class _Report(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # ortoo
         self._watch = watch
 
     def on_solution_callback(self) -> None:
-        self._watch(self.objective_value, self.best_objective_bound)
+        if self._watch(self.objective_value, self.best_objective_bound):
+            self.stop_search()

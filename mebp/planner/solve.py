@@ -13,9 +13,9 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.plan import Plan, SolverFacts
 from mebp.planner.bound import distinct_menus
 from mebp.planner.budget import arena_budget, outside_arena
-from mebp.planner.hint import hint, uniform_plans
+from mebp.planner.hint import hint
 from mebp.planner.lower import lower
-from mebp.planner.place import Placed, Progress, place, recipe_of, shortlists_of, smallest, variables_of, within_flash
+from mebp.planner.place import Placed, Progress, most_room, place, recipe_of, shortlists_of, smallest, starts, variables_of
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe
 from mebp.planner.rules import FitsTheArena, NothingResident
@@ -35,20 +35,18 @@ WAITING = (1.5, 2.0, 4.0, MOST_WAITING)  # the same where nothing fits without w
 NO_WAIT = 2e-3  # of a step: too little to look for another plan
 DESCENTS = 12  # attempts to go below the least plan
 QUICK_S = 0.1  # deterministic seconds of each
-LATER = 0.25  # of the time that the first placement may take, for each further one
+LATER = 0.5  # of the time that the first placement may take, for each further one
 
 
 def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop | None = None) -> Plan:
     """The plan with the least arena that the search finds: nothing of its class is known to fit a smaller budget."""
     problem = replace(problem, flash_share=MOST_WAITING)
     model = cp_model.CpModel()
-    plans = within_flash(problem, uniform_plans(problem.stretches, problem.heads))
-    start = min(plans, key=lambda plan: (plan.room, plan.stored), default=None)
+    start = min(starts(problem), key=lambda plan: (plan.room, plan.stored), default=None)
     shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, start)
     variables = variables_of(problem, model, shortlists)
     floor = max(min(o.peak for o in stretch.menu.options) for stretch in problem.stretches)
-    ceiling = sum(max(o.kept_bytes + o.peak for o in s.menu.options) * len(s.layers) for s in problem.stretches)
-    room = model.new_int_var(floor, ceiling + max(head.peak for head in problem.heads), "room")
+    room = model.new_int_var(floor, most_room(problem), "room")
     FitsTheArena(room=room).post(model, variables)
     NothingResident().post(model, variables)
     if start is not None:

@@ -12,6 +12,8 @@ from ortools.sat.python import cp_model
 from mebp.planner.chain import Holdable, Stretch, linear_of
 from mebp.planner.menu import Option
 
+RUNNING_SUM = "kept up to"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOption:
@@ -36,18 +38,19 @@ class Variables:
         self.stretches = stretches
         self.heads = heads
         self.head_weight = head_weight
+        numbers = [sorted(shortlist) for shortlist in shortlists]
         self.options: list[list[Option]] = [
-            [stretch.menu.options[m] for m in sorted(shortlist)] for stretch, shortlist in zip(stretches, shortlists, strict=True)
+            [stretch.menu.options[m] for m in open_] for stretch, open_ in zip(stretches, numbers, strict=True)
         ]
         sizes = [len(stretch.layers) for stretch in stretches]
         self.count = [
-            [model.new_int_var(0, size // option.layers, f"stretch {i} option {m}") for m, option in enumerate(options)]
-            for i, (size, options) in enumerate(zip(sizes, self.options, strict=True))
+            [
+                model.new_int_var(0, size // option.layers, f"stretch {i} option {m}")
+                for m, option in zip(open_, options, strict=True)
+            ]
+            for i, (size, open_, options) in enumerate(zip(sizes, numbers, self.options, strict=True))
         ]
-        self.used = [
-            [model.new_bool_var(f"stretch {i} uses option {m}") for m in range(len(options))]
-            for i, options in enumerate(self.options)
-        ]
+        self.used = [[model.new_bool_var(f"stretch {i} uses option {m}") for m in open_] for i, open_ in enumerate(numbers)]
         self.resident = [
             [model.new_int_var(0, size, f"stretch {i} resident {item.linear}") for item in stretch.menu.holdables]
             for i, (size, stretch) in enumerate(zip(sizes, stretches, strict=True))
@@ -93,7 +96,7 @@ class Variables:
         most = max(option.kept_bytes for option in self.options[number]) * len(self.stretches[number].layers)
         sums: list[cp_model.IntVar] = []
         for option, count in zip(self.options[number], self.count[number], strict=True):
-            total = model.new_int_var(0, most, f"stretch {number} kept up to option {len(sums)}")
+            total = model.new_int_var(0, most, f"stretch {number} {RUNNING_SUM} option {len(sums)}")
             model.add(total == option.kept_bytes * count + (sums[-1] if sums else 0))
             sums.append(total)
         return sums
