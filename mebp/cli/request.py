@@ -75,6 +75,8 @@ def make_request(
     ] = "int4-g64",
     precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.")] = "bf16",
     optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.")] = "sgd",
+    accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.")] = 1,
+    clip_norm: Annotated[float, Flag("--clip-norm", help="Longest gradient, all adapters together; 0: no clipping.")] = 0.0,
     budget: Annotated[
         str | None, Flag("--budget", "-b", help="Footprint allowed: 1GB, 512MiB, or bytes. Default: the device's.")
     ] = None,
@@ -103,6 +105,8 @@ def make_request(
             weights=weight_format(weights),
             precision=cast(Precision, precision),
             optimizer=cast(Optimizer, optimizer),
+            accumulate=accumulate,
+            clip_norm=clip_norm,
         ),
         device_name=_named(device),
         overrides=overrides,

@@ -72,11 +72,14 @@ class Scratch:
 
 @dataclass(slots=True, kw_only=True)
 class Adapter:
-    """One LoRA pair in fp32: A (rank, in), B (out, rank); `states` are the optimiser's, two a tensor, or none."""
+    """One LoRA pair in fp32: A (rank, in), B (out, rank); `states` are the optimiser's, two a tensor, or none; `held` are the
+    gradients of A and B that wait for an update, or none.
+    """
 
     A: Tensor
     B: Tensor
     states: list[Tensor] = field(default_factory=list)
+    held: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -175,7 +175,8 @@ def new_adapters(graph: Graph, *, seed: int = 0, device: str = "cpu") -> dict[st
         A = torch.empty(a_shape).uniform_(-bound, bound, generator=generator).to(device)
         B = torch.zeros(b_shape, device=device)
         states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.outside_bytes["optimizer state"] else []
-        adapters[name] = Adapter(A=A, B=B, states=states)
+        held = [torch.zeros_like(t) for t in (A, B)] if graph.workload.holds_gradients else []
+        adapters[name] = Adapter(A=A, B=B, states=states, held=held)
     return adapters
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mebp.models.config import LINEARS, LinearName, ModelConfig
 from mebp.models.graph import Graph, Op, Role, TensorId, WeightId
-from mebp.models.kind import FLOAT_BYTES
+from mebp.models.kind import CHANGES_ADAPTERS, FLOAT_BYTES
 from mebp.models.step import Step, adapter_shapes
 from mebp.models.workload import Workload, require_workload
 
@@ -43,14 +43,18 @@ def num_trainable(config: ModelConfig, workload: Workload) -> int:
 
 
 def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
-    """Bytes held for the whole run outside the arena, by name: fp32 adapters and optimiser state, rope tables, token ids."""
+    """Bytes held for the whole run outside the arena, by name: fp32 adapters, optimiser state and gradients that wait for an
+    update, rope tables, token ids.
+    """
     trainable = num_trainable(config, workload) * FLOAT_BYTES
     states = ADAM_STATES if workload.optimizer == "adamw" and workload.method == "backprop" else 0
+    held = {"held gradients": trainable} if workload.holds_gradients else {}
     num_tables = 2 if config.rope != config.local_rope else 1
     tables = num_tables * 2 * workload.seq_len * (config.head_dim // 2) * workload.itemsize
     return {
         "adapters": trainable,
         "optimizer state": trainable * states,
+        **held,
         "rope tables": tables,
         "token ids": (2 * workload.tokens + workload.seq_len) * 8,
     }
@@ -60,12 +64,14 @@ class _Builder(Step):
     """Arranges the ops of a step: the forward of each layer, the backward in reverse, the updates."""
 
     def backprop(self) -> None:
-        """Forward, loss, backward, and each layer's update right after its backward."""
+        """Forward, loss, backward, and each layer's update right after its backward, or one update of all at the end."""
         self._forward("")
         self._backward_of_final_norm()
         for layer in reversed(range(self.config.num_layers)):
             self._layer_backward(layer)
             self._update(layer)
+        if self.workload.holds_gradients:
+            self._sweep_adapters("apply", "apply", sign=0)
         self._prune()
 
     def mezo(self) -> None:
@@ -229,7 +235,8 @@ class _Builder(Step):
         reads = {f"{name}.{slot}": TensorId(f"{layer}.{name}.{slot}") for name in targets for slot in ("dA", "dB")}
         adapters = tuple(f"{layer}.{name}" for name in targets)
         states = ADAM_STATES if self.workload.optimizer == "adamw" else 0
-        self._append("update", f"{layer}.update", layer, reads, {}, {}, self._adapter_dims(adapters, states), adapters=adapters)
+        kind = "accumulate" if self.workload.holds_gradients else "update"
+        self._append(kind, f"{layer}.{kind}", layer, reads, {}, {}, self._adapter_dims(adapters, states), adapters=adapters)
 
     def _sweep_adapters(self, kind: str, name: str, sign: int, reads: Mapping[str, TensorId] | None = None) -> None:
         adapters = tuple(adapter_shapes(self.config, self.workload))
@@ -242,7 +249,7 @@ class _Builder(Step):
         kept: list[Op] = []
         for whole in reversed(self.ops):
             op, made = whole, {*whole.writes.values(), *whole.updates.values()}
-            if whole.backward and whole.kind != "update":
+            if whole.backward and whole.kind not in CHANGES_ADAPTERS:
                 if not made & needed:
                     continue
                 op = _without_unneeded_dx(whole, needed)

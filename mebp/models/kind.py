@@ -16,7 +16,7 @@ ALIGNMENT = 64
 STREAM_WEIGHTS = 1 << 20  # weights of one streamed tile: with its product's operands it stays in a 2 MiB cache
 NORM_ELEMENTS = 1 << 17  # elements of one fp32 tile of a norm
 SCORE_ELEMENTS = 1 << 20  # attention scores of one tile
-CHANGES_ADAPTERS = ("update", "perturb", "mezo_update")
+CHANGES_ADAPTERS = ("update", "accumulate", "apply", "perturb", "mezo_update")
 GATHER_ROWS = 256  # rows of the embedding unpacked at a time
 
 
@@ -283,6 +283,8 @@ KINDS: dict[str, Kind] = {
     ),
     "glu_backward": Kind(part=Part.ELEMENTWISE, flops=_none, moved=_element_moved(5), scratch=_none),
     "update": Kind(part=Part.UPDATE, flops=_none, moved=_update_moved, scratch=_update_scratch),
+    "accumulate": Kind(part=Part.UPDATE, flops=_none, moved=_update_moved, scratch=_none),
+    "apply": Kind(part=Part.UPDATE, flops=_none, moved=_update_moved, scratch=_update_scratch),
     "perturb": Kind(part=Part.UPDATE, flops=_none, moved=_update_moved, scratch=_update_scratch),
     "mezo_update": Kind(part=Part.UPDATE, flops=_none, moved=_update_moved, scratch=_update_scratch),
 }

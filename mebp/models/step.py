@@ -58,7 +58,7 @@ class Step:
                 id=OpId(name),
                 kind=kind,
                 layer=layer,
-                backward=kind.endswith("backward") or kind == "update",
+                backward=kind.endswith("backward") or kind in ("update", "accumulate", "apply"),
                 dims=dims,
                 reads=dict(reads),
                 writes=dict(writes),

@@ -30,7 +30,11 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products."""
+    """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products.
+
+    The update comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this
+    2-norm, over all adapters together, where it is longer; 0 leaves it alone.
+    """
 
     seq_len: int = 256
     batch_size: int = 1
@@ -39,6 +43,13 @@ class Workload:
     precision: Precision = "bf16"
     optimizer: Optimizer = "sgd"
     method: Method = "backprop"
+    accumulate: int = 1
+    clip_norm: float = 0.0
+
+    @property
+    def holds_gradients(self) -> bool:
+        """Whether all adapters' gradients are kept until one update, rather than one layer's at a time."""
+        return self.method == "backprop" and (self.accumulate > 1 or self.clip_norm > 0)
 
     @property
     def tokens(self) -> int:
@@ -72,6 +83,9 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     _require_range(f"--lora-r (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
     if not 0 < workload.lora.alpha < float("inf"):
         raise InputError(f"--lora-alpha = {workload.lora.alpha}: must be a positive number")
+    _require_range("--accumulate", workload.accumulate, 1, MAX_TOKENS)
+    if not 0 <= workload.clip_norm < float("inf"):
+        raise InputError(f"--clip-norm = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
     _require_choice("--precision", workload.precision, get_args(Precision))
     _require_choice("--optimizer", workload.optimizer, get_args(Optimizer))
     for name, (_, cols) in config.matrices().items():

@@ -185,12 +185,17 @@ class Trial:
 
     def fresh_adapters(self) -> dict[str, Adapter]:
         """Copies, so that one run's updates do not reach the next."""
-        return {n: Adapter(A=a.A.clone(), B=a.B.clone(), states=[s.clone() for s in a.states]) for n, a in self.adapters.items()}
+        return {
+            name: Adapter(A=a.A.clone(), B=a.B.clone(), states=[s.clone() for s in a.states], held=[h.clone() for h in a.held])
+            for name, a in self.adapters.items()
+        }
 
-    def expected(self, labels: Tensor | None = None, adapters: dict[str, Adapter] | None = None) -> tuple[float, dict[str, Tensor]]:
-        """Loss and adapter gradients of transformers + PEFT."""
+    def expected(
+        self, labels: Tensor | None = None, adapters: dict[str, Adapter] | None = None, mask: Tensor | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Loss and adapter gradients of transformers + PEFT; `mask` is its attention mask."""
         model = reference(self.family, self.config, self.store, self.workload, adapters or self.adapters)
-        loss = model(input_ids=self.ids, labels=self.ids if labels is None else labels).loss
+        loss = model(input_ids=self.ids, attention_mask=mask, labels=self.ids if labels is None else labels).loss
         loss.backward()
         found = {
             f"{our_name(name)}.{'dA' if 'lora_A' in name else 'dB'}": parameter.grad

@@ -54,9 +54,9 @@ def worst_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
 
-def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None) -> None:
+def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None, mask: Tensor | None = None) -> None:
     """Every plan's loss and gradients equal those of transformers + PEFT."""
-    loss, expected = given.expected(labels)
+    loss, expected = given.expected(labels, mask=mask)
     for name in plans:
         ours, gradients = run_once(plan_named(name, given.graph), given, labels)
         assert ours == pytest.approx(loss, rel=TOLERANCE), name
@@ -86,6 +86,30 @@ def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_pat
     require_exact(trial(family, tmp_path, seq_len=37, batch_size=3), ["mebp", "least"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("seq_len", "batch_size", "plans"),
+    [(7, 1, PLANS), (7, 2, EXACT), (256, 1, ["mebp", "solved", "least-dry"]), (256, 2, ["greedy", "least"]), (1500, 1, ["least"])],
+)
+def test_sequences_of_any_length_are_exact(family: str, seq_len: int, batch_size: int, plans: list[str], tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=seq_len, batch_size=batch_size), plans)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "solved"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padded_batch_is_exact(family: str, tmp_path: Path) -> None:
+    """Padded at the end, the padding not counted: a causal model needs no mask for it."""
+    given = trial(family, tmp_path, seq_len=21)
+    mask = torch.ones_like(given.ids)
+    mask[0, 15:] = mask[1, 4:] = 0
+    given.ids[mask == 0] = 0
+    require_exact(given, ["keep-all", "mebp", "solved"], given.ids.masked_fill(mask == 0, -100), mask)
+
+
 def test_masked_labels_are_not_counted(tmp_path: Path) -> None:
     given = trial("qwen3", tmp_path)
     labels = given.ids.clone()
@@ -94,8 +118,9 @@ def test_masked_labels_are_not_counted(tmp_path: Path) -> None:
     require_exact(given, ["keep-all", "mebp"], labels)
 
 
-def test_bf16_gradients_point_where_the_exact_ones_do(tmp_path: Path) -> None:
-    exact, rough = trial("qwen2", tmp_path / "fp32"), trial("qwen2", tmp_path / "bf16", precision="bf16")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_gradients_point_where_the_exact_ones_do(family: str, tmp_path: Path) -> None:
+    exact, rough = trial(family, tmp_path / "fp32"), trial(family, tmp_path / "bf16", precision="bf16")
     _, expected = run_once(plan_named("checkpoint-1", exact.graph), exact)
     _, found = run_once(plan_named("checkpoint-1", rough.graph), rough)
     flat, flat_expected = (torch.cat([g[name].flatten() for name in expected]).double() for g in (found, expected))
@@ -146,6 +171,38 @@ def test_adamw_steps_as_torchs_own_does(tmp_path: Path) -> None:
         twin.grad = seen["1.v.dA"]
         optimizer.step()
     assert torch.allclose(adapters["1.v"].A, twin.data, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("accumulate", "clip_norm"), [(3, 0.0), (1, 0.01), (2, 0.01)])
+def test_held_gradients_step_as_torchs_own_clipping_and_accumulation_do(
+    optimizer: str, accumulate: int, clip_norm: float, tmp_path: Path
+) -> None:
+    given = trial("qwen2", tmp_path, optimizer=optimizer, accumulate=accumulate, clip_norm=clip_norm)
+    adapters = given.fresh_adapters()
+    twins = {
+        f"{name}.{slot}": torch.nn.Parameter(t.clone()) for name, a in adapters.items() for slot, t in (("dA", a.A), ("dB", a.B))
+    }
+    stepper = (torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD)(twins.values(), lr=1e-2, weight_decay=0.0)
+    plan = plan_named("least", given.graph)
+    executor = Executor(plan, given.graph, given.store, adapters, learning_rate=1e-2)
+    for update in range(2):
+        stepper.zero_grad()
+        for micro in range(accumulate):
+            before = adapters["0.q"].A.clone()
+            ids = (given.ids + 17 * (update * accumulate + micro)) % given.config.vocab
+            seen: dict[str, Tensor] = {}
+            executor.step(ids, on_gradient=lambda name, gradient, seen=seen: seen.update({name: gradient.clone()}))
+            for name, twin in twins.items():
+                twin.grad = (0 if twin.grad is None else twin.grad) + seen[name] / accumulate
+            moved = not torch.equal(before, adapters["0.q"].A)
+            assert moved == (micro == accumulate - 1)
+        if clip_norm:
+            assert float(torch.nn.utils.clip_grad_norm_(twins.values(), clip_norm)) > clip_norm
+        stepper.step()
+        for name, adapter in adapters.items():
+            assert torch.allclose(adapter.A, twins[f"{name}.dA"].data, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(adapter.B, twins[f"{name}.dB"].data, rtol=1e-5, atol=1e-6)
 
 
 def test_training_lowers_the_loss_and_two_runs_are_bit_identical(tmp_path: Path) -> None:

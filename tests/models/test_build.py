@@ -8,7 +8,7 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph, Role, TensorId
-from mebp.models.kind import KINDS, attended_pairs, num_kernels
+from mebp.models.kind import CHANGES_ADAPTERS, KINDS, attended_pairs, num_kernels
 from mebp.models.view import critical_path, dataflow, dominators, frontier
 from mebp.models.workload import Lora, parse_targets
 from tests.conftest import small_config, small_workload
@@ -25,7 +25,7 @@ def test_every_tensor_that_is_read_in_backward_is_declared_saved_by_its_kind(sma
     """The kind table's `saves` is what the graph's backward ops read of each kind's inputs."""
     forward = {op.id: op for op in small_graph.ops if not op.backward}
     for op in small_graph.ops:
-        if op.backward and op.kind != "update":
+        if op.backward and op.kind not in CHANGES_ADAPTERS:
             twin = forward.get(op.id.removesuffix(".backward"))  # type: ignore[call-overload]
             assert twin is not None
             saved = {twin.reads[slot] for slot in KINDS[twin.kind].saves}

@@ -8,7 +8,7 @@ from mebp.executor.ops.elementwise import embed, glu, glu_backward, residual, ro
 from mebp.executor.ops.head import head
 from mebp.executor.ops.linear import linear, linear_backward
 from mebp.executor.ops.norm import norm, norm_backward
-from mebp.executor.ops.update import mezo_update, perturb, update
+from mebp.executor.ops.update import accumulate, apply, mezo_update, perturb, update
 
 OPS: dict[str, Callable[[Io], None]] = {
     "embed": embed,
@@ -25,6 +25,8 @@ OPS: dict[str, Callable[[Io], None]] = {
     "attention_backward": attention_backward,
     "glu_backward": glu_backward,
     "update": update,
+    "accumulate": accumulate,
+    "apply": apply,
     "perturb": perturb,
     "mezo_update": mezo_update,
 }
