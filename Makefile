@@ -28,7 +28,7 @@ wheel: $(READY)  ## build the wheel, install it in a clean environment, use it f
 	PYTHON=$(BIN)/python sh .ci/wheel
 
 fit: $(READY)  ## fit the iPhone runtime to the paper's figures
-	$(BIN)/python benchmarks/fit_paper.py
+	$(BIN)/mebp-plan validate --paper
 
 bench: $(READY)  ## this executor beside a plain loop, on this machine
 	$(BIN)/python benchmarks/plain_loop.py

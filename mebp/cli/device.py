@@ -8,6 +8,7 @@ import typer
 from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, stdout, working, write_file
 from mebp.cli.unit import show_nbytes
+from mebp.cli.validate import PAPER_DEVICE, calibrate_from
 from mebp.errors import InputError, MebpError
 from mebp.models.config import ModelConfig
 from mebp.models.workload import Workload
@@ -74,8 +75,17 @@ def calibrate(
     request: Request,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the profile here, not as device `host`.")] = None,
     spill_dir: Annotated[Path | None, Flag("--spill-dir", help="Folder on the flash to measure.")] = None,
+    measurements: Annotated[
+        Path | None,
+        Flag("--from", help="Fit --device's runtime to a CSV instead: model,method,seq_len,lora_r,peak_mb,step_s."),
+    ] = None,
 ) -> None:
-    """Measure this machine at the shapes of a model, and keep the result as device `host`."""
+    """Measure this machine at the shapes of a model, and keep the result as device `host`; or fit a phone to measurements."""
+    if measurements is not None:
+        if output is None:
+            raise InputError("--from needs -o PROFILE.toml: the fitted profile is written there")
+        calibrate_from(measurements, request.device_name or PAPER_DEVICE, output)
+        return
     target = output or user_device_dir() / f"{HOST}.toml"
     device = measure_host(request.config, request.workload, spill_dir, target)
     runtime = device.runtime

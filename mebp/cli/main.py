@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mebp.cli import device, frontier, graph, model, pack, plan, run, show, verify
+from mebp.cli import device, frontier, graph, model, pack, plan, run, show, validate, verify
 from mebp.cli.request import takes_request
 from mebp.cli.screen import note
 from mebp.errors import MebpError
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("plan")(takes_request(plan.plan))
 app.command("run")(takes_request(run.run))
 app.command("verify")(takes_request(verify.verify))
+app.command("validate")(validate.validate)
 app.command("show")(show.show)
 app.command("compare")(show.compare)
 app.command("models")(model.models)

@@ -96,12 +96,16 @@ class _Builder(Step):
         x = self._op("norm", f"{tag}final_norm", None, {"x": x}, {"y": (f"{tag}final_norm.out", c.hidden)}, dims, ("final_norm",))[
             "y"
         ]
+        head = EMBEDDING if c.tied else HEAD
         loss = self._tensor(f"{tag}loss", (1,), Role.LOSS, None, FLOAT_BYTES)
         writes = {"loss": loss}
         if self.workload.method == "backprop":
             writes["dx"] = self._tensor("final_norm.out.grad", (N, c.hidden), Role.GRADIENT, None)
-        head = EMBEDDING if c.tied else HEAD
         self._append("head", f"{tag}head", None, {"x": x}, writes, {}, self._dims(cols=c.hidden, outs=c.vocab), weights=(head,))
+        if self.workload.method == "backprop" and self.workload.evaluations > 1:
+            metric = {"loss": self._tensor("metric.loss", (1,), Role.LOSS, None, FLOAT_BYTES)}
+            dims = self._dims(cols=c.hidden, outs=c.vocab)
+            self._append("head", "metric.head", None, {"x": x}, metric, {}, dims, weights=(head,))
 
     def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
         c = self.config

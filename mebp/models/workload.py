@@ -33,7 +33,8 @@ class Workload:
     """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products.
 
     The update comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this
-    2-norm, over all adapters together, where it is longer; 0 leaves it alone.
+    2-norm, over all adapters together, where it is longer; 0 leaves it alone. With `evaluations` = 2 the loss is computed
+    twice, as published code does for a metric.
     """
 
     seq_len: int = 256
@@ -45,6 +46,7 @@ class Workload:
     method: Method = "backprop"
     accumulate: int = 1
     clip_norm: float = 0.0
+    evaluations: int = 1
 
     @property
     def holds_gradients(self) -> bool:

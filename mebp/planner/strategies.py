@@ -1,8 +1,9 @@
 """Fixed recipes, each a small function of graph, device and budget. The rows that a solved plan is compared with."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import isqrt
+from typing import Any
 
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph, TensorId, WeightId
@@ -15,16 +16,19 @@ from mebp.sim.device import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A named way to a recipe; `exact` is false where the gradient is not the true one."""
+    """A named way to a recipe; `exact` is false where the gradient is not the true one. `changes` are those that it makes to what
+    is computed.
+    """
 
     name: str
     summary: str
     recipe: Callable[[Graph, Device, int], Recipe]
     exact: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def graph(self, graph: Graph) -> Graph:
-        """The graph that the strategy runs: the given one, or for MeZO two forwards of the same model."""
-        return graph if self.exact else build_graph(graph.config, replace(graph.workload, method="mezo"))
+        """The graph that the strategy runs: the given one, or another of the same model (for MeZO, two forwards)."""
+        return build_graph(graph.config, replace(graph.workload, **self.changes)) if self.changes else graph
 
     def plan(self, graph: Graph, device: Device, budget_bytes: int) -> Plan:
         """Write the strategy out as a plan for `graph` (as `self.graph` returns it)."""
@@ -44,6 +48,11 @@ def mebp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
         unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.UNPACK),
         head_tile=graph.config.vocab,
     )
+
+
+def mlx(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """The released MLX code's: every layer's input kept in memory (its default), products on packed weights, full logits."""
+    return Recipe(saving=_checkpoints(graph, 1), head_tile=graph.config.vocab)
 
 
 def mesp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
@@ -89,12 +98,24 @@ STRATEGIES = {
     strategy.name: strategy
     for strategy in (
         Strategy(name="mebp", summary="the paper: checkpoints mmapped, whole weights, full logits", recipe=mebp),
+        Strategy(
+            name="mlx",
+            summary="the released code: checkpoints in memory, streamed weights, full logits computed twice",
+            recipe=mlx,
+            changes={"evaluations": 2},
+        ),
         Strategy(name="mesp", summary="checkpoints in memory, whole weights, full logits", recipe=mesp),
         Strategy(name="keep-all", summary="every activation kept, streamed weights, one-pass head", recipe=keep_all),
         Strategy(name="sqrt", summary="every sqrt(L)-th layer kept, streamed weights, one-pass head", recipe=sqrt),
         Strategy(name="checkpoint-2", summary="every second layer kept, streamed weights", recipe=checkpoint(2)),
         Strategy(name="checkpoint-1", summary="every layer kept, streamed weights: the best fixed recipe", recipe=checkpoint(1)),
         Strategy(name="greedy", summary="most time saved per byte first, under the budget", recipe=greedy_recipe),
-        Strategy(name="mezo", summary="two forwards, no backward: not an exact gradient", recipe=mezo, exact=False),
+        Strategy(
+            name="mezo",
+            summary="two forwards, no backward: not an exact gradient",
+            recipe=mezo,
+            exact=False,
+            changes={"method": "mezo"},
+        ),
     )
 }

@@ -1,0 +1,354 @@
+"""Fit a runtime to what somebody measured on a phone: peaks and step times of published implementations, by model and method.
+
+The times of a plan are sums of work over rates: FLOPs of forward products, of backward products and of the head. Each has one
+constant, seconds a FLOP, found by non-negative least squares on relative errors; unpacking is proportional to forward products in
+the methods measured, so a share of a layer's forward is taken for it. A peak is what the process has before any tensor, and what
+such an implementation holds at the fuller of two moments (see Case): three constants. No constant belongs to a model.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import combinations
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from mebp.errors import InputError
+from mebp.models.build import build_graph, num_trainable
+from mebp.models.catalogue import load_model
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph, Role, Weight
+from mebp.models.kind import FLOAT_BYTES, KINDS, Part
+from mebp.models.workload import Lora, Workload
+from mebp.plan import Compute, Plan
+from mebp.planner.strategies import STRATEGIES
+from mebp.sim.device import Device, Source
+from mebp.sim.simulate import simulate
+
+Floats = npt.NDArray[np.float64]
+METHODS = ("mebp", "mezo")
+COLUMNS = ("model", "method", "seq_len", "lora_r", "peak_mb", "step_s")
+UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
+ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
+WHOLE = ("seq_len", "lora_r")
+HALF = 2  # bytes of an unpacked weight
+EVALUATIONS = {"mebp": 2, "mezo": 1}  # the released code computes the loss once more, for token accuracy
+ROUNDS = 20
+SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
+CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One step of one method, as somebody measured it."""
+
+    model: str
+    method: str
+    seq_len: int
+    lora_r: int
+    peak_bytes: float
+    step_s: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.method}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What the constants multiply, of one measurement.
+
+    `work` are FLOPs of forward, backward and head, `small_s` the seconds of everything else; a peak is the fuller of two moments,
+    the head and a block's backward, which also hold `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
+    """
+
+    measured: Measured
+    work: tuple[float, float, float]
+    small_s: float
+    logits_bytes: int
+    head_bytes: int
+    at_head_bytes: int
+    in_block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What is fitted: seconds a FLOP (each with the unpacking of its weights), and bytes before any tensor.
+
+    `logits` is how many full fp32 logits are held at the head, `heads` how many packed heads are in memory all the time (the
+    head and the embedding that it is tied to are read apart).
+    """
+
+    forward_s: float
+    backward_s: float
+    head_s: float
+    footprint_bytes: float
+    logits: float
+    heads: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Constants, and what they predict of every measurement, in order; `warnings` say what the data cannot tell."""
+
+    measured: tuple[Measured, ...]
+    constants: Constants
+    peak_bytes: tuple[float, ...]
+    step_s: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def peak_errors(self) -> list[float]:
+        return [got / m.peak_bytes - 1 for got, m in zip(self.peak_bytes, self.measured, strict=True)]
+
+    @property
+    def step_errors(self) -> list[float]:
+        return [got / m.step_s - 1 for got, m in zip(self.step_s, self.measured, strict=True)]
+
+
+def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]:
+    """Plan every measured step on the hardware of `device`, and read off what the constants multiply."""
+    return tuple(_case(m, device) for m in measured)
+
+
+def fit(cases: Sequence[Case]) -> Fit:
+    """Fit all constants to all measurements."""
+    times, time_warnings = _fit_times(cases)
+    peaks, peak_warnings = _fit_peaks(cases)
+    constants = Constants(
+        forward_s=times[0], backward_s=times[1], head_s=times[2], footprint_bytes=peaks[0], logits=peaks[1], heads=peaks[2]
+    )
+    warnings = (*_contradictions([case.measured for case in cases]), *time_warnings, *peak_warnings)
+    return predict(constants, cases, warnings)
+
+
+def predict(constants: Constants, cases: Sequence[Case], warnings: tuple[str, ...] = ()) -> Fit:
+    """What constants say of every measurement."""
+    c = constants
+    seconds = [float(np.dot((c.forward_s, c.backward_s, c.head_s), case.work)) + case.small_s for case in cases]
+    held = np.array((c.footprint_bytes, c.logits, c.heads))
+    return Fit(
+        measured=tuple(case.measured for case in cases),
+        constants=constants,
+        peak_bytes=tuple(max(_moments(held, case)) for case in cases),
+        step_s=tuple(seconds),
+        warnings=warnings,
+    )
+
+
+def leave_one_out(cases: Sequence[Case]) -> Fit:
+    """Every measurement predicted by constants fitted without its model; `constants` and warnings are those of the whole fit."""
+    found: dict[int, tuple[float, float]] = {}
+    for model in dict.fromkeys(case.measured.model for case in cases):
+        left_out = [number for number, case in enumerate(cases) if case.measured.model == model]
+        rest = fit([case for case in cases if case.measured.model != model])
+        apart = predict(rest.constants, [cases[number] for number in left_out])
+        found |= dict(zip(left_out, zip(apart.peak_bytes, apart.step_s, strict=True), strict=True))
+    peaks, seconds = zip(*(found[number] for number in range(len(cases))), strict=True)
+    return replace(fit(cases), peak_bytes=peaks, step_s=seconds)
+
+
+def fitted_device(found: Fit, device: Device, source: str) -> Device:
+    """`device` with the fitted runtime: each pass over a weight takes its unpacking time and, in what is left, its product."""
+    constants, peak = found.constants, device.hardware.product_flops
+    unpack_s = UNPACK_SHARE * constants.forward_s
+    passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
+    slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
+    if slow:
+        raise InputError(f"the measurements leave {slow[0]} products no time beside unpacking: measure more models or methods")
+    fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
+    fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
+    flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
+    values = fractions | {"footprint_bytes": constants.footprint_bytes, "unpack_rate": 1 / (unpack_s * flops_per_weight)}
+    values = {name: float(f"{value:.4g}") for name, value in values.items()}
+    assumed = ("unpack_rate", "attention_fraction")
+    sources = {f"runtime.{name}": Source(kind="assumed" if name in assumed else "measured", source=source) for name in values}
+    return replace(device, runtime=replace(device.runtime, **values), sources={**device.sources, **sources})
+
+
+def paper_figures() -> tuple[Measured, ...]:
+    """The twenty figures of Song & Tang, 2025 (arXiv 2510.03425, Table 1 as read in vatsal191201/AutoANE); their sequence length
+    is inferred.
+    """
+    with resources.files("mebp.planner").joinpath("paper.csv").open(encoding="utf-8") as file:
+        return read_rows(file, "paper.csv")
+
+
+def read_measurements(path: Path) -> tuple[Measured, ...]:
+    """Read a CSV with a header and the columns model, method, seq_len, lora_r, peak_mb, step_s."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return read_rows(file, str(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read measurements {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_rows(file: IO[str], source: str) -> tuple[Measured, ...]:
+    """Rows of measurements; InputError names source, line, column and value."""
+    rows = csv.DictReader(file)
+    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise InputError(f"{source}: column {missing[0]} is missing: the header must name {','.join(COLUMNS)}")
+    found = tuple(_measured(row, f"{source}:{rows.line_num}") for row in rows)
+    if not found:
+        raise InputError(f"{source} holds no measurements: write a line for each")
+    return found
+
+
+def _measured(row: dict[str, str], where: str) -> Measured:
+    if row["method"] not in METHODS:
+        raise InputError(f"{where}: method = {row['method']!r}: must be one of {', '.join(METHODS)}")
+    numbers = {name: _positive(row[name], f"{where}: {name}", whole=name in WHOLE) for name in COLUMNS[2:]}
+    load_model(row["model"])
+    return Measured(
+        model=row["model"],
+        method=row["method"],
+        seq_len=int(numbers["seq_len"]),
+        lora_r=int(numbers["lora_r"]),
+        peak_bytes=numbers["peak_mb"] * 1e6,
+        step_s=numbers["step_s"],
+    )
+
+
+def _positive(text: str | None, what: str, *, whole: bool) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = -1.0
+    if not isfinite(value) or value <= 0 or (whole and value != int(value)):
+        raise InputError(f"{what} = {text!r}: must be a positive {'whole ' if whole else ''}number")
+    return value
+
+
+def _case(measured: Measured, device: Device) -> Case:
+    workload = Workload(
+        seq_len=measured.seq_len,
+        lora=Lora(rank=measured.lora_r),
+        weights=weight_format("int4-g64"),
+        evaluations=EVALUATIONS[measured.method],
+    )
+    strategy = STRATEGIES[measured.method]
+    graph = strategy.graph(build_graph(load_model(measured.model), workload))
+    plan = strategy.plan(graph, device, device.default_budget_bytes)
+    parts = simulate(plan, graph, device).time_breakdown
+    small_s = sum(parts.get(part, 0) for part in (Part.ELEMENTWISE, Part.LAUNCH, Part.UPDATE)) / 1e9
+    head = next(op for op in graph.ops if op.kind == "head")
+    weight = graph.weights[head.weights[0]]
+    return Case(
+        measured=measured,
+        work=_work(graph, plan),
+        small_s=small_s,
+        logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,
+        head_bytes=weight.count // 2,
+        at_head_bytes=_at_head(graph),
+        in_block_bytes=_in_block(graph) if measured.method == "mebp" else 0,
+    )
+
+
+def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
+    """FLOPs of forward and of backward products (attention's counted by its share, as forward), and of the head."""
+    forward = backward = head = 0.0
+    for instruction in plan.instructions:
+        if isinstance(instruction, Compute):
+            op = graph.op[instruction.op]
+            flops = KINDS[op.kind].flops(op)
+            match KINDS[op.kind].part:
+                case Part.HEAD:
+                    head += flops
+                case Part.ATTENTION:
+                    forward += flops / ATTENTION_SHARE
+                case _ if op.backward:
+                    backward += flops
+                case _:
+                    forward += flops
+    return forward, backward, head
+
+
+def _at_head(graph: Graph) -> int:
+    """Bytes held at the head beside logits and packed heads: the adapters, and the widest weight, unpacked."""
+    return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
+
+
+def _in_block(graph: Graph) -> int:
+    """Bytes held in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its activations."""
+    activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
+    return 2 * _adapter_bytes(graph) + sum(HALF * weight.count for weight in _layer_weights(graph)) + activations
+
+
+def _layer_weights(graph: Graph) -> list[Weight]:
+    return [weight for wid, weight in graph.weights.items() if wid.startswith("0.")]
+
+
+def _adapter_bytes(graph: Graph) -> int:
+    return FLOAT_BYTES * num_trainable(graph.config, graph.workload)
+
+
+def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
+    seconds = np.array([case.measured.step_s for case in cases])
+    work = np.array([case.work for case in cases]) / seconds[:, None]
+    small = np.array([case.small_s for case in cases]) / seconds
+    return non_negative(work, 1 - small), _indistinct(work, ("forward", "backward", "head"), "times")
+
+
+def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
+    """Which moment is the fuller one depends on the constants: fit, look again, until it stays."""
+    peaks = np.array([case.measured.peak_bytes for case in cases])
+    in_block = np.zeros(len(cases), dtype=bool)
+    for _ in range(ROUNDS):
+        rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)])
+        known = np.where(in_block, [case.in_block_bytes for case in cases], [case.at_head_bytes for case in cases])
+        found = non_negative(rows / peaks[:, None], 1 - known / peaks)
+        now = np.array([_moments(found, case)[1] > _moments(found, case)[0] for case in cases])
+        if (now == in_block).all():
+            break
+        in_block = now
+    return found, _indistinct(rows / peaks[:, None], ("footprint", "logits", "heads"), "peaks")
+
+
+def _peak_row(case: Case, in_block: bool) -> tuple[float, float, float]:
+    return 1.0, 0.0 if in_block else case.logits_bytes, case.head_bytes
+
+
+def _moments(constants: Floats, case: Case) -> tuple[float, float]:
+    """Bytes at the head and in a block's backward."""
+    at_head, in_block = (float(np.dot(constants, _peak_row(case, block))) for block in (False, True))
+    return at_head + case.at_head_bytes, in_block + case.in_block_bytes if case.in_block_bytes else 0.0
+
+
+def non_negative(A: Floats, b: Floats) -> Floats:
+    """Least squares with x >= 0: the best of the solutions on every subset of columns (of three there are seven)."""
+    best, best_error = np.zeros(A.shape[1]), float("inf")
+    for count in range(1, A.shape[1] + 1):
+        for columns in combinations(range(A.shape[1]), count):
+            x = np.zeros(A.shape[1])
+            x[list(columns)] = np.linalg.lstsq(A[:, columns], b, rcond=None)[0]
+            error = float(((A @ x - b) ** 2).sum())
+            if (x >= 0).all() and error < best_error:
+                best, best_error = x, error
+    return best
+
+
+def _indistinct(rows: Floats, names: tuple[str, ...], of: str) -> tuple[str, ...]:
+    """A warning where the rows leave a direction of the constants open."""
+    scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+    values = np.linalg.svd(scaled, compute_uv=False)
+    if len(rows) >= len(names) and values[-1] > SAME_DIRECTION * values[0]:
+        return ()
+    return (f"{len(rows)} measurements cannot tell {', '.join(names)} apart by {of}: measure other models, methods or lengths",)
+
+
+def _contradictions(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """A warning for each two measurements of the same step that differ by more than noise."""
+    found = []
+    for one, other in combinations(measured, 2):
+        if replace(one, peak_bytes=other.peak_bytes, step_s=other.step_s) == other:
+            for what, a, b in (("peaks", one.peak_bytes, other.peak_bytes), ("times", one.step_s, other.step_s)):
+                if abs(a / b - 1) > CONTRADICTION:
+                    found.append(f"two {what} of {one.name} contradict each other ({a:g} and {b:g}): the fit lies between them")
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""Fitting a runtime: the paper's figures are met, the committed profile is what comes out, and known constants are found again."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mebp.errors import InputError
+from mebp.planner.fit import (
+    Case,
+    Constants,
+    fit,
+    fitted_device,
+    leave_one_out,
+    non_negative,
+    paper_figures,
+    pose_cases,
+    predict,
+    read_rows,
+)
+from mebp.sim.device import Device
+
+HEADER = "model,method,seq_len,lora_r,peak_mb,step_s\n"
+
+
+@pytest.fixture(scope="module")
+def paper(device: Device) -> tuple[Case, ...]:
+    return pose_cases(paper_figures(), device)
+
+
+def mean(errors: list[float]) -> float:
+    return float(np.abs(errors).mean())
+
+
+def test_the_papers_figures_are_met_by_constants_fitted_on_all_of_them(paper: tuple[Case, ...]) -> None:
+    found = fit(paper)
+    assert len(found.peak_errors) + len(found.step_errors) == 20
+    assert mean(found.peak_errors) <= 0.04
+    assert mean(found.step_errors) <= 0.08
+    assert max(map(abs, (*found.peak_errors, *found.step_errors))) <= 0.20
+    assert not found.warnings
+
+
+def test_a_model_is_met_by_constants_fitted_on_the_others(paper: tuple[Case, ...]) -> None:
+    found = leave_one_out(paper)
+    assert mean(found.peak_errors) <= 0.07
+    assert mean(found.step_errors) <= 0.12
+    assert max(map(abs, (*found.peak_errors, *found.step_errors))) <= 0.20
+    assert found.step_s != fit(paper).step_s
+
+
+def test_mezo_and_mebp_are_in_the_papers_order(paper: tuple[Case, ...]) -> None:
+    found = fit(paper)
+    values = {m.name: (peak, step) for m, peak, step in zip(found.measured, found.peak_bytes, found.step_s, strict=True)}
+    for model in ("0.5b", "1.5b", "3b", "1b", "4b"):
+        assert values[f"{model} mezo"][1] < values[f"{model} mebp"][1]
+        assert values[f"{model} mezo"][0] <= values[f"{model} mebp"][0]
+
+
+def test_the_committed_profile_is_the_fitted_one(paper: tuple[Case, ...], device: Device) -> None:
+    fitted = fitted_device(fit(paper), device, "the test")
+    for name in ("product_fraction", "backward_fraction", "attention_fraction", "head_fraction", "unpack_rate", "footprint_bytes"):
+        assert getattr(device.runtime, name) == pytest.approx(getattr(fitted.runtime, name), rel=1e-6), name
+
+
+def test_known_constants_are_found_again(paper: tuple[Case, ...]) -> None:
+    true = Constants(forward_s=1e-12, backward_s=3e-12, head_s=5e-12, footprint_bytes=9e7, logits=0.5, heads=1.25)
+    made = predict(true, paper)
+    cases = [
+        replace(case, measured=replace(case.measured, peak_bytes=peak, step_s=step))
+        for case, peak, step in zip(paper, made.peak_bytes, made.step_s, strict=True)
+    ]
+    found = fit(cases)
+    for name in Constants.__slots__:
+        assert getattr(found.constants, name) == pytest.approx(getattr(true, name), rel=1e-3), name
+
+
+def test_least_squares_never_goes_below_zero() -> None:
+    A = np.array([[1.0, 1.0], [1.0, 1.1], [1.0, 0.9]])
+    found = non_negative(A, np.array([1.0, 0.5, 1.5]))
+    assert (found >= 0).all()
+    assert found[1] == 0
+
+
+def test_too_few_or_contradicting_measurements_are_warned_of(paper: tuple[Case, ...]) -> None:
+    one = fit(paper[:1])
+    assert [warning.split(" measurements")[0] for warning in one.warnings] == ["1", "1"]
+    assert one.step_errors[0] == pytest.approx(0, abs=1e-6)
+    twin = replace(paper[0], measured=replace(paper[0].measured, step_s=2 * paper[0].measured.step_s))
+    assert any("contradict" in warning for warning in fit([*paper, twin]).warnings)
+    mezo_only = [case for case in paper if case.measured.method == "mezo"]
+    assert any("backward" in warning for warning in fit(mezo_only).warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model,method,seq_len\n", "column lora_r is missing"),
+        (HEADER + "0.5b,mebp,256,8,320,-1\n", r"rows:2: step_s = '-1': must be a positive number"),
+        (HEADER + "0.5b,mebp,256,8,nan,1\n", "peak_mb = 'nan'"),
+        (HEADER + "0.5b,mebp,256,8\n", "peak_mb = None"),
+        (HEADER + "0.5b,adam,256,8,320,1\n", "method = 'adam'"),
+        (HEADER + "gpt5,mebp,256,8,320,1\n", "gpt5"),
+        (HEADER + "0.5b,mebp,2.5,8,320,1\n", "seq_len = '2.5'"),
+        (HEADER, "no measurements"),
+        ("", "column model is missing"),
+    ],
+)
+def test_bad_measurements_are_one_clear_line(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_rows(io.StringIO(text), "rows")
