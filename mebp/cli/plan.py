@@ -11,6 +11,7 @@ from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_ns
 from mebp.errors import InputError, Interrupted
+from mebp.sim.uncertainty import uncertainty
 
 if TYPE_CHECKING:
     from mebp.planner.place import Progress
@@ -28,6 +29,7 @@ def plan(
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the chosen plan to this JSON file.")] = None,
     choose: Annotated[str | None, Flag("--plan", help="Take this row of the table, not the fastest that fits.")] = None,
     trace: Annotated[Path | None, Flag("--trace", help="Write the predicted timeline as a Chrome trace.")] = None,
+    sensitivity: Annotated[bool, Flag("--sensitivity", help="Rank the profile's numbers by what their ranges change.")] = False,
     with_frontier: Annotated[bool, Flag("--frontier", help="Show the frontier too, solved, as `mebp-plan frontier` does.")] = False,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -37,7 +39,7 @@ def plan(
         raise InputError("--frontier with --json: one document at a time: take `mebp-plan frontier --json`")
     found = search(request, request.device(DEFAULT_DEVICE))
     row = pick(found, choose)
-    found = replace(found, chosen=row)
+    found = replace(found, chosen=row, uncertainty=uncertainty(row.plan, row.graph, found.device) if row else None)
     if row is None and not found.out_of_time and not found.interrupted:
         from mebp.planner.tradeoff import remedies  # noqa: PLC0415  (the solver takes half a second to import)
 
@@ -59,6 +61,10 @@ def plan(
         from mebp.cli.table import print_tradeoff  # noqa: PLC0415
 
         print_tradeoff(stdout(), found)
+        if sensitivity and found.uncertainty is not None:
+            from mebp.cli.table import print_sensitivity  # noqa: PLC0415
+
+            print_sensitivity(stdout(), found.uncertainty)
     if with_frontier:
         from mebp.cli.frontier import show_frontier  # noqa: PLC0415  (it takes this command's defaults)
 

@@ -11,6 +11,7 @@ from mebp.models.graph import Graph
 from mebp.planner.tradeoff import Row, Tradeoff
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction
+from mebp.sim.uncertainty import Uncertainty
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +30,7 @@ def tradeoff_json(found: Tradeoff) -> str:
             "chosen": found.chosen.name if found.chosen else None,
             "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],
             "remedies": [{"flags": knob.flags, "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies],
+            "range": uncertainty_fields(found.uncertainty) if found.uncertainty else None,
             "plans": [row_fields(row) for row in found.rows],
         }
     )
@@ -36,8 +38,25 @@ def tradeoff_json(found: Tradeoff) -> str:
 
 def _verdict(found: Tradeoff) -> str:
     if found.chosen and found.chosen.fits:
-        return "fits"
+        return "tight" if found.tight else "fits"
     return "unknown" if found.out_of_time or found.interrupted else "infeasible"
+
+
+def uncertainty_fields(found: Uncertainty) -> dict[str, Any]:
+    """The range of the chosen plan's prediction, (low, high), and what each uncertain number changes at its ends."""
+    return {
+        "peak_bytes": list(found.peak_bytes),
+        "step_time_us": [ns // 1000 for ns in found.step_ns],
+        "numbers": [
+            {
+                "key": effect.key,
+                "range": list(effect.values),
+                "peak_bytes": list(effect.peak_bytes),
+                "step_time_us": [ns // 1000 for ns in effect.step_ns],
+            }
+            for effect in found.effects
+        ],
+    }
 
 
 def model_fields(graph: Graph) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mebp.cli.unit import show_count, show_nbytes, show_ns
+from mebp.cli.unit import show_count, show_nbytes, show_ns, show_number, show_range
 from mebp.plan import Compute, Load, Plan, Store, Unpack
 from mebp.planner.explain import counts, held_at_peak, kept_bytes
 from mebp.planner.tradeoff import MORE_BYTES, SUMMARIES, Row, Tradeoff
 from mebp.sim.simulate import Prediction
+from mebp.sim.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -241,11 +242,17 @@ def verdict(found: Tradeoff) -> str:
     """One line: fits or not, and by how much."""
     budget, row = found.budget_bytes, found.chosen
     if row is not None and row.fits:
-        peak = row.prediction.peak_bytes
-        return (
-            f"fits: {row.name} peaks at {show_nbytes(peak)} of {show_nbytes(budget)}"
-            f" ({show_nbytes(budget - peak)}, {(budget - peak) / budget:.0%} to spare), {show_ns(row.prediction.step_ns)} a step"
-        )
+        peak, ranges = row.prediction.peak_bytes, found.uncertainty
+        sizes, times = ("", "")
+        if ranges is not None:
+            sizes, times = f" ({show_range(ranges.peak_bytes, show_nbytes)})", f" ({show_range(ranges.step_ns, show_ns)})"
+        step = f"{show_ns(row.prediction.step_ns)}{times} a step"
+        line = f"{row.name} peaks at {show_nbytes(peak)}{sizes} of {show_nbytes(budget)}, {step}"
+        if not found.tight or ranges is None:
+            return f"fits: {line}"
+        measure = ranges.to_measure(lambda effect: effect.peak_bytes)
+        surely = budget - (ranges.peak_bytes[1] - peak)
+        return f"tight: {line}: measure {measure}, or plan for {show_nbytes(surely)}"
     if row is not None:
         much = (
             show_nbytes(row.prediction.peak_bytes)
@@ -254,6 +261,31 @@ def verdict(found: Tradeoff) -> str:
         )
         return f"does not fit: {row.name} takes {much}; leave --plan out for the fastest plan that fits, or raise --budget"
     return _refusal(found, f"{show_nbytes(found.least_budget_bytes, up=True)} ({found.least_budget_bytes} bytes)")
+
+
+def print_sensitivity(console: "Console", found: Uncertainty) -> None:
+    """A row a number whose range changes the prediction: the range, and the peak and step at its ends."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("number", "kind"):
+        table.add_column(title, no_wrap=True)
+    for title in ("range", "step", "peak"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for effect in found.effects:
+        peaks, steps = ((min(pair), max(pair)) for pair in (effect.peak_bytes, effect.step_ns))
+        if peaks[0] != peaks[1] or steps[0] != steps[1]:
+            step = show_range(steps, show_ns) if steps[0] != steps[1] else "-"
+            peak = show_range(peaks, show_nbytes) if peaks[0] != peaks[1] else "-"
+            table.add_row(effect.key.partition(".")[2], effect.source.kind, show_range(effect.values, show_number), step, peak)
+    console.print(table)
+    console.print(
+        "the same plan, timed again with one number at the ends of its range: the profile's own, or 5% for what was measured,"
+        " 10% for a vendor's, 30% for what is assumed; the verdict's ranges take them as independent of each other",
+        style="dim",
+        markup=False,
+    )
 
 
 def _refusal(found: Tradeoff, least: str) -> str:

@@ -1,6 +1,7 @@
 """Sizes and times as people write and read them."""
 
 import re
+from collections.abc import Callable
 from math import ceil
 
 from mebp.errors import InputError
@@ -49,6 +50,23 @@ def show_ns(ns: float) -> str:
         if abs(ns) >= 0.9995 * scale:
             return f"{_three(ns / scale)} {unit}"
     return f"{ns:.0f} ns"
+
+
+def show_number(value: float) -> str:
+    """`0.478`, `1.05e12`: three figures."""
+    if value and not 1e-3 <= abs(value) < 1e5:
+        digits, _, exponent = f"{value:.2e}".partition("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
+def show_range(ends: tuple[float, float], show: Callable[[float], str]) -> str:
+    """`14.9-25.3 s`, `971 MB-1.03 GB`; one value where both ends read the same."""
+    low, high = (show(end) for end in ends)
+    if low == high:
+        return low
+    unit = high.partition(" ")[2]
+    return f"{low.removesuffix(f' {unit}') if unit else low}-{high}"
 
 
 def show_count(count: float) -> str:

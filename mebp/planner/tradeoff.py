@@ -19,6 +19,7 @@ from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
+from mebp.sim.uncertainty import Uncertainty
 
 Answer = TypeVar("Answer")
 CORNERS = 6  # budgets of the outline
@@ -75,7 +76,8 @@ class Tradeoff:
 
     `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut
     short. `outline` is the frontier by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the chosen
-    plan's step at most. `remedies` are changes that lower the least budget, where nothing fits.
+    plan's step at most. `remedies` are changes that lower the least budget, where nothing fits. `uncertainty` is the range of the
+    chosen plan's prediction.
     """
 
     graph: Graph
@@ -89,6 +91,13 @@ class Tradeoff:
     outline: tuple[Corner, ...] = ()
     more_saves_ns: int | None = None
     remedies: tuple[Knob, ...] = ()
+    uncertainty: Uncertainty | None = None
+
+    @property
+    def tight(self) -> bool:
+        """Whether the chosen plan fits as predicted, and does not at the upper end of its range."""
+        fits = self.chosen is not None and self.chosen.fits
+        return fits and self.uncertainty is not None and self.uncertainty.peak_bytes[1] > self.budget_bytes
 
     @property
     def least(self) -> Row:

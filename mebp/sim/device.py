@@ -1,7 +1,8 @@
 """A device profile: hardware numbers and the runtime fitted on them, each with its source. One TOML file a device.
 
-Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`. A file is refused by name, key and
-line where an entry is missing, misspelt, negative or without provenance.
+Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`, with `range = [low, high]` where that
+is known (see uncertainty.py). A file is refused by name, key and line where an entry is missing, misspelt, negative or without
+provenance.
 """
 
 import difflib
@@ -69,10 +70,11 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a number comes from."""
+    """Where a number comes from, and the lowest and highest that it may be, where that is known."""
 
     kind: Provenance
     source: str
+    range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,14 +211,28 @@ def _entry(key: str, entry: Any, source: str, text: str, sources: dict[str, Sour
     where = f"{source}:{_line(name, text)}: {key}"
     if entry is None:
         raise ProfileError(f"{source}: {key} is missing: write {{ value = ..., kind = ..., source = ... }}")
-    if not isinstance(entry, dict) or set(entry) != {"value", "kind", "source"}:
-        raise ProfileError(f"{where} = {entry!r}: must be {{ value = ..., kind = ..., source = ... }}")
+    if not isinstance(entry, dict) or set(entry) - {"range"} != {"value", "kind", "source"}:
+        raise ProfileError(
+            f"{where} = {entry!r}: must be {{ value = ..., kind = ..., source = ... }}, and range = [low, high] if known"
+        )
     if entry["kind"] not in get_args(Provenance):
         raise ProfileError(f"{where} has kind {entry['kind']!r}: must be one of {', '.join(get_args(Provenance))}")
     if not isinstance(entry["source"], str) or not entry["source"].strip():
         raise ProfileError(f"{where} has no source: say where the number comes from")
-    sources[key] = Source(kind=entry["kind"], source=entry["source"])
-    return _number(key, entry["value"], where)
+    value = _number(key, entry["value"], where)
+    sources[key] = Source(kind=entry["kind"], source=entry["source"], range=_range(key, entry.get("range"), value, where))
+    return value
+
+
+def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 2:
+        raise ProfileError(f"{where} has range {given!r}: must be [low, high]")
+    low, high = (_number(key, end, f"{where}: range") for end in given)
+    if not low <= value <= high:
+        raise ProfileError(f"{where} has range {given!r}: must hold its value {value:g}")
+    return low, high
 
 
 def _number(key: str, value: Any, where: str) -> float:
@@ -252,8 +268,10 @@ def override(device: Device, assignments: list[str]) -> Device:
         except ValueError:
             value = text
         section, _, name = key.partition(".")
-        changed = replace(getattr(device, section), **{name: _number(key, value, f"--set {key}")})
-        sources = {**device.sources, key: Source(kind="assumed", source="--set on the command line")}
+        number = _number(key, value, f"--set {key}")
+        changed = replace(getattr(device, section), **{name: number})
+        asked = Source(kind="assumed", source="--set on the command line", range=(number, number))
+        sources = {**device.sources, key: asked}
         device = replace(device, sources=sources, **{section: changed})
     return device
 
@@ -267,9 +285,15 @@ def dump_device(device: Device) -> str:
             key = f"{section}.{f.name}"
             origin = device.sources[key]
             value = device.value(key)
-            shown = str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-            lines.append(f'{f.name} = {{ value = {shown}, kind = "{origin.kind}", source = {_quoted(origin.source)} }}')
+            ends = f", range = [{', '.join(map(_shown, origin.range))}]" if origin.range else ""
+            lines.append(
+                f'{f.name} = {{ value = {_shown(value)}, kind = "{origin.kind}", source = {_quoted(origin.source)}{ends} }}'
+            )
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
 def _quoted(text: str) -> str:

@@ -3,7 +3,7 @@
 The peak is the plan's: arena, what lives outside it, and the device's runtime baseline. Breakdowns sum to their totals exactly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Role, TensorId
@@ -63,7 +63,7 @@ class Prediction:
 def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
     """Run `plan` on paper; it must be valid for `graph` (see check)."""
     cost = CostModel(graph, device)
-    timeline = _timeline(plan, cost)
+    timeline = _timeline(plan, cost, predecessors(plan))
     memory, peak_index, peak_tensors = _memory(plan)
     arena_breakdown = _by_role(plan, peak_tensors, graph)
     step_ns = max((piece.end_ns for piece in timeline), default=0)
@@ -102,15 +102,21 @@ def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
     }
 
 
-def _timeline(plan: Plan, cost: CostModel) -> tuple[Slice, ...]:
+def step_ends(plan: Plan, cost: CostModel, before: Sequence[tuple[int, ...]]) -> list[int]:
+    """When each instruction ends, ns from the start of the step; `before` are its predecessors (see order.py)."""
     ends: list[int] = []
-    pieces: list[Slice] = []
-    for index, (instruction, before) in enumerate(zip(plan.instructions, predecessors(plan), strict=True)):
-        start = max((ends[other] for other in before), default=0)
-        ends.append(start + cost.duration(instruction))
-        if not isinstance(instruction, Free):
-            pieces.append(Slice(index=index, engine=instruction.engine, start_ns=start, end_ns=ends[index]))
-    return tuple(pieces)
+    for instruction, others in zip(plan.instructions, before, strict=True):
+        ends.append(max((ends[other] for other in others), default=0) + cost.duration(instruction))
+    return ends
+
+
+def _timeline(plan: Plan, cost: CostModel, before: Sequence[tuple[int, ...]]) -> tuple[Slice, ...]:
+    ends = step_ends(plan, cost, before)
+    return tuple(
+        Slice(index=index, engine=instruction.engine, start_ns=ends[index] - cost.duration(instruction), end_ns=ends[index])
+        for index, instruction in enumerate(plan.instructions)
+        if not isinstance(instruction, Free)
+    )
 
 
 def _time_breakdown(plan: Plan, cost: CostModel, timeline: tuple[Slice, ...], step_ns: int) -> dict[Part, int]:

@@ -1,0 +1,81 @@
+"""First-order training against MeZO: one tiny model, the same data and adapters, the same simulated time on a phone.
+
+Both run on the executor; time is what an iPhone 15 Pro Max would take by the simulator. Given a path, the curves are written there
+too: python examples/05_against_mezo.py losses.csv
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_format
+from mebp.executor.env import Adapter
+from mebp.executor.run import Executor, new_adapters
+from mebp.executor.store import Store, open_store, synthesize
+from mebp.models.huggingface import config_from_dict
+
+torch.set_num_threads(1)  # tiny tensors
+CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 256}
+CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+RATES = {"mebp": 1.0, "mezo": 0.002}  # the best of five tried for each
+FIRST_ORDER_STEPS, BATCHES, POINTS, WIDTH = 120, 4, 8, 28
+
+config = config_from_dict(CONFIG, name="tiny", source="this example")
+workload = Workload(seq_len=32, lora=Lora(rank=4), weights=weight_format("int4-g32"), precision="fp32")
+base = build_graph(config, workload)
+device = load_device("iphone15promax")
+data = torch.randint(0, 32, (BATCHES, 1, 32), generator=torch.Generator().manual_seed(0))
+
+
+def executor_of(method: str, store: Store) -> tuple[Executor, float]:
+    """A fresh executor of a strategy's plan, and the simulated seconds of its step."""
+    graph = STRATEGIES[method].graph(base)
+    plan = STRATEGIES[method].plan(graph, device, budget_bytes=10**9)
+    executor = Executor(plan, graph, store, new_adapters(graph), learning_rate=RATES[method])
+    return executor, simulate(plan, graph, device).step_ns / 1e9
+
+
+def train(method: str, store: Store, seconds: float) -> list[tuple[float, float]]:
+    """(simulated seconds so far, loss) after every round through the data, for as long as `seconds` last."""
+    executor, step_s = executor_of(method, store)
+    losses = [executor.step(data[number % BATCHES]).loss for number in range(int(seconds / step_s) // BATCHES * BATCHES)]
+    rounds = range(0, len(losses), BATCHES)
+    return [((at + BATCHES) * step_s, sum(losses[at : at + BATCHES]) / BATCHES) for at in rounds]
+
+
+def flat(adapters: dict[str, Adapter]) -> torch.Tensor:
+    return torch.cat([part.flatten() for adapter in adapters.values() for part in (adapter.A, adapter.B)])
+
+
+def cosine_of_mezo(store: Store) -> float:
+    """Cosine between the direction of one MeZO step and that of the true gradient, at the same adapters."""
+    moves = []
+    for method in RATES:
+        executor, _ = executor_of(method, store)
+        before = flat(executor.env.adapters).clone()
+        executor.step(data[0])
+        moves.append(flat(executor.env.adapters) - before)
+    return float(torch.nn.functional.cosine_similarity(*moves, dim=0))
+
+
+with tempfile.TemporaryDirectory() as folder:
+    store = open_store(synthesize(Path(folder) / "store", config, workload.weights))
+    seconds = FIRST_ORDER_STEPS * executor_of("mebp", store)[1]
+    curves = {method: train(method, store, seconds) for method in RATES}
+    cosine = cosine_of_mezo(store)
+
+if len(sys.argv) > 1:
+    rows = [f"{method},{at:.6f},{loss:.6f}" for method, curve in curves.items() for at, loss in curve]
+    Path(sys.argv[1]).write_text("\n".join(["method,seconds,loss", *rows]) + "\n", encoding="utf-8")
+
+console = Console(width=80, highlight=False)
+losses = [loss for curve in curves.values() for _, loss in curve]
+low, high = min(losses), max(losses)
+for method, curve in curves.items():
+    console.print(f"{method}: loss against simulated time, {len(curve) * BATCHES} steps")
+    for at, loss in curve[:: max(1, len(curve) // POINTS)]:
+        console.print(f"  {at / seconds:4.0%} {loss:6.2f} {'#' * round(WIDTH * (loss - low) / (high - low))}")
+console.print(f"cosine of a MeZO step with the true gradient: {cosine:.2f}")

@@ -1,0 +1,105 @@
+"""How far a prediction can be off: each uncertain number of a profile is moved to the ends of its range, the plan timed again.
+
+A number's range is its profile's own, or by its kind: measured 5% either way, vendor 10%, assumed 30%. The range of a prediction is
+the root of the sum of squares of what the numbers change one at a time, upwards and downwards apart: what is to be expected if they
+are wrong independently of each other. It says nothing of errors that the model has with every number right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import hypot
+
+from mebp.models.graph import Graph
+from mebp.plan import Plan
+from mebp.sim.cost import CostModel
+from mebp.sim.device import RANGES, Device, Provenance, Source
+from mebp.sim.order import predecessors
+from mebp.sim.simulate import outside_bytes, step_ends
+
+SHARE: dict[Provenance, float] = {"measured": 0.05, "vendor": 0.10, "assumed": 0.30}
+UNCERTAIN = (
+    "hardware.memory_bandwidth",
+    "hardware.product_flops",
+    "hardware.flash_read",
+    "hardware.flash_write",
+    "hardware.page_cache_bytes",
+    "runtime.product_fraction",
+    "runtime.backward_fraction",
+    "runtime.attention_fraction",
+    "runtime.head_fraction",
+    "runtime.bandwidth_fraction",
+    "runtime.unpack_rate",
+    "runtime.launch_seconds",
+    "runtime.flash_latency_seconds",
+    "runtime.footprint_bytes",
+    "runtime.kernel_bytes",
+    "runtime.op_bytes",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One number at the ends of its range, and what that makes of peak (bytes) and step (ns): (at the low end, at the high end)."""
+
+    key: str
+    source: Source
+    values: tuple[float, float]
+    peak_bytes: tuple[int, int]
+    step_ns: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uncertainty:
+    """The range of a prediction: (low, high) of peak and step, and the numbers behind it, those that matter most for time first."""
+
+    peak_bytes: tuple[int, int]
+    step_ns: tuple[int, int]
+    effects: tuple[Effect, ...]
+
+    def to_measure(self, of: Callable[[Effect], tuple[int, int]]) -> str | None:
+        """The number whose range moves `of` most."""
+        widest = max(self.effects, key=lambda effect: abs(of(effect)[1] - of(effect)[0]), default=None)
+        return widest.key if widest and of(widest)[0] != of(widest)[1] else None
+
+
+def number_range(device: Device, key: str) -> tuple[float, float]:
+    """The lowest and the highest that a number of the profile may be."""
+    value, source = device.value(key), device.sources[key]
+    share = SHARE[source.kind]
+    low, high = source.range or (value * (1 - share), value * (1 + share))
+    return max(low, RANGES[key][0]), min(high, RANGES[key][1])
+
+
+def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
+    """Move every uncertain number of the profile, one at a time, and time the plan again."""
+    before = predecessors(plan)
+
+    def outcome(changed: Device) -> tuple[int, int]:
+        peak = plan.arena_bytes + sum(outside_bytes(graph, changed).values())
+        return peak, max(step_ends(plan, CostModel(graph, changed), before), default=0)
+
+    peak, step = outcome(device)
+    effects = []
+    for key in UNCERTAIN:
+        low, high = number_range(device, key)
+        ends = [outcome(_changed(device, key, value)) if low < high else (peak, step) for value in (low, high)]
+        peaks, steps = zip(*ends, strict=True)
+        effects.append(Effect(key=key, source=device.sources[key], values=(low, high), peak_bytes=peaks, step_ns=steps))
+    effects.sort(key=lambda effect: -abs(effect.step_ns[1] - effect.step_ns[0]))
+    return Uncertainty(
+        peak_bytes=_spread(peak, [effect.peak_bytes for effect in effects]),
+        step_ns=_spread(step, [effect.step_ns for effect in effects]),
+        effects=tuple(effects),
+    )
+
+
+def _changed(device: Device, key: str, value: float) -> Device:
+    section, _, name = key.partition(".")
+    return replace(device, **{section: replace(getattr(device, section), **{name: value})})
+
+
+def _spread(value: int, ends: list[tuple[int, int]]) -> tuple[int, int]:
+    """Root of the sum of squares of what lies below `value`, and of what lies above."""
+    below = hypot(*(max(0, value - min(pair)) for pair in ends))
+    above = hypot(*(max(0, max(pair) - value) for pair in ends))
+    return max(0, value - round(below)), value + round(above)
