@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mebp.models.graph import Graph, Op, TensorId, WeightId
-from mebp.models.kind import align, reads_in_place
+from mebp.models.kind import align
 from mebp.planner.menu import Layer, Option, layers, menu
 from mebp.planner.segment import segments
 from mebp.sim.cost import CostModel
@@ -82,7 +82,7 @@ def layer_holdables(graph: Graph, cost: CostModel, layer: Layer) -> list[Holdabl
     found: list[Holdable] = []
     for op in layer.forward:
         for wid in op.weights:
-            if not reads_in_place(graph.weights[wid].format, graph.workload.itemsize):
+            if cost.unpack_ns(graph.weights[wid]):
                 found.append(
                     Holdable(
                         linear=linear_of(wid),
@@ -98,7 +98,7 @@ def head_holdable(graph: Graph, cost: CostModel) -> Holdable | None:
     """The head's weight, where residence would save time for it."""
     op = head_of(graph)
     weight = graph.weights[op.weights[0]]
-    if reads_in_place(weight.format, graph.workload.itemsize):
+    if not cost.unpack_ns(weight) or weight.id in cost.ahead:
         return None
     nbytes = align(graph.tensors[TensorId(weight.id)].nbytes)
     return Holdable(linear="head", nbytes=nbytes, unpacking_ns=cost.unpack_ns(weight), uses=1)

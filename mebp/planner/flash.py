@@ -56,8 +56,8 @@ def _moved(steps: list[Step], before: Mapping[int, Sequence[Step]], kind: type[L
 def hoist_unpacking(steps: list[Step], cost: CostModel, tile: int) -> list[Step]:
     """Move each unpacking up to where its engine, one weight after another, has it done when its reader starts.
 
-    Only where unpacking has an engine of its own. At most two weights are unpacked ahead at a time: none moves above the reader
-    of the weight before it, nor beside another copy of itself.
+    Only where unpacking has an engine of its own. At most two weights are unpacked ahead at a time: none moves further up than
+    right before the reader of the weight before it, nor beside another copy of itself.
     """
     if not cost.device.runtime.unpack_beside:
         return steps

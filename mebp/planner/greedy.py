@@ -7,7 +7,7 @@ a solver has to beat, so it is a row of every table.
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Op, TensorId, WeightId
-from mebp.models.kind import align, reads_in_place
+from mebp.models.kind import align
 from mebp.planner.budget import arena_budget
 from mebp.planner.lower import live_profile
 from mebp.planner.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
@@ -51,9 +51,9 @@ def _items(graph: Graph, device: Device) -> list[_Item]:
     ]
     for wid, weight in graph.weights.items():
         tensor = graph.tensors[TensorId(wid)]
-        if not reads_in_place(weight.format, tensor.itemsize):
+        if cost.unpack_ns(weight):
             uses = USES if tensor.layer is not None else 1
-            found.append(_Item(gain=uses * cost.unpack_ns(weight) / tensor.nbytes, weight=wid))
+            found.append(_Item(gain=uses * cost.unpacking_ns(weight) / tensor.nbytes, weight=wid))
     return found
 
 

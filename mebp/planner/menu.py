@@ -119,7 +119,14 @@ def _lead_ns(graph: Graph, cost: CostModel) -> int:
 
 
 def saved_sets(graph: Graph, cost: CostModel, layer: Layer) -> list[frozenset[TensorId]]:
-    """Sets of saved activations on the frontier of bytes against recomputation, least recomputation first."""
+    """Sets of saved activations on the frontier of bytes against recomputation: with all weights streamed, and with none
+    (residence and holding may make that the cheaper way).
+    """
+    sets = [found for streamed in (True, False) for found in _saved_sets(graph, cost, layer, streamed=streamed)]
+    return list(dict.fromkeys(sets))
+
+
+def _saved_sets(graph: Graph, cost: CostModel, layer: Layer, *, streamed: bool) -> list[frozenset[TensorId]]:
     producers = _producers(graph, layer)
     needed = {tensor for op in layer.backward for tensor in op.touched} & set(producers)
     sizes = {tensor: align(graph.tensors[tensor].nbytes) for tensor in producers}
@@ -134,7 +141,8 @@ def saved_sets(graph: Graph, cost: CostModel, layer: Layer) -> list[frozenset[Te
                 model.add_bool_or(again[op.id].negated(), saved[tensor], again[producers[tensor].id])
     if producers[layer.input].kind != "embed":
         model.add(again[producers[layer.input].id] == 0)
-    time = sum(_op_ns(cost, op) * again[op.id] for op in {op.id: op for op in producers.values()}.values())
+    ops = {op.id: op for op in producers.values()}.values()
+    time = sum(cost.op_ns(op, streamed=streamed and bool(op.weights)) * again[op.id] for op in ops)
     size = sum(nbytes * saved[tensor] for tensor, nbytes in sizes.items())
     return _epsilon_constraint(model, time, size, saved, sizes)
 
@@ -235,7 +243,7 @@ def make_option(
     wait_ns = first_wait_ns(backward, cost, lead_ns) if lead_ns is not None else 0
     steps = hoist_loads([*forward, *backward], cost, tile, turn := len(forward))
     steps = hoist_unpacking(steps[:turn], cost, tile) + hoist_unpacking(steps[turn:], cost, tile)
-    profile = live_profile(steps, graph, recipe, beside=bool(cost.ahead))
+    profile = live_profile(steps, graph, recipe, beside=bool(cost.device.runtime.unpack_beside))
     again = [step.op for step in steps if isinstance(step, Run) and step.recompute]
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     kept = sum(align(tensors[t].nbytes) for t, choice in saving.items() if choice is Saving.KEEP)

@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A placement: the recipe, its time with no waits but those at the head, the bound of its class, seconds of search.
+    """A placement: the recipe, its time with no waits but those at the head, the bound of its class.
 
     `values` are its variables by name.
     """
@@ -44,7 +44,6 @@ class Placed:
     values: Mapping[str, int]
     model_ns: int
     bound_ns: int
-    wall_s: float
 
 
 def place(problem: Problem, room: int, limits: Limits, progress: Progress | None, stop: Stop) -> Placed | None:
@@ -121,7 +120,6 @@ def _search(
         values=_values(model, answer),
         model_ns=problem.base_ns + round(answer.solver.objective_value) // scale,
         bound_ns=_step_ns(problem, answer, scale),
-        wall_s=answer.solver.wall_time,
     )
 
 

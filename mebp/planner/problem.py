@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from mebp.errors import InputError
 from mebp.models.graph import Graph, WeightId
-from mebp.models.kind import align, reads_in_place, stream_rows
+from mebp.models.kind import align, stream_rows
 from mebp.planner.bound import Limited, Relaxation
 from mebp.planner.chain import Holdable, Stretch, head_holdable, head_of, stretches
 from mebp.planner.lower import live_profile
@@ -26,8 +26,8 @@ class Problem:
     """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward.
 
     `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means
-    waiting. Where unpacking has an engine of its own, `ahead` are the same problem with more and more weights unpacked by it, in
-    the last one every weight; here all are streamed.
+    waiting. Where unpacking has an engine of its own, `ahead` are the same problem with more and more weights unpacked by it before
+    each use, in the last one all that an op reads whole.
     """
 
     graph: Graph
@@ -70,8 +70,16 @@ class Problem:
         """The relaxation over all plans of the language: any layer's input may also be made again from the layer below."""
         limited = Limited(room=room, cap=self.cap_bytes, base_ns=self.base_ns)
         beyond = {stretch.menu.source.number: self._input_again_ns(stretch) for stretch in self.stretches}
-        smallest = tuple(HeadOption(tile=head.tile, peak=0, duration_ns=head.duration_ns) for head in self.heads)
-        return Relaxation(self.stretches, smallest, self.head_weight, limited, beyond=beyond)
+        return Relaxation(self.stretches, (self._fastest_head(),), self.head_weight, limited, beyond=beyond)
+
+    def _fastest_head(self) -> HeadOption:
+        """No head is faster, whatever its tile: streamed, or reading its weight unpacked, what that saves apart."""
+        head = head_of(self.graph)
+        tiles = (*(option.tile for option in self.heads), head.dims.outs)
+        saved_ns = self.head_weight.unpacking_ns if self.head_weight else 0
+        streamed_ns = min(self.cost.op_ns(head, streamed=True, tile=tile) for tile in tiles)
+        unpacked_ns = min(self.cost.op_ns(head, streamed=False, tile=tile) for tile in tiles)
+        return HeadOption(tile=head.dims.outs, peak=0, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
 
     def whole_bound_ns(self, room: int) -> int:
         """No plan of the language takes less time in `room` bytes of arena.
@@ -95,13 +103,14 @@ def pose(graph: Graph, device: Device) -> Problem:
     problem = _pose(graph, CostModel(graph, device))
     if not device.runtime.unpack_beside:
         return problem
-    return replace(problem, ahead=tuple(_pose(graph, CostModel(graph, device, ahead)) for ahead in _ahead_sets(graph)))
+    ahead = (_pose(graph, CostModel(graph, device, weights)) for weights in _ahead_sets(graph, problem.cost))
+    return replace(problem, ahead=tuple(ahead))
 
 
-def _ahead_sets(graph: Graph) -> Iterator[frozenset[WeightId]]:
+def _ahead_sets(graph: Graph, cost: CostModel) -> Iterator[frozenset[WeightId]]:
     """Weights to unpack ahead: those of the smallest size, of the two smallest sizes and so on, the head's in its turn."""
     weights = [graph.weights[weight] for op in graph.ops if op.kind in ("linear", "head") for weight in op.weights]
-    weights = [weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize)]
+    weights = [weight for weight in weights if cost.unpack_ns(weight)]
     for most in sorted({weight.count for weight in weights}):
         yield frozenset(weight.id for weight in weights if weight.count <= most)
 

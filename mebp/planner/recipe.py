@@ -24,9 +24,9 @@ class Saving(StrEnum):
 class Unpacking(StrEnum):
     """How the uses of a weight read it.
 
-    STREAM tile by tile inside each op; UNPACK whole, anew for each use; AHEAD the same, by an engine of its own that runs before
-    the op that reads it; HOLD streamed in forward, and unpacked once for
-    recomputation and backward together; RESIDENT unpacked once before the first step.
+    STREAM tile by tile inside each op; UNPACK whole, anew for each use; AHEAD the same, chosen where an engine of its own does it
+    beside the processor; HOLD streamed in forward, and unpacked once for recomputation and backward together; RESIDENT unpacked
+    once before the first step.
     """
 
     STREAM = "stream"

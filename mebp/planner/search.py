@@ -8,6 +8,7 @@ from ortools.sat.python import cp_model
 
 from mebp.errors import NoPlanInTime
 
+SMALL_S = 0.6  # deterministic seconds within which small problems are solved
 HINT_S = 2.0  # wall seconds for completing a hint, which is given whole
 
 Watch = Callable[[float, float], bool | None]  # objective and bound; True ends the search
@@ -22,8 +23,9 @@ class Limits:
     seed: int = 0
 
     def part(self, share: float) -> "Limits":
-        """A share of the time."""
-        return replace(self, deterministic_s=share * self.deterministic_s, wall_s=share * self.wall_s)
+        """A share of the time, but no less than small problems need."""
+        deterministic_s = max(share * self.deterministic_s, min(self.deterministic_s, SMALL_S))
+        return replace(self, deterministic_s=deterministic_s)
 
 
 @dataclass(slots=True)

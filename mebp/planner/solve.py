@@ -3,6 +3,7 @@
 Two bounds come with a plan: one over the class that placement chooses from, one over all plans of the language.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -96,20 +97,20 @@ def solve(
 
     Where unpacking has an engine of its own, the fastest over which weights that one unpacks ahead.
     """
-    stop = stop or Stop()
+    stop, begin = stop or Stop(), time.monotonic()
     found = [_best(problem, budget_bytes, limits, progress, stop, least)]
     for variant in problem.ahead:
         with suppress(InfeasibleBudget, NoPlanInTime):
-            found += [] if stop.asked else [_best(variant, budget_bytes, limits, progress, stop, found[0].plan)]
+            found += [] if stop.asked else [_best(variant, budget_bytes, limits.part(LATER), None, stop, found[0].plan)]
     best = min(found, key=lambda fit: fit.step_ns)
-    return replace(best.plan, solver=_facts(problem, best, sum(fit.wall_s for fit in found), budget_bytes))
+    return replace(best.plan, solver=_facts(problem, best, time.monotonic() - begin, budget_bytes))
 
 
 def _best(problem: Problem, budget_bytes: int, limits: Limits, progress: Progress | None, stop: Stop, least: Plan | None) -> "_Fit":
     """The fastest plan found for one choice of weights to unpack ahead.
 
     Its time is the simulator's. Where that has waits for flash, plans that use flash less are looked at too; where nothing fits
-    without waiting, plans that wait, `least` (the least plan, where it is known already) among them.
+    without waiting, plans that wait, `least` (a plan that fits, where one is known: the least) among them.
     """
     room = arena_budget(problem.graph, problem.device, budget_bytes)
     found: list[_Fit] = []
@@ -140,7 +141,6 @@ class _Fit:
     step_ns: int
     model_ns: int
     bound_ns: int = 0
-    wall_s: float = 0.0
     share: float = MOST_WAITING
 
     @property
@@ -154,14 +154,14 @@ def _timed(problem: Problem, plan: Plan, placed: Placed | None = None, *, bound_
     if placed is None:
         return _Fit(plan=plan, step_ns=step_ns, model_ns=step_ns)
     share = problem.flash_share
-    return _Fit(plan=plan, step_ns=step_ns, model_ns=placed.model_ns, bound_ns=bound_ns, wall_s=placed.wall_s, share=share)
+    return _Fit(plan=plan, step_ns=step_ns, model_ns=placed.model_ns, bound_ns=bound_ns, share=share)
 
 
 def _fastest(found: Sequence[_Fit]) -> _Fit:
     """The fastest plan found, with the bound of its class where plans that use flash as they like were bounded."""
     best = min(found, key=lambda fit: fit.step_ns)
     bound_ns = found[0].bound_ns if found[0].share == BESIDE[0] else 0
-    return replace(best, bound_ns=bound_ns, wall_s=sum(fit.wall_s for fit in found))
+    return replace(best, bound_ns=bound_ns)
 
 
 def _tried(
@@ -215,7 +215,8 @@ def _facts(problem: Problem, fit: _Fit, wall_s: float, budget_bytes: int) -> Sol
     The bound of the class is for one processor; with an engine for unpacking beside it the bound on all plans stands alone.
     """
     whole_ns = problem.whole_bound_ns(arena_budget(problem.graph, problem.device, budget_bytes))
-    class_ns = 0 if problem.ahead else fit.bound_ns
+    beside = bool(problem.device.runtime.unpack_beside)
+    class_ns = 0 if beside else fit.bound_ns
     assert max(whole_ns, class_ns) <= fit.step_ns, "a bound above a plan's time is a bug"
     bound_ns = max(whole_ns, class_ns)
     return SolverFacts(
@@ -226,6 +227,6 @@ def _facts(problem: Problem, fit: _Fit, wall_s: float, budget_bytes: int) -> Sol
         gap=max(0.0, 1 - bound_ns / fit.step_ns),
         whole_bound_ns=whole_ns,
         wall_s=wall_s,
-        scope=BESIDE_SCOPE if problem.ahead else CLASS_SCOPE,
-        whole_scope=BESIDE_SCOPE if problem.ahead else WHOLE_SCOPE,
+        scope=BESIDE_SCOPE if beside else CLASS_SCOPE,
+        whole_scope=BESIDE_SCOPE if beside else WHOLE_SCOPE,
     )

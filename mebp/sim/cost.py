@@ -13,7 +13,8 @@ class CostModel:
 
     `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
     product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
-    flash again at each use, in the part that does not fit, while they are unpacked: a use takes the longer of the two.
+    flash again at each use, in the part that does not fit (`uncached_fraction`), while they are unpacked: a use takes the longer of
+    the two. Such reads are taken not to get in the way of loads.
     """
 
     def __init__(self, graph: Graph, device: Device, ahead: frozenset[WeightId] = frozenset()) -> None:
@@ -21,7 +22,7 @@ class CostModel:
         self.device = device
         self.ahead = ahead
         file_bytes = sum(weight.nbytes for weight in graph.weights.values())
-        self._cold = max(0.0, 1 - device.hardware.page_cache_bytes / file_bytes)
+        self.uncached_fraction = max(0.0, 1 - device.hardware.page_cache_bytes / file_bytes)
         hardware, runtime = device.hardware, device.runtime
         factor = runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
         flops = hardware.product_flops / factor
@@ -85,7 +86,7 @@ class CostModel:
                 parts[Part.UNPACK] = head_passes(op, tile) * self.unpack_ns(weight)
             else:
                 parts[Part.UNPACK] = self.unpack_ns(weight)
-                parts[Part.LAUNCH] += self.launch_ns
+                parts[Part.LAUNCH] += self.unpacking_ns(weight) - self.unpack_ns(weight)
         return parts
 
     def unpack_ns(self, weight: Weight) -> int:
@@ -96,12 +97,13 @@ class CostModel:
         """Nanoseconds that one use of a weight saves where it finds it unpacked:
         the same streamed or in an instruction of its own.
         """
-        return 0 if weight.id in self.ahead else self.unpack_ns(weight) + self.launch_ns
+        unpack_ns = self.unpack_ns(weight)
+        return unpack_ns + self.launch_ns if unpack_ns and weight.id not in self.ahead else 0
 
     def _unpack_count_ns(self, weight: Weight, count: int) -> int:
         in_place = reads_in_place(weight.format, self.graph.workload.itemsize)
         unpacking = 0.0 if in_place else count / self.device.runtime.unpack_rate
-        reading = self._cold * weight.nbytes * count / weight.count / self.device.hardware.flash_read
+        reading = self.uncached_fraction * weight.nbytes * count / weight.count / self.device.hardware.flash_read
         return round(max(unpacking, reading) * NS)
 
     def store_ns(self, nbytes: int) -> int:

@@ -82,7 +82,8 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
         recompute_ns=sum(cost.duration(i) for i in plan.instructions if isinstance(i, Compute) and i.recompute),
         unpack_ns=sum(cost.parts(i).get(Part.UNPACK, 0) for i in plan.instructions),
         unpacked_weights=_unpacked_weights(plan, graph),
-        flash_read_bytes=sum(sizes[i.place.tensor] for i in plan.instructions if isinstance(i, Load)),
+        flash_read_bytes=sum(sizes[i.place.tensor] for i in plan.instructions if isinstance(i, Load))
+        + int(cost.uncached_fraction * _file_bytes_read(plan, graph)),
         flash_written_bytes=sum(sizes[i.tensor] for i in plan.instructions if isinstance(i, Store)),
         spill_bytes=sum(sizes[tensor] for tensor in {i.tensor for i in plan.instructions if isinstance(i, Store)}),
         weight_file_bytes=sum(weight.nbytes for weight in graph.weights.values()),
@@ -151,6 +152,19 @@ def _unpacked_weights(plan: Plan, graph: Graph) -> int:
             case Compute(streamed=True):
                 op = graph.op[instruction.op]
                 total += graph.weights[op.weights[0]].count if op.kind != "embed" else 0
+    return total
+
+
+def _file_bytes_read(plan: Plan, graph: Graph) -> int:
+    """Bytes of compressed weights that a step reads, each use counted, gathered embedding rows left out."""
+    total = 0
+    for instruction in plan.instructions:
+        match instruction:
+            case Unpack():
+                total += graph.weights[instruction.weight].nbytes
+            case Compute(streamed=True):
+                op = graph.op[instruction.op]
+                total += graph.weights[op.weights[0]].nbytes if op.kind != "embed" else 0
     return total
 
 

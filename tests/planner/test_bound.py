@@ -3,6 +3,7 @@ chain.
 """
 
 import random
+from dataclasses import replace
 from itertools import pairwise, product
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from mebp.models.build import build_graph
+from mebp.models.format import weight_format
 from mebp.models.graph import Graph, TensorId
 from mebp.planner.bound import Limited, Prices, Relaxation
 from mebp.planner.budget import outside_arena
@@ -21,10 +23,11 @@ from mebp.planner.lower import lower
 from mebp.planner.menu import Option
 from mebp.planner.objective import extra_time_ns
 from mebp.planner.problem import pose
-from mebp.planner.recipe import Recipe, Saving, backward_reads, head_tile, layer_inputs
+from mebp.planner.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
 from mebp.planner.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
 from mebp.planner.search import Limits
 from mebp.planner.solve import least_plan, solve
+from mebp.planner.strategies import STRATEGIES
 from mebp.planner.variables import HeadOption, Variables
 from mebp.sim.device import Device, override
 from mebp.sim.simulate import simulate
@@ -206,3 +209,26 @@ def test_twice_of_one_thing_is_never_slower_and_needs_no_more(entry: str, device
     budget = outside_arena(graph, device) + 2 * least[0]
     steps = [simulate(solve(pose(graph, d), budget, Limits()), graph, d).step_ns for d in (device, better)]
     assert steps[1] <= steps[0]
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("cached", [0, 10**9])
+@pytest.mark.parametrize("weights", ["int4-g32", "bf16"])
+def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, beside: int, device: Device) -> None:
+    """Every fixed strategy's saving, with its weights read every way, the head by tiles or whole, with and without page cache."""
+    slow_unpacking = ["runtime.unpack_rate=3e7", "hardware.flash_read=1e9"]
+    profile = override(device, [f"runtime.unpack_beside={beside}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
+    graph = build_graph(small_config(), small_workload(weights=weight_format(weights)))
+    problem = pose(graph, profile)
+    layers = [weight for weight in graph.weights if weight.split(".")[0].isdigit()]
+    for strategy in STRATEGIES.values():
+        if not strategy.exact:
+            continue
+        recipe = strategy.recipe(graph, profile, 10**9)
+        for unpacking in Unpacking:
+            chosen = dict.fromkeys(graph.weights if unpacking is Unpacking.RESIDENT else layers, unpacking)
+            for tile in (recipe.head_tile, graph.config.vocab):
+                other = replace(recipe, unpacking=chosen, head_tile=tile)
+                plan = lower(graph, profile, other, name="any", budget_bytes=0)
+                step_ns = simulate(plan, graph, profile).step_ns
+                assert problem.whole_bound_ns(plan.arena_bytes) <= step_ns, (strategy.name, unpacking, tile)

@@ -169,7 +169,7 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
     row = require_fit(found)
     facts = row.plan.solver
     assert facts is not None
-    assert facts.whole_bound_ns <= facts.bound_ns <= facts.objective_ns == row.prediction.step_ns
+    assert facts.objective_ns == row.prediction.step_ns
     assert row.prediction.busy_ns[Engine.UNPACK] > 0
     without = solve(pose(qwen_graph, alone), budget, QUICK)
     assert row.prediction.step_ns < simulate(without, qwen_graph, alone).step_ns
@@ -178,7 +178,7 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
 
 
 def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_graph: Graph, device: Device) -> None:
-    """With little page cache each use waits for flash, so more is resident, and no plan is faster than with enough."""
+    """With little page cache each use waits for flash: no plan is as fast as with enough."""
     budget = outside_arena(qwen_graph, device) + 400 * 10**6
     files = sum(weight.nbytes for weight in qwen_graph.weights.values())
     steps, unpacked = [], []
@@ -188,7 +188,7 @@ def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_grap
         steps.append(found.step_ns)
         unpacked.append(found.unpacked_weights)
     assert steps[0] < steps[1] < steps[2]
-    assert unpacked[2] <= unpacked[0]
+    assert unpacked[2] == unpacked[0]  # each use costs the same more, so what is resident stays so
     whole = override(device, [f"hardware.page_cache_bytes={files}"])
     assert CostModel(qwen_graph, whole).unpack_ns(qwen_graph.weights[WeightId("0.up.weight")]) == CostModel(
         qwen_graph, device
