@@ -65,7 +65,9 @@ def plan(
             from mebp.cli.table import print_sensitivity  # noqa: PLC0415
 
             print_sensitivity(stdout(), found.uncertainty)
-    if with_frontier:
+    if row is not None and found.out_of_time:
+        note("no solved plan was found in time, these are the others: raise --time-limit")
+    if with_frontier and not found.interrupted:
         from mebp.cli.frontier import show_frontier  # noqa: PLC0415  (it takes this command's defaults)
 
         show_frontier(request, found.device, found.budget_bytes)
