@@ -3,10 +3,10 @@
 The peak is the plan's: arena, what lives outside it, and the device's runtime baseline. Breakdowns sum to their totals exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mebp.models.graph import Graph, Role, TensorId
+from mebp.models.graph import Graph, Role, TensorId, Weight
 from mebp.models.kind import Part, num_kernels
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.sim.cost import CostModel
@@ -81,9 +81,9 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
         busy_ns=_busy(timeline),
         recompute_ns=sum(cost.duration(i) for i in plan.instructions if isinstance(i, Compute) and i.recompute),
         unpack_ns=sum(cost.parts(i).get(Part.UNPACK, 0) for i in plan.instructions),
-        unpacked_weights=_unpacked_weights(plan, graph),
+        unpacked_weights=sum(weight.count for weight in _weights_read(plan, graph)),
         flash_read_bytes=sum(sizes[i.place.tensor] for i in plan.instructions if isinstance(i, Load))
-        + int(cost.uncached_fraction * _file_bytes_read(plan, graph)),
+        + int(cost.uncached_fraction * sum(weight.nbytes for weight in _weights_read(plan, graph))),
         flash_written_bytes=sum(sizes[i.tensor] for i in plan.instructions if isinstance(i, Store)),
         spill_bytes=sum(sizes[tensor] for tensor in {i.tensor for i in plan.instructions if isinstance(i, Store)}),
         weight_file_bytes=sum(weight.nbytes for weight in graph.weights.values()),
@@ -142,30 +142,16 @@ def _busy(timeline: tuple[Slice, ...]) -> dict[Engine, int]:
     return found
 
 
-def _unpacked_weights(plan: Plan, graph: Graph) -> int:
-    """Weights decompressed in a step, each use counted, gathered embedding rows left out."""
-    total = 0
+def _weights_read(plan: Plan, graph: Graph) -> Iterator[Weight]:
+    """Weights decompressed in a step, once for each use, gathered embedding rows left out."""
     for instruction in plan.instructions:
         match instruction:
             case Unpack():
-                total += graph.weights[instruction.weight].count
+                yield graph.weights[instruction.weight]
             case Compute(streamed=True):
                 op = graph.op[instruction.op]
-                total += graph.weights[op.weights[0]].count if op.kind != "embed" else 0
-    return total
-
-
-def _file_bytes_read(plan: Plan, graph: Graph) -> int:
-    """Bytes of compressed weights that a step reads, each use counted, gathered embedding rows left out."""
-    total = 0
-    for instruction in plan.instructions:
-        match instruction:
-            case Unpack():
-                total += graph.weights[instruction.weight].nbytes
-            case Compute(streamed=True):
-                op = graph.op[instruction.op]
-                total += graph.weights[op.weights[0]].nbytes if op.kind != "embed" else 0
-    return total
+                if op.kind != "embed":
+                    yield graph.weights[op.weights[0]]
 
 
 SCRATCH = TensorId("scratch")
