@@ -6,15 +6,10 @@ the methods measured, so a share of a layer's forward is taken for it. A peak is
 such an implementation holds at the fuller of two moments (see Case): three constants. No constant belongs to a model.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from itertools import combinations
-from math import isfinite
-from pathlib import Path
 from statistics import median
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,37 +22,19 @@ from mebp.models.graph import Graph, Role, Weight
 from mebp.models.kind import FLOAT_BYTES, KINDS, Part
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Compute, Plan
+from mebp.planner.measured import Measured
 from mebp.planner.strategies import STRATEGIES
 from mebp.sim.device import Device, Source
 from mebp.sim.simulate import simulate
 
 Floats = npt.NDArray[np.float64]
-METHODS = ("mebp", "mezo")
-COLUMNS = ("model", "method", "seq_len", "lora_r", "peak_mb", "step_s")
 UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
 ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
-WHOLE = ("seq_len", "lora_r")
 HALF = 2  # bytes of an unpacked weight
 EVALUATIONS = {"mebp": 2, "mezo": 1}  # the released code computes the loss once more, for token accuracy
 ROUNDS = 20
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One step of one method, as somebody measured it."""
-
-    model: str
-    method: str
-    seq_len: int
-    lora_r: int
-    peak_bytes: float
-    step_s: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.model} {self.method}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,60 +147,6 @@ def fitted_device(found: Fit, device: Device, source: str) -> Device:
     assumed = ("unpack_rate", "attention_fraction")
     sources = {f"runtime.{name}": Source(kind="assumed" if name in assumed else "measured", source=source) for name in values}
     return replace(device, runtime=replace(device.runtime, **values), sources={**device.sources, **sources})
-
-
-def paper_figures() -> tuple[Measured, ...]:
-    """The twenty figures of Song & Tang, 2025 (arXiv 2510.03425, Table 1 as read in vatsal191201/AutoANE); their sequence length
-    is inferred.
-    """
-    with resources.files("mebp.planner").joinpath("paper.csv").open(encoding="utf-8") as file:
-        return read_rows(file, "paper.csv")
-
-
-def read_measurements(path: Path) -> tuple[Measured, ...]:
-    """Read a CSV with a header and the columns model, method, seq_len, lora_r, peak_mb, step_s."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return read_rows(file, str(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read measurements {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def read_rows(file: IO[str], source: str) -> tuple[Measured, ...]:
-    """Rows of measurements; InputError names source, line, column and value."""
-    rows = csv.DictReader(file)
-    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise InputError(f"{source}: column {missing[0]} is missing: the header must name {','.join(COLUMNS)}")
-    found = tuple(_measured(row, f"{source}:{rows.line_num}") for row in rows)
-    if not found:
-        raise InputError(f"{source} holds no measurements: write a line for each")
-    return found
-
-
-def _measured(row: dict[str, str], where: str) -> Measured:
-    if row["method"] not in METHODS:
-        raise InputError(f"{where}: method = {row['method']!r}: must be one of {', '.join(METHODS)}")
-    numbers = {name: _positive(row[name], f"{where}: {name}", whole=name in WHOLE) for name in COLUMNS[2:]}
-    load_model(row["model"])
-    return Measured(
-        model=row["model"],
-        method=row["method"],
-        seq_len=int(numbers["seq_len"]),
-        lora_r=int(numbers["lora_r"]),
-        peak_bytes=numbers["peak_mb"] * 1e6,
-        step_s=numbers["step_s"],
-    )
-
-
-def _positive(text: str | None, what: str, *, whole: bool) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = -1.0
-    if not isfinite(value) or value <= 0 or (whole and value != int(value)):
-        raise InputError(f"{what} = {text!r}: must be a positive {'whole ' if whole else ''}number")
-    return value
 
 
 def _case(measured: Measured, device: Device) -> Case:

@@ -14,11 +14,10 @@ from mebp.planner.fit import (
     fitted_device,
     leave_one_out,
     non_negative,
-    paper_figures,
     pose_cases,
     predict,
-    read_rows,
 )
+from mebp.planner.measured import paper_figures, read_rows
 from mebp.sim.device import Device
 
 HEADER = "model,method,seq_len,lora_r,peak_mb,step_s\n"
