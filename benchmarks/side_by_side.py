@@ -1,7 +1,8 @@
 """This executor beside transformers + PEFT, one machine, one run, the same shapes: python benchmarks/side_by_side.py [--model 0.5b]
 
-Contenders take turns, each in a process of its own: transformers + PEFT with bf16 weights, activations kept and with gradient
-checkpointing; plans of this project on int4-g64 weights (the least memory, solved ones, the paper's recipe, and MeZO, whose
+Contenders take turns, each in a process of its own: transformers + PEFT with bf16 weights, activations kept, with gradient
+checkpointing of every layer, of every second one and with what is saved offloaded, under torch's own activation planner, and MeZO
+(see peft_step.py); plans of this project on int4-g64 weights (the least memory, solved ones, the paper's recipe, and MeZO, whose
 gradient is an estimate). Memory is anonymous bytes above the import and of the whole process. benchmarks/side_by_side.txt keeps
 what it printed.
 """
@@ -25,6 +26,14 @@ from mebp.planner.solve import least_plan, solve
 
 PEFT = Path(__file__).with_name("peft_step.py")
 CHECKPOINTED = "PEFT, gradient checkpointing"
+PEFT_KINDS = {
+    "PEFT, kept": "kept",
+    CHECKPOINTED: "checkpointed",
+    "PEFT, every second layer": "every_2",
+    "PEFT, offloaded checkpoints": "offload",
+    "PEFT, torch's planner at 0.3": "planned",
+    "PEFT, MeZO (an estimate)": "mezo",
+}
 Contender = Callable[[int], dict[str, Any]]
 
 
@@ -49,7 +58,9 @@ def peft(model: str, seq_len: int, kind: str) -> Contender:
 
     def run(steps: int) -> dict[str, Any]:
         command = [sys.executable, str(PEFT), model, str(seq_len), kind, str(steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"failure": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return result
 
@@ -77,13 +88,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = synthesize(Path(folder) / "store", load_model(given.model), weight_format("int4-g64"))
-        contenders: dict[str, Contender] = {"PEFT, kept": peft(given.model, given.seq_len, "kept")}
-        contenders[CHECKPOINTED] = peft(given.model, given.seq_len, "checkpointed")
+        contenders: dict[str, Contender] = {name: peft(given.model, given.seq_len, kind) for name, kind in PEFT_KINDS.items()}
         contenders |= {name: ours(plan, store) for name, plan in plans(given.model, given.seq_len).items()}
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         for _ in range(given.rounds):
             for name, contender in contenders.items():
-                runs[name].append(contender(given.steps))
+                if not any("failure" in run for run in runs[name]):
+                    print(f"running {name}", file=sys.stderr)
+                    runs[name].append(contender(given.steps))
     print_table(runs, f"{given.model}, {given.seq_len} tokens, rank 8; {given.rounds} rounds of {given.steps} steps")
 
 
@@ -91,6 +103,8 @@ def print_table(runs: dict[str, list[dict[str, Any]]], title: str) -> None:
     """A row a contender, and what it takes against PEFT with gradient checkpointing."""
     print(title)
     print(f"{'':30s}{'step, median':>13s}{'above import':>14s}{'process':>10s}{'memory':>9s}{'speed':>8s}{'x floor':>9s}")
+    failed = {name: found[-1]["failure"] for name, found in runs.items() if "failure" in found[-1]}
+    runs = {name: found for name, found in runs.items() if name not in failed}
     known = {
         name: (
             statistics.median(second for run in found for second in run["seconds"]),
@@ -106,6 +120,8 @@ def print_table(runs: dict[str, list[dict[str, Any]]], title: str) -> None:
         memory, speed = f"1/{peak_there / peak:.1f}", f"{seconds_there / seconds:.2f} x"
         sizes = f"{peak / 1e6:11.0f} MB{process / 1e6:7.0f} MB"
         print(f"{name:30s}{seconds:11.2f} s{sizes}{memory:>9s}{speed:>8s}{seconds / floor:9.2f}")
+    for name, failure in failed.items():
+        print(f"{name:30s}did not run here: {failure:.100}")
     print(f"memory, speed: against {CHECKPOINTED}; floor: the step's dense products alone, {floor:.2f} s")
 
 

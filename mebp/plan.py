@@ -134,7 +134,7 @@ class SolverFacts:
     objective_ns: int
     model_ns: int
     bound_ns: int
-    gap: float
+    gap: Annotated[float, Field(ge=0, le=1)]
     whole_bound_ns: int
     wall_s: float
     scope: str
@@ -143,7 +143,8 @@ class SolverFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One training step for one graph (`signature`), made for `device` under `budget_bytes` of footprint.
+    """One training step for one graph (`signature`), made for `device`, with `overrides` of its profile, under `budget_bytes` of
+    footprint.
 
     `resident` tensors are unpacked weights that stay in the arena across steps. `exact` is false where the gradient is not the
     true one (MeZO).
@@ -156,6 +157,7 @@ class Plan:
     exact: bool = True
     signature: str
     device: str
+    overrides: tuple[str, ...] = ()
     budget_bytes: Annotated[int, Field(ge=0)]
     config: ModelConfig
     workload: Workload

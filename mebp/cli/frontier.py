@@ -11,7 +11,7 @@ from mebp.cli.plan import DEFAULT_DEVICE, search_limits
 from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_nbytes, show_ns
-from mebp.errors import InputError, Interrupted
+from mebp.errors import InfeasibleBudget, InputError, Interrupted
 
 if TYPE_CHECKING:
     from mebp.planner.frontier import Point
@@ -50,6 +50,10 @@ def frontier(
         print_knobs(budget, changes)
     if interrupted:
         raise Interrupted("interrupted: these are the points so far")
+    if changes and changes[0].best_step_ns is None:
+        least = show_nbytes(changes[0].least_budget_bytes, up=True)
+        note(f"nothing fits {show_nbytes(budget)}: the least feasible budget is {least}: raise --budget")
+        raise typer.Exit(InfeasibleBudget.exit_code)
 
 
 def show_frontier(request: Request, device: "Device", budget: int) -> None:
@@ -68,8 +72,7 @@ def solve_points(
     from mebp.planner.frontier import frontier as solve  # noqa: PLC0415  (the solver is slow to import)
     from mebp.planner.knob import knobs  # noqa: PLC0415
     from mebp.planner.problem import pose  # noqa: PLC0415
-    from mebp.planner.search import Stop  # noqa: PLC0415
-    from mebp.planner.tradeoff import interruptible  # noqa: PLC0415
+    from mebp.planner.search import Stop, interruptible  # noqa: PLC0415
 
     stop = Stop()
     with working("posing the problem") as status:

@@ -9,7 +9,7 @@ import typer
 from mebp.cli.request import Flag, require_effort
 from mebp.cli.screen import note, require_other, stdout, working, write_file
 from mebp.cli.unit import parse_nbytes, show_nbytes
-from mebp.errors import InputError
+from mebp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from mebp.planner.dag.graph import Dag
@@ -26,7 +26,9 @@ def graph(
     flash_bandwidth: Annotated[
         float | None, Flag("--flash-bandwidth", help="Bytes moved to or from flash per unit of cost; default: no paging.")
     ] = None,
-    copies: Annotated[int, Flag("--copies", help="Runs that one node may have, in the exact model.")] = 2,
+    copies: Annotated[
+        int | None, Flag("--copies", help="Runs that one node may have; default: any number, two in the exact model.")
+    ] = None,
     time_limit: Annotated[float, Flag("--time-limit", help="Seconds that the search may take.")] = 60.0,
     seed: Annotated[int, Flag("--seed", help="Seed of the search.")] = 0,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the order to this JSON file.")] = None,
@@ -35,7 +37,7 @@ def graph(
     """Find an order with recomputation for any training graph under a budget, and a bound on its cost."""
     nbytes = parse_nbytes(budget, "--budget")
     require_effort(time_limit, seed)
-    if not 1 <= copies <= MOST_COPIES:
+    if copies is not None and not 1 <= copies <= MOST_COPIES:
         raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
     if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
         raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: must be a positive number of bytes per unit of cost")
@@ -44,16 +46,20 @@ def graph(
     with working("reading") as status:
         from mebp.planner.dag.graph import read_dag  # noqa: PLC0415  (the solver is slow to import)
         from mebp.planner.dag.order import Flash  # noqa: PLC0415
-        from mebp.planner.dag.solve import Effort, Question, solve_dag  # noqa: PLC0415
+        from mebp.planner.dag.solve import Question, solve_dag  # noqa: PLC0415
+        from mebp.planner.search import Effort, Limits, Stop, interruptible  # noqa: PLC0415
 
-        dag = read_dag(file)
-        flash = Flash(bytes_per_cost=flash_bandwidth) if flash_bandwidth else None
+        dag = read_dag(file, fine=flash_bandwidth is not None)
+        flash = Flash(bytes_per_cost=flash_bandwidth * dag.unit) if flash_bandwidth else None
         question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 
         def progress(cost: int, bound: int) -> None:
-            status.update(f"cost {cost} ({over(dag, cost):.2%} over one run each), bound {bound}")
+            costs = f"cost {dag.in_file_units(cost)} ({over(dag, cost):.2%} over one run each)"
+            status.update(f"{costs}, bound {dag.in_file_units(bound)}")
 
-        found = solve_dag(question, Effort(seconds=time_limit, seed=seed), progress)
+        stop = Stop()
+        effort = Effort(limits=Limits(wall_s=time_limit, seed=seed), stop=stop, progress=progress)
+        found = interruptible(lambda: solve_dag(question, effort), stop)
     text = order_json(dag, found, nbytes)
     if output is not None:
         write_file(output, text)
@@ -63,6 +69,8 @@ def graph(
     else:
         for line in summary(dag, found, nbytes):
             stdout().print(line, markup=False)
+    if stop.asked:
+        raise Interrupted("interrupted: this is the best order so far")
 
 
 def over(dag: "Dag", cost: int) -> float:
@@ -76,11 +84,12 @@ def summary(dag: "Dag", found: "Found", budget: int) -> list[str]:
     extra = len([run for run in found.runs if not run.loaded]) - dag.num_nodes
     loads = sum(run.loaded for run in found.runs)
     state = "optimal" if found.optimal else f"gap {found.gap:.2%}"
+    cost, bound = dag.in_file_units(measured.cost), dag.in_file_units(found.bound)
     return [
         f"{dag.num_nodes} nodes, budget {show_nbytes(budget)}",
-        f"  cost     {measured.cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {found.bound}",
+        f"  cost     {cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {bound}",
         f"  bound    holds for {found.scope}",
-        f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.names[found.runs[measured.peak_at].node]}",
+        f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.ids[found.runs[measured.peak_at].node]}",
         f"  again    {extra} runs, {loads} loads; {found.seconds:.1f} s of search",
     ]
 
@@ -90,13 +99,13 @@ def order_json(dag: "Dag", found: "Found", budget: int) -> str:
     data = {
         "schema_version": SCHEMA_VERSION,
         "budget_bytes": budget,
-        "cost": found.measured.cost,
-        "cost_of_one_run_each": dag.total_cost,
+        "cost": dag.in_file_units(found.measured.cost),
+        "cost_of_one_run_each": dag.in_file_units(dag.total_cost),
         "peak_bytes": found.measured.peak,
         "status": "optimal" if found.optimal else "feasible",
-        "bound": found.bound,
+        "bound": dag.in_file_units(found.bound),
         "gap": found.gap,
         "scope": found.scope,
-        "order": [{"node": dag.names[run.node], "loaded": run.loaded} for run in found.runs],
+        "order": [{"node": dag.ids[run.node], "loaded": run.loaded} for run in found.runs],
     }
     return json.dumps(data, indent=1) + "\n"

@@ -56,7 +56,8 @@ def group(context: typer.Context, version: bool = typer.Option(False, "--version
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its code."""
     if sys.stdout is None:  # closed before the command began
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for the life of the process)
+        note("mebp-plan: standard output is closed: send it to a file, or to /dev/null")
+        sys.exit(MebpError.exit_code)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in GROUP_FLAGS:
         given.insert(0, "plan")

@@ -14,8 +14,7 @@ from mebp.errors import InputError, Interrupted
 from mebp.sim.uncertainty import uncertainty
 
 if TYPE_CHECKING:
-    from mebp.planner.place import Progress
-    from mebp.planner.search import Limits
+    from mebp.planner.search import Limits, Progress
     from mebp.planner.tradeoff import Row, Tradeoff
     from mebp.sim.device import Device
 
@@ -119,7 +118,7 @@ def pick(found: "Tradeoff", name: str | None) -> "Row | None":
     """The row called `name`, or the chosen one."""
     if name is None:
         return found.chosen
-    row = found.row(name)
+    row = found.row(name.removesuffix("*"))  # the table marks what is not exact
     if row is None:
         raise InputError(f"--plan = {name!r}: no such row: take one of {', '.join(r.name for r in found.rows)}")
     return row

@@ -45,7 +45,7 @@ class Request:
 
     def device(self, default: str) -> Device:
         """The device asked for (or `default`), with overrides."""
-        return override(load_device(self.device_name or default), list(self.overrides))
+        return override(load_device(self.device_name or default), self.overrides)
 
     def budget(self, device: Device) -> int:
         """The budget asked for, or the device's own; never more than the device gives an app."""

@@ -16,7 +16,7 @@ from mebp.cli.plan import pick, search
 from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import parse_nbytes, show_nbytes
-from mebp.errors import Disagreement, InputError
+from mebp.errors import Disagreement, InfeasibleBudget, InputError
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat
 from mebp.models.graph import Graph, signature
@@ -26,7 +26,7 @@ from mebp.sim.device import Device, load_device, override, user_device_dir
 from mebp.sim.simulate import Prediction, simulate
 
 if TYPE_CHECKING:
-    from mebp.executor.worker import GradientCheck, Measurement
+    from mebp.executor.worker import GradientCheck, Job, Measurement
 
 MEMORY_TOLERANCE = 0.10
 TIME_TOLERANCE = 2.0  # a shared machine's clock alone moves by a factor of two between calibration and run
@@ -53,37 +53,57 @@ def run(
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Execute a plan for real: predicted beside measured."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
-    limit_bytes = 0 if limit is None else parse_nbytes(limit, "--limit")
-    inputs = {"the plan": plan_file, "--ids": ids}
-    require_apart(request, inputs | {"-o": output, "--trace": trace})
-    if plan_file is not None and choose is not None:
-        raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
+    _require_flags(steps, spill_dir, plan_file, choose, limit)
+    require_apart(request, {"the plan": plan_file, "--ids": ids, "-o": output, "--trace": trace})
     given = None if plan_file is None else _read(plan_file, request)
     config, workload = (given.config, given.workload) if given else (request.config, request.workload)
-    host = override(host_profile(config, workload, spill_dir), list(request.overrides))
+    own = given.overrides if given and given.device == HOST else ()
+    host = override(host_profile(config, workload, spill_dir), (*own, *request.overrides))
     plan, graph = (given, graph_of(given, str(plan_file))) if given else _solve(request, host, choose)
     check(plan, graph)
     prediction = simulate(plan, graph, host)
-    measurement = measure(
-        plan,
-        store or default_store(config, workload.weights),
-        steps,
-        torch_device,
-        spill_dir,
-        _token_ids(ids),
-        request.seed,
-        check_gradients,
+    from mebp.executor.worker import Job  # noqa: PLC0415  (--help does without)
+
+    job = Job(
+        store=store or default_store(config, workload.weights),
+        steps=steps,
+        device=torch_device,
+        spill_dir=spill_dir,
+        ids=_token_ids(ids),
+        seed=request.seed,
+        check_gradients=check_gradients,
         enforce=enforce,
-        limit_bytes=limit_bytes,
+        limit_bytes=_limit_bytes(limit, prediction),
     )
+    measurement = measure(plan, job)
     if trace is not None:
         _write_trace(trace, plan, prediction, measurement)
     if output is not None:
         write_file(output, dump_plan(plan))
     _print(plan, graph, prediction, measurement, as_json)
     require_agreement(plan, prediction, measurement)
+
+
+def _require_flags(steps: int, spill_dir: Path | None, plan_file: Path | None, choose: str | None, limit: str | None) -> None:
+    """Refuse flags that no run can take."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
+    if spill_dir is not None and not spill_dir.is_dir():
+        raise InputError(f"--spill-dir {spill_dir}: no such folder: make it, or leave the flag out")
+    if plan_file is not None and choose is not None:
+        raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
+    if limit is not None:
+        parse_nbytes(limit, "--limit")
+
+
+def _limit_bytes(limit: str | None, prediction: Prediction) -> int:
+    """--limit in bytes, 0 for none; refused where the plan's own memory is above it, whatever page cache it leaves."""
+    nbytes = 0 if limit is None else parse_nbytes(limit, "--limit")
+    if 0 < nbytes < prediction.peak_bytes:
+        peak = show_nbytes(prediction.peak_bytes, up=True)
+        message = f"--limit {limit} is below what the process takes by itself, {peak}: raise it, or lower --budget"
+        raise InfeasibleBudget(message, nbytes, prediction.peak_bytes)
+    return nbytes
 
 
 def _read(path: Path, request: Request) -> Plan:
@@ -108,7 +128,13 @@ def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Gr
     if row is None:
         from mebp.planner.tradeoff import require_fit  # noqa: PLC0415
 
-        row = require_fit(found)
+        try:
+            row = require_fit(found)
+        except InfeasibleBudget as error:
+            asked, least = show_nbytes(error.budget_bytes), show_nbytes(error.least_bytes, up=True)
+            remedy = "raise --budget, or lower --seq-len, --batch-size or --lora-r"
+            message = f"does not fit {asked}: the least feasible budget is {least}: {remedy}"
+            raise InfeasibleBudget(message, error.budget_bytes, error.least_bytes) from None
     return row.plan, row.graph
 
 
@@ -145,32 +171,10 @@ def _token_ids(path: Path | None) -> tuple[tuple[int, ...], ...] | None:
     return tuple(tuple(row) for row in rows)
 
 
-def measure(
-    plan: Plan,
-    store: Path,
-    steps: int,
-    torch_device: str,
-    spill_dir: Path | None,
-    ids: tuple[tuple[int, ...], ...] | None,
-    seed: int,
-    check_gradients: bool,
-    *,
-    enforce: bool = False,
-    limit_bytes: int = 0,
-) -> "Measurement":
-    from mebp.executor.worker import Job, run_plan  # noqa: PLC0415
+def measure(plan: Plan, job: "Job") -> "Measurement":
+    """Run the job in a process of its own, with progress on stderr."""
+    from mebp.executor.worker import run_plan  # noqa: PLC0415
 
-    job = Job(
-        store=store,
-        steps=steps,
-        device=torch_device,
-        spill_dir=spill_dir,
-        ids=ids,
-        seed=seed,
-        check_gradients=check_gradients,
-        enforce=enforce,
-        limit_bytes=limit_bytes,
-    )
     with working(f"running {plan.name}") as status:
         return run_plan(plan, job, lambda done, total: status.update(f"running {plan.name}: step {done} of {total}"))
 
@@ -178,7 +182,7 @@ def measure(
 def _write_trace(path: Path, plan: Plan, prediction: Prediction, measurement: "Measurement") -> None:
     from mebp.sim.trace import Track, chrome_trace, predicted_track  # noqa: PLC0415
 
-    tracks = [predicted_track(plan, prediction), Track(name="measured", spans_ns=measurement.spans_ns)]
+    tracks = [predicted_track(plan, prediction), Track(name="measured", spans_ns=measurement.spans_ns, memory=measurement.memory)]
     write_file(path, chrome_trace(plan, prediction, tracks))
 
 

@@ -11,7 +11,7 @@ from mebp.cli.screen import stdout, working
 from mebp.cli.unit import show_nbytes, show_ns
 from mebp.errors import InputError
 from mebp.plan import Plan, listing, read_plan
-from mebp.sim.device import Device, load_device
+from mebp.sim.device import Device, load_device, override
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,8 @@ def show(
 
     console = stdout()
     costs = f"{show_nbytes(prediction.peak_bytes)}, {show_ns(prediction.step_ns)} a step"
-    console.print(f"{plan.name} of {plan.config.name} for {device or plan.device}: {costs}", markup=False)
+    own = f"{plan.device}{' with ' if plan.overrides else ''}{', '.join(plan.overrides)}"
+    console.print(f"{plan.name} of {plan.config.name} for {device or own}: {costs}", markup=False)
     print_wrapped(console, plan_facts(row))
     console.print("\npeak by part")
     for name, nbytes in sorted(prediction.peak_breakdown.items(), key=lambda item: -item[1]):
@@ -132,8 +133,8 @@ def _comparison(rows: list["Row"]) -> list[tuple[str, list[str]]]:
 
 
 def profile_of(plan: Plan, device: str | None) -> Device:
-    """The device to time a plan on: the one named, or its own."""
-    return load_device(device or plan.device)
+    """The device to time a plan on: the one named, or its own with the overrides that it was made with."""
+    return load_device(device) if device else override(load_device(plan.device), plan.overrides)
 
 
 def load_row(path: Path, device: str | None) -> "Row":

@@ -148,9 +148,9 @@ def binding(found: Tradeoff) -> list[str]:
     return [
         f"{least.name}: {SUMMARIES[least.name]}",
         f"  peak     {_peak(least)}",
-        f"  remedy   the least budget would be, with {'; '.join(lower)}"
+        f"  remedy   the least budget would be at most, with {'; '.join(lower)}"
         if lower
-        else "  remedy   none of the flags tried lowers the least budget",
+        else "  remedy   none of the flags tried lowers the least budget by 2%",
     ]
 
 

@@ -21,7 +21,7 @@ from mebp.executor.worker import Job, Measurement, run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS, Part, num_kernels
+from mebp.models.kind import KINDS, Part, dense_flops, num_kernels
 from mebp.models.workload import Workload
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.device import KEYS, Device, Hardware, Runtime, Source
@@ -37,9 +37,8 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What torch attains here on plain operations: dense bf16 products, copies; how much slower fp32 products are."""
+    """What torch attains here on copies, and how much slower fp32 products are."""
 
-    product_flops: float
     memory_bandwidth: float
     fp32_factor: float
 
@@ -60,11 +59,13 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
         store = _small_store(graph, Path(scratch) / "store")
         plans = {name: lower(name, graph) for name in ("mesp", "checkpoint-1")}
         runs = {name: run_plan(plan, Job(store=store, steps=STEPS, spill_dir=Path(scratch))) for name, plan in plans.items()}
-    runtime = _runtime(graph, plans, runs, rates)
+    factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
+    dense = dense_flops(graph.ops) / runs["checkpoint-1"].floor_s  # measured in the process of the plan, right after it
+    runtime = _runtime(graph, plans, runs, rates, dense)
     hardware = Hardware(
         ram_bytes=psutil.virtual_memory().total,
         memory_bandwidth=rates.memory_bandwidth,
-        product_flops=rates.product_flops,
+        product_flops=dense * factor,
         flash_read=read,
         flash_write=write,
         app_limit_bytes=psutil.virtual_memory().total,
@@ -99,12 +100,10 @@ def measure_rates(graph: Graph) -> Rates:
             )
             total += _median(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y))  # type: ignore[misc]
         seconds[dtype] = total
-    flops = sum(2 * rows * cols * outs for rows, cols, outs in shapes)
     source = torch.ones(64 << 20, dtype=torch.int8)
     target = torch.empty_like(source)
     copy = _median(lambda: target.copy_(source))
     return Rates(
-        product_flops=flops / seconds[torch.bfloat16],
         memory_bandwidth=2 * source.numel() / copy,
         fp32_factor=max(1.0, seconds[torch.float32] / seconds[torch.bfloat16]),
     )
@@ -145,8 +144,10 @@ def _median(run: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement], rates: Rates) -> Runtime:
-    """Rates of every part: products and attention from the plan with unpacked weights, the head from the streamed one."""
+def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement], rates: Rates, peak: float) -> Runtime:
+    """Rates of every part, as fractions of `peak`, the FLOP/s of dense products: products and attention from the plan with unpacked
+    weights, the head from the streamed one.
+    """
     whole, streamed = (
         _part_seconds(graph, plans["mesp"], runs["mesp"]),
         _part_seconds(graph, plans["checkpoint-1"], runs["checkpoint-1"]),
@@ -155,8 +156,6 @@ def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement],
     unpack_rate = work[Part.UNPACK] / whole[Part.UNPACK]
     head = next(op for op in graph.ops if op.kind == "head")
     head_seconds = streamed[Part.HEAD] - graph.weights[head.weights[0]].count / unpack_rate
-    factor = rates.fp32_factor if graph.workload.precision == "fp32" else 1.0
-    peak = rates.product_flops / factor
     plan, run = plans["checkpoint-1"], runs["checkpoint-1"]
     busy = sum(end - start for start, end in run.spans_ns) / 1e9
     known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)

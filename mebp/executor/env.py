@@ -100,13 +100,25 @@ class Env:
     seed: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     on_gradient: Callable[[str, Tensor], None] | None = None
+    copied_layer: str = ""
+    copies: dict[WeightId, Frozen] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.graph.workload.precision]
 
     def frozen(self, weight: WeightId) -> Frozen:
-        return self.store.matrix(weight.removesuffix(".weight"))
+        """A frozen matrix, in the mapped file or, with `layer_copies`, copied until another layer's is asked for."""
+        mapped = self.store.matrix(weight.removesuffix(".weight"))
+        layer, dot, _ = weight.removesuffix(".weight").partition(".")
+        if not (self.graph.workload.layer_copies and dot):
+            return mapped
+        if layer != self.copied_layer:
+            self.copied_layer, self.copies = layer, {}
+        if weight not in self.copies:
+            steps = None if mapped.steps is None else mapped.steps.clone()
+            self.copies[weight] = Frozen(codes=mapped.codes.clone(), steps=steps, format=mapped.format)
+        return self.copies[weight]
 
 
 class Io:

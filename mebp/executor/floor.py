@@ -10,7 +10,8 @@ from statistics import median
 import torch
 
 from mebp.executor.env import DTYPES
-from mebp.models.graph import Graph, Op
+from mebp.models.graph import Graph
+from mebp.models.kind import dense_products
 
 REPEATS = 5
 LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
@@ -22,25 +23,12 @@ def floor_seconds(graph: Graph) -> float:
     known: dict[tuple[int, int, int, bool], float] = {}
     total = 0.0
     for op in graph.ops:
-        for transposed in _products(op):
+        for transposed in dense_products(op):
             key = (op.dims.rows, op.dims.cols, op.dims.outs, transposed)
             if key not in known:
                 known[key] = _product_seconds(*key, dtype)
             total += known[key]
     return total
-
-
-def _products(op: Op) -> tuple[bool, ...]:
-    """The products with an op's frozen weight, each with whether it is transposed (forward)."""
-    match op.kind:
-        case "linear":
-            return (True,)
-        case "linear_backward" if "dx" in op.writes or "dx" in op.updates:
-            return (False,)
-        case "head":
-            return (True, False) if "dx" in op.writes else (True,)
-        case _:
-            return ()
 
 
 def _product_seconds(rows: int, cols: int, outs: int, transposed: bool, dtype: torch.dtype) -> float:

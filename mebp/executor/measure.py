@@ -10,6 +10,7 @@ from types import TracebackType
 import psutil
 
 INTERVAL_S = 0.002
+MOST_POINTS = 1000
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 THRESHOLD_BYTES = 64 << 10
 
@@ -38,10 +39,15 @@ def memory_now() -> tuple[int, int]:
 
 
 class Sampler:
-    """Watches memory from a thread while it is entered; `anonymous` and `file` are the highest values seen."""
+    """Watches memory from a thread while it is entered; `anonymous` and `file` are the highest values seen, `curve` is how
+    anonymous bytes moved since `begin`: (ns, bytes), at most MOST_POINTS of them.
+    """
 
     def __init__(self) -> None:
         self.anonymous, self.file = memory_now()
+        self.curve: list[tuple[int, int]] = []
+        self._begin_ns = self._next_ns = time.perf_counter_ns()
+        self._apart_ns = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -54,9 +60,23 @@ class Sampler:
         self._thread.join()
         self._look()
 
+    def begin(self) -> None:
+        """Start the curve again."""
+        self.curve = []
+        self._begin_ns = self._next_ns = time.perf_counter_ns()
+        self._apart_ns = int(INTERVAL_S * 1e9)
+
     def _look(self) -> None:
         anonymous, file = memory_now()
         self.anonymous, self.file = max(self.anonymous, anonymous), max(self.file, file)
+        now, curve = time.perf_counter_ns(), self.curve
+        if now < self._next_ns:
+            return
+        curve.append((now - self._begin_ns, anonymous))
+        if len(curve) > MOST_POINTS:  # every second one, and as many less from here on
+            del curve[1::2]
+            self._apart_ns *= 2
+        self._next_ns = now + self._apart_ns
 
     def _watch(self) -> None:
         while not self._stop.is_set():

@@ -20,6 +20,7 @@ from mebp.models.graph import Graph
 from mebp.plan import parse_plan
 
 WARM_UP_STEPS = 1
+DEVICES = ("cpu", "cuda", "mps")
 WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
@@ -51,7 +52,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
         ids = batch(graph, job)
-        results = _steps(executor, ids, job, progress)
+        results = _steps(executor, ids, job, progress, sampler)
     check = None
     if job.check_gradients:
         check = compare_gradients(plan, graph, store, ids, job)
@@ -67,17 +68,19 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         step_s=tuple(result.seconds for result in results[WARM_UP_STEPS:]),
         loss=tuple(result.loss for result in results),
         spans_ns=tuple(results[-1].spans_ns),
+        memory=tuple(sampler.curve),
         floor_s=floor_s,
         gradients=check,
     )
 
 
-def _steps(executor: Executor, ids: torch.Tensor, job: Job, progress: Progress) -> list[StepResult]:
-    """The warm-up step and those to be timed; of the spans only the last step's are kept."""
+def _steps(executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler) -> list[StepResult]:
+    """The warm-up step and those to be timed; of the spans and of the memory's curve only the last step's are kept."""
     total = WARM_UP_STEPS + job.steps
     results: list[StepResult] = []
     for step in range(total):
         progress(step, total)
+        sampler.begin()
         result = executor.step(ids)
         if not math.isfinite(result.loss):
             raise StoreError(
@@ -108,10 +111,13 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
 
 def require_device(name: str) -> None:
     """Refuse a torch device that this machine does not have."""
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise InputError(f"--torch-device = {name!r}: must be one of {', '.join(DEVICES)}")
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"torch has no device {name!r} here: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"torch has no device {name!r} here ({str(error).splitlines()[0]:.80}): take cpu") from None
 
 
 def _start_threads() -> None:

@@ -44,11 +44,12 @@ def num_trainable(config: ModelConfig, workload: Workload) -> int:
 
 def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
     """Bytes held for the whole run outside the arena, by name: fp32 adapters, optimiser state and gradients that wait for an
-    update, rope tables, token ids.
+    update, rope tables, token ids, and the compressed weights of a layer where they are copied.
     """
     trainable = num_trainable(config, workload) * FLOAT_BYTES
     states = ADAM_STATES if workload.optimizer == "adamw" and workload.method == "backprop" else 0
     held = {"held gradients": trainable} if workload.holds_gradients else {}
+    copies = {"a layer's compressed weights": _layer_nbytes(config, workload)} if workload.layer_copies else {}
     num_tables = 2 if config.rope != config.local_rope else 1
     tables = num_tables * 2 * workload.seq_len * (config.head_dim // 2) * workload.itemsize
     return {
@@ -57,7 +58,13 @@ def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
         **held,
         "rope tables": tables,
         "token ids": (2 * workload.tokens + workload.seq_len) * 8,
+        **copies,
     }
+
+
+def _layer_nbytes(config: ModelConfig, workload: Workload) -> int:
+    """Bytes of one layer's compressed weights."""
+    return sum(workload.weights.nbytes(*config.linear_shape(name)) for name in LINEARS)
 
 
 class _Builder(Step):

@@ -145,6 +145,24 @@ def head_passes(op: Op, tile: int) -> int:
     return 2 if "dx" in op.writes and tile > stream_rows(op.dims.cols) else 1
 
 
+def dense_products(op: Op) -> tuple[bool, ...]:
+    """The products with an op's frozen weight, each with whether that is transposed (forward): x W^T, dy W, the head's two."""
+    match op.kind:
+        case "linear":
+            return (True,)
+        case "linear_backward" if "dx" in op.writes or "dx" in op.updates:
+            return (False,)
+        case "head":
+            return (True, False) if "dx" in op.writes else (True,)
+        case _:
+            return ()
+
+
+def dense_flops(ops: Iterable[Op]) -> int:
+    """FLOPs of all products with frozen weights, forward and backward once: the floor of a step."""
+    return sum(2 * op.dims.rows * op.dims.cols * op.dims.outs * len(dense_products(op)) for op in ops)
+
+
 def _none(op: Op) -> int:
     return 0
 

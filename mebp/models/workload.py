@@ -34,7 +34,8 @@ class Workload:
 
     The update comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this
     2-norm, over all adapters together, where it is longer; 0 leaves it alone. With `evaluations` = 2 the loss is computed
-    twice, as published code does for a metric.
+    twice, as published code does for a metric. With `layer_copies` a layer's compressed weights are read into memory of the
+    process's own while it runs, as published code does too; else they stay in the mapped file.
     """
 
     seq_len: int = 256
@@ -47,6 +48,7 @@ class Workload:
     accumulate: int = 1
     clip_norm: float = 0.0
     evaluations: int = 1
+    layer_copies: bool = False
 
     @property
     def holds_gradients(self) -> bool:

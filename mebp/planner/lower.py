@@ -60,6 +60,7 @@ def lower(
         exact=exact,
         signature=graph.signature,
         device=device.name,
+        overrides=device.overrides,
         budget_bytes=budget_bytes,
         config=graph.config,
         workload=graph.workload,

@@ -18,9 +18,10 @@ LARGEST = 2**50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """The buffers of a file and the text of their rows, in file order."""
+    """The buffers of a file, the names of its fields and the text of its rows, in file order."""
 
     buffers: tuple[Buffer, ...]
+    fields: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
 
 
@@ -32,19 +33,22 @@ def read_instance(path: Path) -> Instance:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
         reader = csv.DictReader(io.StringIO(text))
-        names, rows = set(reader.fieldnames or ()), tuple(reader)
+        names, rows = tuple(reader.fieldnames or ()), tuple(reader)
     except csv.Error as error:
         raise InputError(f"{path} is not CSV: {error}") from None
-    if not set(FIELDS) <= names:
+    if not set(FIELDS) <= set(names):
         raise InputError(f"{path} is no packing problem: its first line must name {','.join(FIELDS)}")
     if not rows:
         raise InputError(f"{path} has no buffers: expected a line of {','.join(FIELDS)} for each")
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise InputError(f"{path}:{line} does not have the {len(names)} fields of the first line: {','.join(names)}")
     numbers = [_numbers(row, f"{path}:{line}") for line, row in enumerate(rows, start=2)]
     if len({row["id"] for row in rows}) != len(rows):
         raise InputError(f"{path} names an id twice: every buffer needs its own")
     rank = {time: at for at, time in enumerate(sorted({time for lower, upper, _ in numbers for time in (lower, upper)}))}
     buffers = tuple(Buffer(start=rank[lower], end=rank[upper], size=size) for lower, upper, size in numbers)
-    return Instance(buffers=buffers, rows=rows)
+    return Instance(buffers=buffers, fields=names, rows=rows)
 
 
 def _numbers(row: dict[str, str], where: str) -> tuple[int, int, int]:
@@ -65,7 +69,7 @@ def _numbers(row: dict[str, str], where: str) -> tuple[int, int, int]:
 def offsets_csv(instance: Instance, packing: Packing) -> str:
     """The instance with an offset for every buffer."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=[*FIELDS, "offset"], extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=dict.fromkeys([*instance.fields, "offset"]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "offset": offset} for row, offset in zip(instance.rows, packing.offsets, strict=True))
     return out.getvalue()

@@ -4,7 +4,7 @@ The class that placement chooses from: each activation saved or recomputed withi
 streamed, held from recomputation to backward or resident, first computations in the graph's order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -22,15 +22,13 @@ from mebp.planner.objective import extra_time_ns, written_units
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe, Saving, Unpacking, layer_inputs
 from mebp.planner.rules import FitsTheArena, OneOptionPerLayer, ResidentReadAgain, SegmentsAreStreamed
-from mebp.planner.search import Answer, Limits, Stop, search
+from mebp.planner.search import Answer, Effort, search
 from mebp.planner.variables import RUNNING_SUM, Variables
 
 FIRST_LOOK = 24  # options a menu in the first round, cheapest at the bound's prices
 MOST_OPTIONS = 160  # options a menu in the second round; where more are open, the bound at prices stands
 FIRST_SHARE = 0.1  # of the time, to find any plan where none is known to start from
 LARGEST_OBJECTIVE = 2**60
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +44,7 @@ class Placed:
     bound_ns: int
 
 
-def place(problem: Problem, room: int, limits: Limits, progress: Progress | None, stop: Stop) -> Placed | None:
+def place(problem: Problem, room: int, effort: Effort) -> Placed | None:
     """Two rounds: the cheapest options at the bound's prices, then all that can still be part of a better plan."""
     relaxations = problem.relaxations(room)
     if room <= 0 or not all(relaxation.feasible for relaxation in relaxations):
@@ -58,8 +56,8 @@ def place(problem: Problem, room: int, limits: Limits, progress: Progress | None
         _union_of(smallest(menu), *(_cheapest(bound.reduced_ns[i], FIRST_LOOK) for bound in bounds))
         for i, menu in enumerate(distinct_menus(problem.stretches))
     ]
-    looked = _search(problem, room, limits, shortlists_of(first, problem, start), start, bound_ns, progress, stop)
-    if looked is None or looked.model_ns <= bound_ns or stop.asked:
+    looked = _search(problem, room, effort, shortlists_of(first, problem, start), start, bound_ns)
+    if looked is None or looked.model_ns <= bound_ns or effort.stop.asked:
         return looked and replace(looked, bound_ns=min(bound_ns, looked.model_ns))
     still = [_still_open(bounds, i, looked.model_ns) for i in range(len(first))]
     shortlists = [
@@ -67,7 +65,7 @@ def place(problem: Problem, room: int, limits: Limits, progress: Progress | None
         for i, options in enumerate(still)
     ]
     try:
-        final = _search(problem, room, limits, shortlists_of(shortlists, problem, start), looked, bound_ns, progress, stop)
+        final = _search(problem, room, effort, shortlists_of(shortlists, problem, start), looked, bound_ns)
     except NoPlanInTime:
         final = None
     better = looked if final is None or final.model_ns > looked.model_ns else final
@@ -86,12 +84,10 @@ def _still_open(bounds: Sequence[Bound], menu: int, known_ns: int) -> list[int]:
 def _search(
     problem: Problem,
     room: int,
-    limits: Limits,
+    effort: Effort,
     shortlists: list[list[int]],
     start: Start | Placed | None,
     bound_ns: int,
-    progress: Progress | None,
-    stop: Stop,
 ) -> Placed | None:
     model = cp_model.CpModel()
     variables = variables_of(problem, model, shortlists)
@@ -103,16 +99,16 @@ def _search(
         case Placed():
             _hint_values(model, start.values)
         case None:
-            _hint_least(model, taken, room, limits, stop)
+            _hint_least(model, taken, room, effort)
             model.add(taken <= room)
     unit, scale = _tie_break(problem)
     model.minimize(extra_time_ns(variables) * scale + written_units(variables, unit))
 
     def watch(objective: float, proven: float) -> None:
-        if progress:
-            progress(problem.base_ns + int(objective // scale), max(bound_ns, problem.base_ns + int(proven // scale)))
+        if effort.progress:
+            effort.progress(problem.base_ns + int(objective // scale), max(bound_ns, problem.base_ns + int(proven // scale)))
 
-    answer = search(model, limits, stop, watch, share=0.5)
+    answer = search(model, effort, watch, share=0.5)
     if answer is None:
         return None
     return Placed(
@@ -129,11 +125,11 @@ def most_room(problem: Problem) -> int:
     return layers + max(head.peak for head in problem.heads)
 
 
-def _hint_least(model: cp_model.CpModel, taken: cp_model.IntVar, room: int, limits: Limits, stop: Stop) -> None:
+def _hint_least(model: cp_model.CpModel, taken: cp_model.IntVar, room: int, effort: Effort) -> None:
     """Hint a plan that fits `room`, found by looking for nothing but less room taken: better than to begin with no plan at all."""
     model.minimize(taken)
     with suppress(NoPlanInTime):
-        answer = search(model, limits, stop, lambda objective, _: objective <= room, share=FIRST_SHARE)
+        answer = search(model, effort, lambda objective, _: objective <= room, share=FIRST_SHARE)
         if answer is not None:  # else flash cannot take what every plan writes
             _hint_values(model, _values(model, answer))
 

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from ortools.sat.python import cp_model
 
@@ -11,7 +13,9 @@ from mebp.errors import NoPlanInTime
 SMALL_S = 0.6  # deterministic seconds within which small problems are solved
 HINT_S = 2.0  # wall seconds for completing a hint, which is given whole
 
+Found = TypeVar("Found")
 Watch = Callable[[float, float], bool | None]  # objective and bound; True ends the search
+Progress = Callable[[int, int], None]  # the best so far and the bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,24 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to search, who may stop it, and who is told of what it finds."""
+
+    limits: Limits = Limits()
+    stop: Stop = field(default_factory=Stop)
+    progress: Progress | None = None
+
+    def part(self, share: float) -> "Effort":
+        """A share of the time (see Limits.part)."""
+        return replace(self, limits=self.limits.part(share))
+
+    def quick(self, deterministic_s: float) -> "Effort":
+        """No more than so many deterministic seconds, and nobody told."""
+        limits = replace(self.limits, deterministic_s=min(self.limits.deterministic_s, deterministic_s))
+        return replace(self, limits=limits, progress=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A solver that holds a solution, and the bound that its search proved (-inf: none)."""
 
@@ -63,8 +85,9 @@ class Answer:
     bound: float
 
 
-def search(model: cp_model.CpModel, limits: Limits, stop: Stop, watch: Watch | None = None, share: float = 1.0) -> Answer | None:
+def search(model: cp_model.CpModel, effort: Effort, watch: Watch | None = None, share: float = 1.0) -> Answer | None:
     """The best solution within `share` of the limits; None where nothing is feasible. NoPlanInTime where nothing was found."""
+    limits, stop = effort.limits, effort.stop
     solver = _solver(limits)
     solver.parameters.max_deterministic_time = limits.deterministic_s * share
     solver.parameters.max_time_in_seconds = limits.wall_s * share
@@ -104,3 +127,30 @@ class _Report(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # ortoo
     def on_solution_callback(self) -> None:
         if self._watch(self.objective_value, self.best_objective_bound):
             self.stop_search()
+
+
+def interruptible(work: Callable[[], Found], stop: Stop) -> Found:
+    """Do `work` beside this thread; Ctrl-C asks it to stop and takes what it has, a second one ends it."""
+    future: Future[Found] = Future()
+    try:
+        return beside(work, future).result()
+    except KeyboardInterrupt:
+        if not future.running() and not future.done():
+            raise  # it came before the work began
+        stop.ask()
+        return future.result()
+
+
+def beside(work: Callable[[], Found], future: "Future[Found] | None" = None) -> "Future[Found]":
+    """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
+    future = Future() if future is None else future
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="mebp-solve", daemon=True).start()
+    return future

@@ -16,11 +16,11 @@ from mebp.planner.bound import distinct_menus
 from mebp.planner.budget import arena_budget, outside_arena
 from mebp.planner.hint import hint
 from mebp.planner.lower import lower
-from mebp.planner.place import Placed, Progress, most_room, place, recipe_of, shortlists_of, smallest, starts, variables_of
+from mebp.planner.place import Placed, most_room, place, recipe_of, shortlists_of, smallest, starts, variables_of
 from mebp.planner.problem import Problem
 from mebp.planner.recipe import Recipe
 from mebp.planner.rules import FitsTheArena, NothingResident
-from mebp.planner.search import Limits, Stop, search
+from mebp.planner.search import Effort, Limits, Progress, Stop, search
 from mebp.sim.simulate import simulate
 
 CLASS_SCOPE = (
@@ -41,7 +41,7 @@ LATER = 0.5  # of the time that the first placement may take, for each further o
 
 def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop | None = None) -> Plan:
     """The plan with the least arena that the search finds: nothing of its class is known to fit a smaller budget."""
-    problem = replace(problem, flash_share=MOST_WAITING)
+    problem, effort = replace(problem, flash_share=MOST_WAITING), Effort(limits=limits, stop=stop or Stop())
     model = cp_model.CpModel()
     start = min(starts(problem), key=lambda plan: (plan.room, plan.stored), default=None)
     shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, start)
@@ -54,13 +54,12 @@ def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop |
         hint(model, variables, start, 0)
         model.add_hint(room, start.room)
     model.minimize(room)
-    answer = search(model, limits, stop or Stop())
+    answer = search(model, effort)
     assert answer is not None, "with unbounded room some plan fits"
     recipe = recipe_of(problem, variables, answer.solver)
     best = _smallest_written(problem, recipe, budget_bytes)
-    quick = replace(limits, deterministic_s=min(limits.deterministic_s, QUICK_S))
     for _ in range(DESCENTS):  # the model counts some workspace twice: what it calls too small may still be written smaller
-        placed = _placed_below(problem, best.arena_bytes, quick, stop or Stop())
+        placed = _placed_below(problem, best.arena_bytes, effort.quick(QUICK_S))
         smaller = _smallest_written(problem, placed.recipe, budget_bytes) if placed else best
         if smaller.arena_bytes >= best.arena_bytes:
             break
@@ -68,10 +67,10 @@ def least_plan(problem: Problem, budget_bytes: int, limits: Limits, stop: Stop |
     return best
 
 
-def _placed_below(problem: Problem, arena_bytes: int, limits: Limits, stop: Stop) -> Placed | None:
+def _placed_below(problem: Problem, arena_bytes: int, effort: Effort) -> Placed | None:
     """A placement in less than `arena_bytes`, if one is found."""
     try:
-        return None if stop.asked else place(problem, arena_bytes - 1, limits, None, stop)
+        return None if effort.stop.asked else place(problem, arena_bytes - 1, effort)
     except NoPlanInTime:
         return None
 
@@ -97,16 +96,17 @@ def solve(
 
     Where unpacking has an engine of its own, the fastest over which weights that one unpacks ahead.
     """
-    stop, begin = stop or Stop(), time.monotonic()
-    found = [_best(problem, budget_bytes, limits, progress, stop, least)]
+    effort, begin = Effort(limits=limits, stop=stop or Stop(), progress=progress), time.monotonic()
+    found = [_best(problem, budget_bytes, effort, least)]
+    later = replace(effort.part(LATER), progress=None)
     for variant in problem.ahead:
         with suppress(InfeasibleBudget, NoPlanInTime):
-            found += [] if stop.asked else [_best(variant, budget_bytes, limits.part(LATER), None, stop, found[0].plan)]
+            found += [] if effort.stop.asked else [_best(variant, budget_bytes, later, found[0].plan)]
     best = min(found, key=lambda fit: fit.step_ns)
     return replace(best.plan, solver=_facts(problem, best, time.monotonic() - begin, budget_bytes))
 
 
-def _best(problem: Problem, budget_bytes: int, limits: Limits, progress: Progress | None, stop: Stop, least: Plan | None) -> "_Fit":
+def _best(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None) -> "_Fit":
     """The fastest plan found for one choice of weights to unpack ahead.
 
     Its time is the simulator's. Where that has waits for flash, plans that use flash less are looked at too; where nothing fits
@@ -115,21 +115,21 @@ def _best(problem: Problem, budget_bytes: int, limits: Limits, progress: Progres
     room = arena_budget(problem.graph, problem.device, budget_bytes)
     found: list[_Fit] = []
     for share in BESIDE[:1] if problem.cost.ahead else BESIDE:  # there it rather waits for unpacking
-        allowed = limits.part(LATER) if found else limits
-        found += _tried(replace(problem, flash_share=share), room, budget_bytes, allowed, progress, stop, among=found)
-        if stop.asked or not found or not found[-1].waits or found[-1].share < share:
+        allowed = effort.part(LATER) if found else effort
+        found += _tried(replace(problem, flash_share=share), room, budget_bytes, allowed, among=found)
+        if effort.stop.asked or not found or not found[-1].waits or found[-1].share < share:
             break  # without flash there is less room, not more
     if found:
         return _fastest(found)
-    least = least or least_plan(problem, budget_bytes, limits, stop)
+    least = least or least_plan(problem, budget_bytes, effort.limits, effort.stop)
     if least.arena_bytes > room:
         least_bytes = outside_arena(problem.graph, problem.device) + least.arena_bytes
         raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {least_bytes} exists", budget_bytes, least_bytes)
     found = [_timed(problem, replace(least, name="solved"))]
     for share in WAITING:
-        if not stop.asked:
-            allowed = limits.part(LATER)
-            found += _tried(replace(problem, flash_share=share), room, budget_bytes, allowed, progress, stop, among=found)
+        if not effort.stop.asked:
+            waiting = replace(problem, flash_share=share)
+            found += _tried(waiting, room, budget_bytes, effort.part(LATER), among=found)
     return _fastest(found)
 
 
@@ -164,19 +164,10 @@ def _fastest(found: Sequence[_Fit]) -> _Fit:
     return replace(best, bound_ns=bound_ns)
 
 
-def _tried(
-    problem: Problem,
-    room: int,
-    budget_bytes: int,
-    limits: Limits,
-    progress: Progress | None,
-    stop: Stop,
-    *,
-    among: Sequence[_Fit],
-) -> list[_Fit]:
+def _tried(problem: Problem, room: int, budget_bytes: int, effort: Effort, *, among: Sequence[_Fit]) -> list[_Fit]:
     """The plan at one share of flash time, if one fits; running out of time counts only while nothing is found."""
     try:
-        fit = _fit(problem, room, budget_bytes, limits, progress, stop)
+        fit = _fit(problem, room, budget_bytes, effort)
     except NoPlanInTime:
         if not among:
             raise
@@ -184,13 +175,13 @@ def _tried(
     return [fit] if fit else []
 
 
-def _fit(problem: Problem, room: int, budget_bytes: int, limits: Limits, progress: Progress | None, stop: Stop) -> _Fit | None:
+def _fit(problem: Problem, room: int, budget_bytes: int, effort: Effort) -> _Fit | None:
     """Place and write out. Packing and transfers in flight may need more than the live bytes that the model bounds:
     then in less room.
     """
     allowed, first = room, None
     for _ in range(TIGHTENINGS):
-        placed = place(problem, allowed, limits.part(LATER) if first else limits, progress, stop)
+        placed = place(problem, allowed, effort.part(LATER) if first else effort)
         if placed is None:
             break
         first = first or placed

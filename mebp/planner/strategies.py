@@ -51,7 +51,9 @@ def mebp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
 
 
 def mlx(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
-    """The released MLX code's: every layer's input kept in memory (its default), products on packed weights, full logits."""
+    """The released MLX code's: every layer's input kept in memory (its default), products on packed weights, which are read into
+    memory of its own layer by layer, full logits.
+    """
     return Recipe(saving=_checkpoints(graph, 1), head_tile=graph.config.vocab)
 
 
@@ -102,7 +104,7 @@ STRATEGIES = {
             name="mlx",
             summary="the released code: checkpoints in memory, streamed weights, full logits computed twice",
             recipe=mlx,
-            changes={"evaluations": 2},
+            changes={"evaluations": 2, "layer_copies": True},
         ),
         Strategy(name="mesp", summary="checkpoints in memory, whole weights, full logits", recipe=mesp),
         Strategy(name="keep-all", summary="every activation kept, streamed weights, one-pass head", recipe=keep_all),

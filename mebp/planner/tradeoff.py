@@ -1,10 +1,7 @@
 """The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from threading import Thread
-from typing import TypeVar
 
 from mebp.check import check
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
@@ -12,18 +9,17 @@ from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.frontier import Corner, best_step_ns, outline
 from mebp.planner.knob import Knob, knobs
-from mebp.planner.place import Progress
 from mebp.planner.problem import Problem, pose
-from mebp.planner.search import Limits, Stop
+from mebp.planner.search import Limits, Progress, Stop, beside
 from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES, Strategy
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
 from mebp.sim.uncertainty import Uncertainty
 
-Answer = TypeVar("Answer")
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
+HELPS = 0.98  # of the least budget: a remedy leads to no more than that
 REMEDY_S = 0.3  # deterministic seconds of search for each remedy
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
@@ -117,7 +113,7 @@ def tradeoff(
     Ctrl-C while it searches ends the search with the best plans so far; a second one raises KeyboardInterrupt.
     """
     stop = Stop()
-    solved = _beside(lambda: _solved(graph, device, budget_bytes, limits, progress, stop))
+    solved = beside(lambda: _solved(graph, device, budget_bytes, limits, progress, stop))
     rows: list[Row] = []
     try:
         for strategy in STRATEGIES.values():
@@ -161,30 +157,6 @@ class _Solved:
     out_of_time: bool
     outline: tuple[Corner, ...]
     best_with_more_ns: int | None
-
-
-def interruptible(work: Callable[[], Answer], stop: Stop) -> Answer:
-    """Do `work` beside this thread; Ctrl-C asks it to stop and takes what it has, a second one ends it."""
-    future = _beside(work)
-    try:
-        return future.result()
-    except KeyboardInterrupt:
-        stop.ask()
-        return future.result()
-
-
-def _beside(work: Callable[[], Answer]) -> "Future[Answer]":
-    """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
-    future: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, name="mebp-solve", daemon=True).start()
-    return future
 
 
 def require_fit(found: Tradeoff) -> Row:
@@ -241,7 +213,7 @@ def remedies(found: Tradeoff, limits: Limits) -> tuple[Knob, ...]:
     """Changes that lower the least budget of a table in which nothing fits, the most effective first."""
     quick = replace(limits, deterministic_s=min(limits.deterministic_s, REMEDY_S))
     tried = knobs(found.graph, found.device, found.budget_bytes, quick)
-    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < found.least_budget_bytes]
+    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < HELPS * found.least_budget_bytes]
     return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
 
 

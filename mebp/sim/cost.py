@@ -1,11 +1,17 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
 from mebp.models.graph import Graph, Op, Weight, WeightId
-from mebp.models.kind import KINDS, Part, head_passes, reads_in_place
+from mebp.models.kind import KINDS, Part, dense_flops, head_passes, reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
 
 NS = 1e9
+
+
+def floor_ns(graph: Graph, device: Device) -> float:
+    """What the dense products of a step take at the rate that a good product attains: no step on the processor is faster."""
+    factor = device.runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
+    return dense_flops(graph.ops) * factor / device.hardware.product_flops * NS
 
 
 class CostModel:

@@ -8,7 +8,7 @@ provenance.
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -79,13 +79,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A named profile; `sources` has an entry for every number, keyed `hardware.x` or `runtime.x`."""
+    """A named profile; `sources` has an entry for every number, keyed `hardware.x` or `runtime.x`.
+
+    `overrides` are the `key=value` that changed it after it was read.
+    """
 
     name: str
     title: str
     hardware: Hardware
     runtime: Runtime
     sources: Mapping[str, Source] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     @property
     def unpack_engine(self) -> Engine:
@@ -250,7 +254,7 @@ def _line(key: str, text: str) -> int:
     return 1
 
 
-def override(device: Device, assignments: list[str]) -> Device:
+def override(device: Device, assignments: Sequence[str]) -> Device:
     """Apply `key=value` overrides, the key as `devices show` prints it."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -272,7 +276,8 @@ def override(device: Device, assignments: list[str]) -> Device:
         changed = replace(getattr(device, section), **{name: number})
         asked = Source(kind="assumed", source="--set on the command line", range=(number, number))
         sources = {**device.sources, key: asked}
-        device = replace(device, sources=sources, **{section: changed})
+        overrides = (*device.overrides, assignment)
+        device = replace(device, sources=sources, overrides=overrides, **{section: changed})
     return device
 
 

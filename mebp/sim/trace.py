@@ -13,10 +13,13 @@ from mebp.sim.simulate import Prediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One process of a trace: (start, end) in ns of every instruction of a plan, frees left at (0, 0)."""
+    """One process of a trace: (start, end) in ns of every instruction of a plan, frees left at (0, 0); (ns, bytes) of the memory
+    that the process had, where that was measured.
+    """
 
     name: str
     spans_ns: Sequence[tuple[int, int]]
+    memory: Sequence[tuple[int, int]] = ()
 
 
 def predicted_track(plan: Plan, prediction: Prediction) -> Track:
@@ -24,7 +27,8 @@ def predicted_track(plan: Plan, prediction: Prediction) -> Track:
     spans = [(0, 0)] * len(plan.instructions)
     for piece in prediction.timeline:
         spans[piece.index] = (piece.start_ns, piece.end_ns)
-    return Track(name="predicted", spans_ns=spans)
+    footprint = [(0, prediction.peak_bytes), (prediction.step_ns, prediction.peak_bytes)]  # the arena is one allocation
+    return Track(name="predicted", spans_ns=spans, memory=footprint)
 
 
 def chrome_trace(plan: Plan, prediction: Prediction, tracks: Sequence[Track]) -> str:
@@ -39,6 +43,9 @@ def chrome_trace(plan: Plan, prediction: Prediction, tracks: Sequence[Track]) ->
             at, length = start / 1000, (end - start) / 1000
             events.append({"ph": "X", "pid": pid, "tid": instruction.engine, "ts": at, "dur": length, "name": _name(instruction)})
             events.append({"ph": "C", "pid": pid, "ts": at, "name": "arena bytes", "args": {"live": live[index]}})
+        for ns, nbytes in track.memory:
+            args = {"bytes": nbytes}
+            events.append({"ph": "C", "pid": pid, "ts": ns / 1000, "name": "anonymous memory", "args": args})
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 

@@ -67,6 +67,8 @@ def test_verify_runs_its_grid_and_says_how_far_it_is_off(
     assert out.count("exact") >= 5
     assert "WRONG" not in out
     assert "off by" in out
+    assert "slow: time of dense products" in out
+    assert "at the machine's speed of each run" in " ".join(out.split())
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "leave --budget out" in refused(capsys, "verify", "--model", tiny, "--budget", "1GB")
 
@@ -74,3 +76,15 @@ def test_verify_runs_its_grid_and_says_how_far_it_is_off(
 def test_a_limit_that_is_no_size_is_refused(tiny: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     assert command("run", "--model", tiny, "--limit", "much", *QUICK) == 2
     assert "--limit = 'much'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_limit_below_the_plan_s_own_memory_is_refused_before_it_runs(
+    tiny: str,  # noqa: F811
+    host: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("run", "--model", tiny, "--limit", "1MB", *QUICK) == 1
+    assert "--limit 1MB is below what the process takes by itself" in capsys.readouterr().err.splitlines()[-1]
+    assert "no such folder" in refused(capsys, "run", "--model", tiny, "--spill-dir", str(tmp_path / "none"), *QUICK)
+    assert "must be one of cpu, cuda, mps" in refused(capsys, "run", "--model", tiny, "--torch-device", "xyz", *QUICK)

@@ -13,6 +13,7 @@ import pytest
 
 from mebp.cli.main import main
 from mebp.cli.run import require_agreement
+from mebp.cli.show import load_row
 from mebp.errors import Disagreement
 from mebp.executor.store import WEIGHTS_FILE, synthesize
 from mebp.executor.worker import GradientCheck, Measurement
@@ -177,6 +178,20 @@ def test_a_trace_opens_as_chrome_events(tiny: str, tmp_path: Path) -> None:
     assert {event["ph"] for event in events} == {"M", "X", "C"}
 
 
+def test_a_run_s_trace_has_both_processes_and_their_memory(
+    plan_file: str, host: None, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace.json"
+    monkeypatch.setattr("mebp.cli.run.require_agreement", lambda *_: None)  # the profile is a phone's
+    assert command("run", plan_file, "--store", str(store), "--steps", "1", "--trace", str(path)) == 0
+    events = json.loads(path.read_text())["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["predicted", "measured"]
+    for process in (1, 2):
+        counters = [event for event in events if event["ph"] == "C" and event["pid"] == process]
+        assert {event["name"] for event in counters} == {"arena bytes", "anonymous memory"}
+        assert all(event["args"]["bytes"] > 0 for event in counters if event["name"] == "anonymous memory")
+
+
 @pytest.mark.parametrize("name", ["devices", "models"])
 def test_lists_print(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(name) == 0
@@ -261,7 +276,7 @@ def test_run_refuses_a_cut_store(plan_file: str, host: None, store: Path, capsys
     [
         (["--store", "/nowhere"], "no store at /nowhere"),
         (["--steps", "0"], "--steps"),
-        (["--torch-device", "warp"], "no device 'warp'"),
+        (["--torch-device", "warp"], "must be one of cpu, cuda, mps"),
         (["--spill-dir", "/nowhere"], "--spill-dir"),
         (["--ids", "/nowhere.json"], "/nowhere.json"),
     ],
@@ -438,7 +453,8 @@ def test_damaged_weights_are_named_and_not_a_traceback(
 
 def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(f"{sys.executable} -m mebp models >&-", shell=True, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == ["mebp-plan: standard output is closed: send it to a file, or to /dev/null"]
 
 
 def test_the_frontier_prints_rows_and_writes_csv(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,6 +465,26 @@ def test_the_frontier_prints_rows_and_writes_csv(tiny: str, tmp_path: Path, caps
     assert header.startswith("budget_bytes,peak_bytes,step_time_us")
     assert len(rows) == 3
     assert "--points" in refused(capsys, "frontier", "--model", tiny, "--points", "1", *QUICK)
+
+
+def test_a_frontier_above_the_budget_exits_with_1(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("frontier", "--model", tiny, "--points", "2", "--budget", "1MB", *QUICK) == 1
+    assert "nothing fits 1.00 MB: the least feasible budget is" in capsys.readouterr().err
+
+
+def test_a_plan_is_timed_again_on_the_profile_it_was_made_with(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    slow = ["--set", "runtime.unpack_rate=1e6", "--max-flash-write", "0"]
+    assert command("--model", tiny, "-o", str(path), "--plan", "checkpoint-1", "--json", *slow, *QUICK) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["plans"]}
+    assert read_plan(path).overrides == ("runtime.unpack_rate=1e6", "runtime.flash_write_cap_bytes=0")
+    row = load_row(path, None)
+    assert row.prediction.step_ns // 1000 == pytest.approx(rows["checkpoint-1"]["step_time_us"], abs=1)
+    assert load_row(path, "iphone15promax").prediction.step_ns < row.prediction.step_ns
+    command("show", str(path), "--limit", "1")
+    assert "iphone15promax with runtime.unpack_rate=1e6" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_plan_file_is_one_plan_and_no_row_to_choose(plan_file: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:

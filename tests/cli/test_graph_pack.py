@@ -1,6 +1,8 @@
 """The commands for problems that are not transformers: graph and pack."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_graph_prints_an_order_that_the_checker_accepts(step: Path, capsys: pyte
     assert command("graph", str(step), "--budget", "300", "--fixed-order", "--time-limit", "10", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     dag = read_dag(step)
-    runs = [Run(node=dag.names.index(run["node"]), loaded=run["loaded"]) for run in found["order"]]
+    runs = [Run(node=dag.ids.index(run["node"]), loaded=run["loaded"]) for run in found["order"]]
     assert measure(dag, runs).cost == found["cost"] >= found["bound"]
     assert measure(dag, runs).peak == found["peak_bytes"] <= 300
     assert found["status"] == "optimal"
@@ -62,6 +64,46 @@ def test_graph_refuses_bad_flags_in_one_line(flags: list[str], says: str, step: 
     assert says in refused(capsys, "graph", str(step), *flags)
 
 
+INTERRUPT_AT_FIRST_ORDER = """
+import os, signal, sys
+from mebp.cli.main import main
+from mebp.planner.dag import solve
+offer, sent = solve._Best.offer, []
+def interrupt(best, runs):
+    offer(best, runs)
+    if best.runs and not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGINT))
+solve._Best.offer = interrupt
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_gives_the_best_order_so_far(step: Path) -> None:
+    command_line = [sys.executable, "-c", INTERRUPT_AT_FIRST_ORDER, "graph", str(step), "--budget", "300", "--json"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "mebp-plan: interrupted: this is the best order so far"
+    assert json.loads(done.stdout)["peak_bytes"] <= 300
+
+
+def test_graph_takes_fractional_costs_and_cheap_transfers(step: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Transfers of a thousandth of a run each: nothing runs again."""
+    data = json.loads(step.read_text())
+    for node in data["nodes"]:
+        node["cost_cpu"] /= 8
+    step.write_text(json.dumps(data))
+    assert command("graph", str(step), "--budget", "300", "--flash-bandwidth", "1e6", "--time-limit", "10", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cost_of_one_run_each"] == sum(node["cost_cpu"] for node in data["nodes"])
+    assert 0 < found["cost"] - found["cost_of_one_run_each"] < 0.01
+    assert all(isinstance(run["node"], int) for run in found["order"])
+
+
+def test_graph_runs_no_node_more_often_than_it_may(step: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--fixed-order", "--copies", "1", "--time-limit", "10"]
+    assert "1 runs of a node" in refused(capsys, "graph", str(step), "--budget", "300", *flags, code=1)
+
+
 def test_neither_command_writes_over_what_it_reads(step: Path, buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = step.read_text(), buffers.read_text()
     refused(capsys, "graph", str(step), "--budget", "1kB", "-o", str(step))
@@ -75,6 +117,16 @@ def test_pack_writes_offsets_within_the_capacity(buffers: Path, capsys: pytest.C
     rows = [line.split(",") for line in captured.out.splitlines()[1:]]
     assert all(int(offset) + int(size) <= 192 for _, _, _, size, offset in rows)
     assert "192 live at once" in captured.err
+
+
+def test_pack_keeps_further_fields_and_refuses_broken_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "b.csv"
+    path.write_text("id,lower,upper,size,owner\na,0,10,64,x\n")
+    assert command("pack", str(path), "--capacity", "64") == 0
+    assert capsys.readouterr().out.splitlines() == ["id,lower,upper,size,owner,offset", "a,0,10,64,x,0"]
+    for line in ("a,0,10", "a,0,10,64,x,y"):
+        path.write_text(f"id,lower,upper,size,owner\n{line}\n")
+        assert "b.csv:2 does not have the 5 fields" in refused(capsys, "pack", str(path), "--capacity", "64")
 
 
 def test_pack_says_when_nothing_fits(buffers: Path, capsys: pytest.CaptureFixture[str]) -> None:

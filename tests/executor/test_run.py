@@ -110,6 +110,25 @@ def test_a_padded_batch_is_exact(family: str, tmp_path: Path) -> None:
     require_exact(given, ["keep-all", "mebp", "solved"], given.ids.masked_fill(mask == 0, -100), mask)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_two_runs_of_one_plan_are_equal_bit_for_bit(name: str, tmp_path: Path) -> None:
+    given = trial("gemma3", tmp_path, precision="bf16")
+    plan = plan_named(name, given.graph)
+    (loss, first), (again, second) = (run_once(plan, given) for _ in range(2))
+    assert loss == again
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_released_codes_recipe_holds_one_layer_s_compressed_weights(tmp_path: Path) -> None:
+    given = trial("qwen3", tmp_path)
+    graph = STRATEGIES["mlx"].graph(given.graph)
+    executor = Executor(STRATEGIES["mlx"].plan(graph, DEVICE, 0), graph, given.store, given.fresh_adapters())
+    executor.step(given.ids)
+    held = [tensor for frozen in executor.env.copies.values() for tensor in (frozen.codes, frozen.steps) if tensor is not None]
+    assert sum(tensor.nbytes for tensor in held) == graph.outside_bytes["a layer's compressed weights"]
+    assert "a layer's compressed weights" not in given.graph.outside_bytes
+
+
 def test_masked_labels_are_not_counted(tmp_path: Path) -> None:
     given = trial("qwen3", tmp_path)
     labels = given.ids.clone()

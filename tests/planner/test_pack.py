@@ -93,7 +93,7 @@ def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
         ("id,lower,upper,size\n0,5,5,1\n", ":2: upper = 5"),
         ("id,lower,upper,size\n0,0,1,0\n", ":2: size = 0"),
         ("id,lower,upper,size\n0,0,x,1\n", "upper = 'x'"),
-        ("id,lower,upper,size\n0,0,1\n", "size = None"),
+        ("id,lower,upper,size\n0,0,1\n", "have the 4 fields"),
         ("id,lower,upper,size\n0,0,1,4\n0,0,1,4\n", "an id twice"),
     ],
 )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil, log10
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from mebp.errors import GraphError
 COST_FIELDS = ("cost_cpu", "cost", "time")
 SIZE_FIELDS = ("cost_ram", "memory", "size")
 LARGEST = 2**50
+DIGITS = 10  # of the sum of costs, where they are counted in small parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dag:
-    """Nodes 0..n-1 in topological order: name, cost of one run, bytes of the result, and the nodes whose results each reads."""
+    """Nodes 0..n-1 in topological order: the file's own id, cost of one run, bytes of the result, and the nodes whose results each
+    reads. Costs are whole numbers of `unit`, in the file's unit of cost.
+    """
 
-    names: tuple[str, ...]
+    ids: tuple[int | str, ...]
     costs: tuple[int, ...]
     sizes: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
+    unit: float = 1.0
 
     @property
     def num_nodes(self) -> int:
@@ -56,25 +61,33 @@ class Dag:
         """The same graph with its nodes in another topological order."""
         position = {node: at for at, node in enumerate(order)}
         return Dag(
-            names=tuple(self.names[v] for v in order),
+            ids=tuple(self.ids[v] for v in order),
             costs=tuple(self.costs[v] for v in order),
             sizes=tuple(self.sizes[v] for v in order),
             inputs=tuple(tuple(sorted(position[u] for u in self.inputs[v])) for v in order),
+            unit=self.unit,
         )
 
+    def in_file_units(self, cost: int) -> int | float:
+        """A cost as the file counts it."""
+        return cost if self.unit == 1.0 else float(f"{cost * self.unit:.{DIGITS}g}")
 
-def read_dag(path: Path) -> Dag:
-    """Read node-link JSON; GraphError in one line for text that is none, a cycle, a missing or negative cost."""
+
+def read_dag(path: Path, *, fine: bool = False) -> Dag:
+    """Read node-link JSON; GraphError in one line for text that is none, a cycle, a missing or negative cost.
+
+    With `fine` costs are counted in small parts, as they are wherever the file's are no whole numbers.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"cannot read graph {path}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, RecursionError) as error:
         raise GraphError(f"{path} is not JSON: {error}") from None
-    return parse_dag(raw, str(path))
+    return parse_dag(raw, str(path), fine=fine)
 
 
-def parse_dag(raw: Any, source: str) -> Dag:
+def parse_dag(raw: Any, source: str, *, fine: bool = False) -> Dag:
     """Turn node-link data into a Dag; `source` names it in errors."""
     graph = _directed(raw, source)
     if not graph:
@@ -86,10 +99,13 @@ def parse_dag(raw: Any, source: str) -> Dag:
     ordered = all(given[u] < given[v] for u, v in graph.edges)
     order = list(graph) if ordered else list(nx.lexicographical_topological_sort(graph, key=lambda node: given[node]))
     position = {node: at for at, node in enumerate(order)}
+    costs = [_number(graph.nodes[node], COST_FIELDS, node, source) for node in order]
+    unit = 1.0 if all(cost == int(cost) for cost in costs) and not fine else _small_unit(costs)
     return Dag(
-        names=tuple(str(graph.nodes[node].get("name", node)) for node in order),
-        costs=tuple(_number(graph.nodes[node], COST_FIELDS, node, source) for node in order),
-        sizes=tuple(_number(graph.nodes[node], SIZE_FIELDS, node, source) for node in order),
+        ids=tuple(order),
+        costs=tuple(round(cost / unit) for cost in costs),
+        sizes=tuple(_whole(graph.nodes[node], SIZE_FIELDS, node, source) for node in order),
+        unit=unit,
         inputs=tuple(tuple(sorted(position[u] for u in graph.predecessors(node))) for node in order),
     )
 
@@ -113,12 +129,25 @@ def _directed(raw: Any, source: str) -> nx.DiGraph:
     return graph
 
 
-def _number(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: str) -> int:
+def _small_unit(costs: Sequence[float]) -> float:
+    """A power of ten that all costs together are DIGITS digits of: decimals that a profiler writes stay exact."""
+    total = sum(costs)
+    return 10.0 ** (ceil(log10(total)) - DIGITS) if total else 1.0
+
+
+def _whole(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: str) -> int:
+    value = _number(fields, names, node, source)
+    if value != int(value):
+        name = next(name for name in names if name in fields)
+        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be whole bytes: round it up")
+    return int(value)
+
+
+def _number(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: str) -> float:
     name = next((name for name in names if name in fields), None)
     if name is None:
         raise GraphError(f"{source}: node {node!r} has no {names[0]} (or {' or '.join(names[1:])})")
     value = fields[name]
-    whole = not isinstance(value, bool) and isinstance(value, int | float) and value == value and 0 <= value <= LARGEST  # noqa: PLR0124
-    if not whole or value != int(value):
-        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be a whole number from 0 to {LARGEST}")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be a number from 0 to {LARGEST}")
+    return value

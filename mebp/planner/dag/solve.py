@@ -7,19 +7,20 @@ Every answer is measured by mebp/planner/dag/order.py, which knows nothing of ho
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
 
 from ortools.sat.python import cp_model
 
-from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
 from mebp.planner.dag.evict import Taste, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
-from mebp.planner.search import Stop
+from mebp.planner.search import Effort, Progress, Stop
 
+EXACT_COPIES = 2
 EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order
 LARGEST_EXACT = 1500
 FIXED_SHARE = 0.3  # of the time, for the graph's own order where any is allowed
@@ -28,26 +29,18 @@ VISITS_PER_S = 120_000  # nodes that annealing plays in a second, for a number o
 WORKERS = 2
 TASTES = tuple(Taste(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s in (0.5, 1.0) for c in (0.5, 1.0, 2.0))
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: a graph, bytes of memory, whether first runs keep the graph's order, flash to page to, runs a node at most."""
+    """What is asked: a graph, bytes of memory, whether first runs keep the graph's order, flash to page to, the most `copies` (runs
+    and loads) of one node, None for any number.
+    """
 
     dag: Dag
     budget: int
     fixed_order: bool = False
     flash: Flash | None = None
-    copies: int = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How long to search; the numbers of rounds follow from it, the wall clock only stops what runs far over."""
-
-    seconds: float = 60.0
-    seed: int = 0
+    copies: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +74,14 @@ class _Best:
 
     @property
     def copies(self) -> int:
-        """Runs of one node that the exact model allows: what is asked for, or what the best order has where that is more."""
-        counts = Counter(run.node for run in self.runs or ())
-        return max(self.question.copies, *counts.values()) if counts else self.question.copies
+        """Runs of one node that the exact model allows: what is asked for, else two, or as many as the best order has."""
+        return self.question.copies or max(EXACT_COPIES, _most_runs(self.runs or []))
 
     def offer(self, runs: list[Run] | None) -> None:
         """Take an order if it fits and costs less."""
-        if runs is None:
-            return
         question = self.question
+        if runs is None or (question.copies is not None and _most_runs(runs) > question.copies):
+            return
         found = measure(question.dag, runs, question.flash)
         if found.peak <= question.budget and found.cost < self.cost:
             self.runs, self.cost = runs, found.cost
@@ -97,9 +89,10 @@ class _Best:
                 self.progress(self.cost, self.bound)
 
 
-def solve_dag(question: Question, effort: Effort, progress: Progress | None = None, stop: Stop | None = None) -> Found:
-    """The cheapest order found; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
-    begin, stop = time.monotonic(), stop or Stop()
+def solve_dag(question: Question, effort: Effort) -> Found:
+    """The cheapest order found in the wall seconds of `effort`: numbers of rounds follow from them, the clock only stops what runs
+    far over; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
+    begin, seconds = time.monotonic(), effort.limits.wall_s
     dag = question.dag
     if question.budget < dag.least_budget:
         raise InfeasibleBudget(
@@ -107,28 +100,34 @@ def solve_dag(question: Question, effort: Effort, progress: Progress | None = No
             question.budget,
             dag.least_budget,
         )
-    best = _Best(question=question, progress=progress, bound=dag.total_cost)
-    _start(best)
+    best = _Best(question=question, progress=effort.progress, bound=dag.total_cost)
+    _start(best, effort.stop)
     bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
-    proven = _fixed(best, effort, begin, stop) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
+    proven = _fixed(best, effort, begin) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
     if question.fixed_order and proven > bound:
         bound, scope = proven, f"the graph's order, at most {best.copies} runs a node"
     if not question.fixed_order and best.cost > dag.total_cost:
         if dag.num_nodes <= FREE_EXACT_NODES:
-            bound = max(bound, _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=False))
+            bound = max(bound, _exact(best, seconds - (time.monotonic() - begin), effort, fixed=False))
             scope = f"any order, at most {best.copies} runs a node"
         else:
-            _anneal(best, effort, begin, stop)
-            _exact(best, effort.seconds - (time.monotonic() - begin), effort, stop, fixed=True)
+            _anneal(best, effort, begin)
+            _exact(best, seconds - (time.monotonic() - begin), effort, fixed=True)
+    if best.runs is None and effort.stop.asked:
+        raise Interrupted("interrupted before an order was found")
     if best.runs is None:
-        raise NoPlanInTime(f"no order found within {question.budget} bytes in {effort.seconds:g} s: raise --time-limit or --budget")
+        raise NoPlanInTime(f"no order found within {question.budget} bytes in {seconds:g} s: raise --time-limit or --budget")
     measured = measure(dag, best.runs, question.flash)
     return Found(
         runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=time.monotonic() - begin
     )
 
 
-def _start(best: _Best) -> None:
+def _most_runs(runs: Sequence[Run]) -> int:
+    return max(Counter(run.node for run in runs).values(), default=0)
+
+
+def _start(best: _Best, stop: Stop) -> None:
     question = best.question
     orders = [list(range(question.dag.num_nodes))]
     if not question.fixed_order:
@@ -136,7 +135,7 @@ def _start(best: _Best) -> None:
     for order in orders:
         for taste in TASTES:
             best.offer(_played(question, order, taste))
-            if best.cost == question.dag.total_cost:
+            if best.cost == question.dag.total_cost or (stop.asked and best.runs):
                 return
 
 
@@ -166,15 +165,15 @@ def least_memory_order(dag: Dag) -> list[int]:
     return order
 
 
-def _anneal(best: _Best, effort: Effort, begin: float, stop: Stop) -> None:
+def _anneal(best: _Best, effort: Effort, begin: float) -> None:
     """Move nodes within the order and change the taste of eviction; play each out; accept worse with falling probability."""
     question, dag = best.question, best.question.dag
-    draw = random.Random(effort.seed)
+    draw, seconds = random.Random(effort.limits.seed), effort.limits.wall_s
     order = first_runs(best.runs) if best.runs else least_memory_order(dag)
     taste, cost = TASTES[0], _cost_of(question, best.runs)
-    rounds = int(effort.seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
+    rounds = int(seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
     for number in range(rounds):
-        if stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * effort.seconds:
+        if effort.stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * seconds:
             return
         temperature = 0.002 * dag.total_cost * (1 - number / rounds) ** 2
         candidate, other = moved(dag, order, draw), draw.choice(TASTES) if draw.random() < 0.2 else taste
@@ -206,18 +205,19 @@ def moved(dag: Dag, order: Sequence[int], draw: random.Random) -> list[int]:
     return rest
 
 
-def _fixed(best: _Best, effort: Effort, begin: float, stop: Stop) -> int:
+def _fixed(best: _Best, effort: Effort, begin: float) -> int:
     """The exact model in the graph's own order; all the time where no other is asked for, else a part of it."""
     if best.cost == best.question.dag.total_cost:
         return 0
     share = 1.0 if best.question.fixed_order else FIXED_SHARE
-    left = share * effort.seconds - (time.monotonic() - begin)
-    return _exact(best, left, effort, stop, fixed=True, order=list(range(best.question.dag.num_nodes)))
+    left = share * effort.limits.wall_s - (time.monotonic() - begin)
+    return _exact(best, left, effort, fixed=True, order=list(range(best.question.dag.num_nodes)))
 
 
-def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bool, order: list[int] | None = None) -> int:
+def _exact(best: _Best, seconds: float, effort: Effort, *, fixed: bool, order: list[int] | None = None) -> int:
     """Improve on the best order with the exact model, by default around the order of its first runs; returns the bound."""
     question = best.question
+    stop = effort.stop
     if stop.asked or seconds <= 0 or question.dag.num_nodes > LARGEST_EXACT or best.cost == question.dag.total_cost:
         return 0
     order = order or (first_runs(best.runs) if best.runs else list(range(question.dag.num_nodes)))
@@ -228,7 +228,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = WORKERS
     solver.parameters.interleave_search = True  # repeatable with several workers
-    solver.parameters.random_seed = effort.seed
+    solver.parameters.random_seed = effort.limits.seed
     solver.parameters.max_time_in_seconds = seconds
     solver.parameters.catch_sigint_signal = False
     status = cp_model.UNKNOWN
@@ -237,7 +237,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, stop: Stop, *, fixed: bo
     stop.end(solver)
     if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None and not model.rounded:
         raise InfeasibleBudget(
-            f"does not fit {question.budget} bytes with {best.copies} runs a node in this order: raise --budget or --copies",
+            f"does not fit {question.budget} bytes in this order and {best.copies} runs of a node: raise --budget or --copies",
             question.budget,
             question.dag.least_budget,
         )

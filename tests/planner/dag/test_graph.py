@@ -20,8 +20,8 @@ def linked(nodes: list[Any], *links: tuple[int, int]) -> dict[str, Any]:
 
 
 def test_a_graph_is_put_in_topological_order() -> None:
-    dag = parse_dag(linked([node(0, name="last"), node(1, name="first")], (1, 0)), "x")
-    assert dag.names == ("first", "last")
+    dag = parse_dag(linked([node(0), node(1)], (1, 0)), "x")
+    assert dag.ids == (1, 0)
     assert dag.inputs == ((), (0,))
     assert dag.total_cost == 6
     assert dag.least_budget == 10
@@ -29,7 +29,25 @@ def test_a_graph_is_put_in_topological_order() -> None:
 
 def test_an_order_that_is_one_is_kept() -> None:
     dag = parse_dag(linked([node(0), node(2), node(1)], (0, 2), (0, 1)), "x")
-    assert dag.names == ("0", "2", "1")
+    assert dag.ids == (0, 2, 1)
+
+
+def test_ids_that_print_alike_stay_apart() -> None:
+    dag = parse_dag({"nodes": [node(0), node(1) | {"id": "0"}], "links": []}, "x")
+    assert dag.ids == (0, "0")
+
+
+def test_fractional_costs_are_counted_in_small_parts() -> None:
+    dag = parse_dag(linked([node(0, cost_cpu=0.125), node(1, cost_cpu=3.5)], (0, 1)), "x")
+    assert dag.costs == (125_000_000, 3_500_000_000)
+    assert dag.in_file_units(dag.total_cost) == 3.625
+
+
+def test_whole_costs_are_counted_in_small_parts_where_asked() -> None:
+    assert parse_dag(linked([node(0)]), "x").costs == (3,)
+    fine = parse_dag(linked([node(0)]), "x", fine=True)
+    assert fine.costs[0] > 10**8
+    assert fine.in_file_units(fine.total_cost) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.order import Flash, Run, measure
 
 # 0 -> 1 -> 2, and 2 reads 0 too
-CHAIN = Dag(names=("a", "b", "c"), costs=(5, 7, 9), sizes=(10, 20, 40), inputs=((), (0,), (0, 1)))
+CHAIN = Dag(ids=("a", "b", "c"), costs=(5, 7, 9), sizes=(10, 20, 40), inputs=((), (0,), (0, 1)))
 
 
 def runs(*nodes: int) -> list[Run]:
@@ -20,7 +20,7 @@ def test_a_result_lives_until_its_last_use() -> None:
 
 
 def test_a_result_made_again_is_gone_in_between() -> None:
-    wide = Dag(names=("a", "b", "c", "d"), costs=(1, 1, 1, 1), sizes=(10, 50, 1, 1), inputs=((), (), (1,), (0, 2)))
+    wide = Dag(ids=("a", "b", "c", "d"), costs=(1, 1, 1, 1), sizes=(10, 50, 1, 1), inputs=((), (), (1,), (0, 2)))
     assert measure(wide, runs(0, 1, 2, 3)).peak == 61
     again = measure(wide, runs(0, 1, 2, 0, 3))
     assert (again.peak, again.cost) == (51, 5)

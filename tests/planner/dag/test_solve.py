@@ -12,11 +12,16 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.dag.evict import TOP_TASTE, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
-from mebp.planner.dag.solve import Effort, Question, least_memory_order, moved, solve_dag
+from mebp.planner.dag.solve import Question, least_memory_order, moved, solve_dag
+from mebp.planner.search import Effort, Limits
 from tests.planner.dag.brute import least_cost
 
 COPIES = 4  # more than any optimum of six nodes was seen to need
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "graphs"
+
+
+def allowed(seconds: float) -> Effort:
+    return Effort(limits=Limits(wall_s=seconds))
 
 
 @st.composite
@@ -25,7 +30,7 @@ def dags(draw: st.DrawFn, most: int = 6) -> Dag:
     n = draw(st.integers(1, most))
     numbers = st.lists(st.integers(1, 6), min_size=n, max_size=n)
     inputs = tuple(tuple(u for u in range(v) if draw(st.booleans())) for v in range(n))
-    return Dag(names=tuple(map(str, range(n))), costs=tuple(draw(numbers)), sizes=tuple(draw(numbers)), inputs=inputs)
+    return Dag(ids=tuple(map(str, range(n))), costs=tuple(draw(numbers)), sizes=tuple(draw(numbers)), inputs=inputs)
 
 
 def training(num_forward: int, seed: int) -> Dag:
@@ -40,7 +45,7 @@ def training(num_forward: int, seed: int) -> Dag:
     backward = [tuple(sorted({*forward[v], v, *(last - w for w in readers[v])})) for v in reversed(range(num_forward))]
     costs, sizes = ([draw.randint(1, 99) for _ in forward] for _ in range(2))
     return Dag(
-        names=tuple(map(str, range(last + 1))),
+        ids=tuple(map(str, range(last + 1))),
         costs=(*costs, *(2 * cost for cost in reversed(costs))),
         sizes=(*sizes, *reversed(sizes)),
         inputs=(*forward, *backward),
@@ -55,9 +60,9 @@ def test_the_solver_equals_brute_force_on_every_small_graph(dag: Dag, spare: int
     question = Question(dag=dag, budget=budget, fixed_order=fixed, copies=COPIES)
     if best is None:
         with pytest.raises((InfeasibleBudget, NoPlanInTime)):
-            solve_dag(question, Effort(seconds=20))
+            solve_dag(question, allowed(20))
         return
-    found = solve_dag(question, Effort(seconds=20))
+    found = solve_dag(question, allowed(20))
     assert found.measured.cost == best
     assert found.measured.peak <= budget
     assert found.bound <= best
@@ -66,20 +71,20 @@ def test_the_solver_equals_brute_force_on_every_small_graph(dag: Dag, spare: int
 def test_below_the_largest_working_set_nothing_fits() -> None:
     dag = training(5, 0)
     with pytest.raises(InfeasibleBudget, match=str(dag.least_budget)):
-        solve_dag(Question(dag=dag, budget=dag.least_budget - 1), Effort(seconds=5))
+        solve_dag(Question(dag=dag, budget=dag.least_budget - 1), allowed(5))
 
 
 def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
     """2^32 + 2 bytes in units of one: rounded sizes say that nothing fits, and something does."""
     g = 2**30
     dag = Dag(
-        names=tuple("abcdefg"),
+        ids=tuple("abcdefg"),
         costs=(8, 3, 18, 14, 2, 27, 19),
         sizes=(g, 3 * g, 3 * g + 1, g, g, 2 * g + 1, g),
         inputs=((), (0,), (0,), (1,), (1,), (0,), (0, 3)),
     )
     try:
-        found = solve_dag(Question(dag=dag, budget=4 * g + 2, fixed_order=True), Effort(seconds=5))
+        found = solve_dag(Question(dag=dag, budget=4 * g + 2, fixed_order=True), allowed(5))
         assert found.bound <= 116
     except NoPlanInTime:
         pass  # not found, and not called impossible
@@ -88,8 +93,8 @@ def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
 def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
     dag = training(10, 3)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.6)
-    dry = solve_dag(Question(dag=dag, budget=budget, fixed_order=True), Effort(seconds=10))
-    paged = solve_dag(Question(dag=dag, budget=budget, fixed_order=True, flash=Flash(bytes_per_cost=1e4)), Effort(seconds=10))
+    dry = solve_dag(Question(dag=dag, budget=budget, fixed_order=True), allowed(10))
+    paged = solve_dag(Question(dag=dag, budget=budget, fixed_order=True, flash=Flash(bytes_per_cost=1e4)), allowed(10))
     assert any(run.loaded for run in paged.runs)
     assert paged.measured.cost < dry.measured.cost
 
@@ -97,7 +102,7 @@ def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
 def test_a_free_order_is_never_worse_than_the_fixed_one() -> None:
     dag = training(15, 4)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.75)
-    fixed, free = (solve_dag(Question(dag=dag, budget=budget, fixed_order=f), Effort(seconds=12)) for f in (True, False))
+    fixed, free = (solve_dag(Question(dag=dag, budget=budget, fixed_order=f), allowed(12)) for f in (True, False))
     assert free.measured.cost <= fixed.measured.cost
 
 
@@ -123,7 +128,7 @@ def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
 def test_a_thousand_nodes_get_a_good_order() -> None:
     dag = training(500, 2)
     peak = measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak
-    found = solve_dag(Question(dag=dag, budget=int(peak * 0.8)), Effort(seconds=20))
+    found = solve_dag(Question(dag=dag, budget=int(peak * 0.8)), allowed(20))
     assert found.measured.peak <= peak * 0.8
     assert found.measured.cost <= 1.05 * dag.total_cost
 
@@ -139,5 +144,5 @@ def published() -> list[dict[str, object]]:
 def test_proven_optima_of_published_graphs_are_met_in_their_order(case: dict[str, object]) -> None:
     dag = read_dag(PUBLISHED / str(case["graph"]))
     question = Question(dag=dag, budget=int(str(case["budget"])), fixed_order=True)
-    found = solve_dag(question, Effort(seconds=30))
+    found = solve_dag(question, allowed(30))
     assert found.measured.cost - dag.total_cost <= int(str(case["extra_cost"]))
