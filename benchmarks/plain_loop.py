@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mebp import Job, Limits, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
-from mebp.executor.store import synthesize
+from mebp.executor.synthetic import synthesize
 from mebp.plan import dump_plan
 from mebp.planner.problem import pose
 from mebp.planner.solve import solve

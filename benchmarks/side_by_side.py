@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mebp import STRATEGIES, Job, Limits, Lora, Workload, build_graph, load_device, load_model, run_plan, weight_format
-from mebp.executor.store import synthesize
+from mebp.executor.synthetic import synthesize
 from mebp.plan import Plan
 from mebp.planner.budget import outside_arena
 from mebp.planner.problem import pose

@@ -7,7 +7,8 @@ import torch
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_format
 from mebp.executor.run import Executor, new_adapters
-from mebp.executor.store import open_store, synthesize
+from mebp.executor.store import open_store
+from mebp.executor.synthetic import synthesize
 from mebp.models.huggingface import config_from_dict
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 256}

@@ -14,7 +14,8 @@ from rich.console import Console
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_format
 from mebp.executor.env import Adapter
 from mebp.executor.run import Executor, new_adapters
-from mebp.executor.store import Store, open_store, synthesize
+from mebp.executor.store import Store, open_store
+from mebp.executor.synthetic import synthesize
 from mebp.models.huggingface import config_from_dict
 
 torch.set_num_threads(1)  # tiny tensors

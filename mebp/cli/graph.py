@@ -37,10 +37,7 @@ def graph(
     """Find an order with recomputation for any training graph under a budget, and a bound on its cost."""
     nbytes = parse_nbytes(budget, "--budget")
     require_effort(time_limit, seed)
-    if copies is not None and not 1 <= copies <= MOST_COPIES:
-        raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
-    if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
-        raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: must be a positive number of bytes per unit of cost")
+    _require_flags(copies, flash_bandwidth)
     if output is not None:
         require_other(output, file)
     with working("reading") as status:
@@ -71,6 +68,14 @@ def graph(
             stdout().print(line, markup=False)
     if stop.asked:
         raise Interrupted("interrupted: this is the best order so far")
+
+
+def _require_flags(copies: int | None, flash_bandwidth: float | None) -> None:
+    """Refuse numbers that no search can take."""
+    if copies is not None and not 1 <= copies <= MOST_COPIES:
+        raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
+    if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
+        raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: must be a positive number of bytes per unit of cost")
 
 
 def over(dag: "Dag", cost: int) -> float:

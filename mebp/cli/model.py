@@ -49,7 +49,7 @@ def synthesize(
 
 def make_store(folder: Path, config: ModelConfig, fmt: WeightFormat, seed: int) -> None:
     """Synthesize a store with progress on stderr."""
-    from mebp.executor.store import synthesize as write  # noqa: PLC0415  (torch)
+    from mebp.executor.synthetic import synthesize as write  # noqa: PLC0415  (torch)
 
     with working(f"synthesizing {config.name}") as status:
 

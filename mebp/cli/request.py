@@ -91,17 +91,15 @@ def make_request(
 ) -> Request:
     """Check the shared flags and put them together."""
     require_effort(time_limit, seed)
-    overrides = tuple(set_ or ())
-    if max_flash_write is not None:
-        overrides += (f"runtime.flash_write_cap_bytes={parse_nbytes(max_flash_write, '--max-flash-write', lowest=0)}",)
     if budget is not None:
         parse_nbytes(budget, "--budget")
+    lora = Lora(rank=lora_r, alpha=lora_alpha, targets=parse_targets(lora_targets))
     return Request(
         config=load_model(DEFAULT_MODEL if model is None else model),
         workload=Workload(
             seq_len=seq_len,
             batch_size=batch_size,
-            lora=Lora(rank=lora_r, alpha=lora_alpha, targets=parse_targets(lora_targets)),
+            lora=lora,
             weights=weight_format(weights),
             precision=cast(Precision, precision),
             optimizer=cast(Optimizer, optimizer),
@@ -109,12 +107,20 @@ def make_request(
             clip_norm=clip_norm,
         ),
         device_name=_named(device),
-        overrides=overrides,
+        overrides=_overrides(set_, max_flash_write),
         budget_text=budget,
         time_limit_s=time_limit,
         seed=seed,
         sources=_files(model, device),
     )
+
+
+def _overrides(assignments: list[str] | None, max_flash_write: str | None) -> tuple[str, ...]:
+    """--set as it is, and --max-flash-write as an entry of the profile."""
+    if max_flash_write is None:
+        return tuple(assignments or ())
+    cap = parse_nbytes(max_flash_write, "--max-flash-write", lowest=0)
+    return (*(assignments or ()), f"runtime.flash_write_cap_bytes={cap}")
 
 
 def _files(model: str | None, device: str | None) -> tuple[str, ...]:

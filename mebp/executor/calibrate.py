@@ -1,4 +1,4 @@
-"""Measure this machine with the executor itself: two layers of the chosen model, run as plans, and the flash beside it.
+"""Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash beside it.
 
 What the runtime attains is read off the instruction times of those plans, so a prediction and the run that it predicts share one
 code path. Everything goes into a device profile named `host`.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from math import ceil
 from pathlib import Path
 
 import psutil
@@ -19,18 +20,19 @@ import psutil
 from mebp.errors import StoreError
 from mebp.executor.worker import Job, Measurement, run_plan
 from mebp.models.build import build_graph
-from mebp.models.config import ModelConfig
+from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
 from mebp.models.kind import KINDS, Part, dense_flops, num_kernels
 from mebp.models.workload import Workload
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.device import KEYS, Device, Hardware, Runtime, Source
 
-LAYERS, VOCAB = 2, 16_384
-STEPS = 5
+COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
+VOCAB = 49_152
+STEPS = 3
 FLASH_BYTES = 128 << 20
 HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: --max-flash-write allows it
-OP_BYTES = 3800  # a plan of 4b with its graph takes 4.8 MB for 1,261 ops, one of 0.5b 2.7 MB for 699 (CPython 3.11)
+OP_BYTES = 4600  # of a plan with its graph and what a run keeps of it: 4b, 1,261 ops, takes 6 MB (CPython 3.11)
 Lower = Callable[[str, Graph], Plan]
 Report = Callable[[str], None]
 
@@ -48,17 +50,17 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
 
     Takes the planner as a function because the executor does not import it. `folder` is where flash is measured.
     """
-    small = replace(config, windows=config.windows[-LAYERS:], vocab=min(config.vocab, VOCAB), tied=True)
+    small = replace(config, windows=config.windows[-_num_layers(config, workload) :], vocab=min(config.vocab, VOCAB), tied=True)
     graph = build_graph(small, replace(workload, method="backprop"))
     with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
         report("plain products and copies")
         rates = measure_rates(graph)
-        report("flash")
-        read, write = measure_flash(Path(scratch))
-        report("two layers of the model")
+        report("a few layers of the model")
         store = _small_store(graph, Path(scratch) / "store")
         plans = {name: lower(name, graph) for name in ("mesp", "checkpoint-1")}
         runs = {name: run_plan(plan, Job(store=store, steps=STEPS, spill_dir=Path(scratch))) for name, plan in plans.items()}
+        report("flash")  # last: what is written out afterwards slows the processor for seconds
+        read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
     dense = dense_flops(graph.ops) / runs["checkpoint-1"].floor_s  # measured in the process of the plan, right after it
     runtime = _runtime(graph, plans, runs, rates, dense)
@@ -78,8 +80,14 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
     return Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources())
 
 
+def _num_layers(config: ModelConfig, workload: Workload) -> int:
+    """How many layers it takes, two at least, until their weights stay in no cache."""
+    nbytes = sum(workload.weights.nbytes(*config.linear_shape(name)) for name in LINEARS)
+    return min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
+
+
 def _small_store(graph: Graph, folder: Path) -> Path:
-    from mebp.executor.store import synthesize  # noqa: PLC0415  (imports torch)
+    from mebp.executor.synthetic import synthesize  # noqa: PLC0415  (imports torch)
 
     return synthesize(folder, graph.config, graph.workload.weights)
 
@@ -153,7 +161,9 @@ def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement],
         _part_seconds(graph, plans["checkpoint-1"], runs["checkpoint-1"]),
     )
     work = _part_work(graph, plans["mesp"])
-    unpack_rate = work[Part.UNPACK] / whole[Part.UNPACK]
+    rates_of = {kind: _attained(graph, plans["mesp"], runs["mesp"], kind) for kind in ("linear", "linear_backward")}
+    extra, streamed_weights = _streaming(graph, plans["checkpoint-1"], runs["checkpoint-1"], rates_of)
+    unpack_rate = (work[Part.UNPACK] + streamed_weights) / (whole[Part.UNPACK] + extra)
     head = next(op for op in graph.ops if op.kind == "head")
     head_seconds = streamed[Part.HEAD] - graph.weights[head.weights[0]].count / unpack_rate
     plan, run = plans["checkpoint-1"], runs["checkpoint-1"]
@@ -162,8 +172,8 @@ def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement],
     workspace = run.peak_bytes - run.baseline_bytes - known
     launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
     return Runtime(
-        product_fraction=_attained(graph, plans["mesp"], runs["mesp"], "linear") / peak,
-        backward_fraction=_attained(graph, plans["mesp"], runs["mesp"], "linear_backward") / peak,
+        product_fraction=rates_of["linear"] / peak,
+        backward_fraction=rates_of["linear_backward"] / peak,
         attention_fraction=work[Part.ATTENTION] / whole[Part.ATTENTION] / peak,
         head_fraction=KINDS["head"].flops(head) / max(head_seconds, streamed[Part.HEAD] / 4) / peak,
         bandwidth_fraction=work[Part.ELEMENTWISE] / whole[Part.ELEMENTWISE] / rates.memory_bandwidth,
@@ -202,6 +212,17 @@ def _attained(graph: Graph, plan: Plan, run: Measurement, kind: str) -> float:
             flops += KINDS[kind].flops(graph.op[instruction.op])
             nanoseconds += end - start
     return flops / nanoseconds * 1e9
+
+
+def _streaming(graph: Graph, plan: Plan, run: Measurement, rates: dict[str, float]) -> tuple[float, int]:
+    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack."""
+    seconds, weights = 0.0, 0
+    for instruction, (start, end) in zip(plan.instructions, run.spans_ns, strict=True):
+        if isinstance(instruction, Compute) and instruction.streamed and graph.op[instruction.op].kind in rates:
+            op = graph.op[instruction.op]
+            seconds += (end - start) / 1e9 - KINDS[op.kind].flops(op) / rates[op.kind]
+            weights += graph.weights[op.weights[0]].count
+    return max(0.0, seconds), weights
 
 
 def _part_work(graph: Graph, plan: Plan) -> dict[Part, float]:

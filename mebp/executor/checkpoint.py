@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mebp.errors import ModelError, StoreError
 from mebp.executor.packing import pack, unpack_whole
-from mebp.executor.store import Pieces, layout, write_store
+from mebp.executor.store import layout
+from mebp.executor.writer import Pieces, write_store
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
 from mebp.models.huggingface import read_model

@@ -1,10 +1,8 @@
 """Execute a plan: real tensors in one arena, engines as threads, the order of mebp/sim/order.py kept by waiting.
 
-The compute engine is the calling thread; unpack, store and load have a thread each where the plan uses them. Each works through
-its own instructions; before one starts, it waits until those that must have ended on other engines have.
+What an instruction does; engine.py says when.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mebp.errors import MebpError
+from mebp.executor.engine import Engines, cross_engine_waits
 from mebp.executor.env import Adapter, Arena, Env, Io, Scratch, read_rows
 from mebp.executor.ops.table import OPS
 from mebp.executor.readahead import ReadAhead, Use
@@ -25,7 +23,6 @@ from mebp.models.kind import stream_rows
 from mebp.models.step import adapter_shapes
 from mebp.plan import (
     Compute,
-    Engine,
     Free,
     Instruction,
     Load,
@@ -37,7 +34,6 @@ from mebp.plan import (
 from mebp.plan import (
     Store as StoreInstruction,
 )
-from mebp.sim.order import predecessors
 
 GradientHook = Callable[[str, Tensor], None]
 
@@ -76,7 +72,7 @@ class Executor:
         sizes = {i.tensor: graph.tensors[i.tensor].nbytes for i in plan.instructions if isinstance(i, StoreInstruction)}
         self.spill = Spill(sizes, spill_dir)
         self.env = _env(graph, store, adapters, torch.device(device), learning_rate, seed)
-        self._waits = _cross_engine_waits(plan)
+        self._waits = cross_engine_waits(plan)
         uses = _weight_uses(plan, graph, store) if window_bytes else []
         self._read_ahead = ReadAhead(store.folder / WEIGHTS_FILE, uses, window_bytes) if uses else None
         self._use_at = {use.index: number for number, use in reversed(list(enumerate(uses)))}
@@ -98,7 +94,7 @@ class Executor:
         if self._read_ahead:
             self._read_ahead.begin()
         try:
-            spans = _Engines(self.plan, self._waits, self._run_at).run(begin)
+            spans = Engines(self.plan, self._waits, self._run_at).run(begin)
         finally:
             if self._read_ahead:
                 self._read_ahead.end()
@@ -203,19 +199,6 @@ def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch
     )
 
 
-def _cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:
-    """For each instruction the predecessors on other engines, the last one of each engine only."""
-    waits: list[tuple[int, ...]] = []
-    for instruction, before in zip(plan.instructions, predecessors(plan), strict=True):
-        last: dict[Engine, int] = {}
-        for index in before:
-            engine = plan.instructions[index].engine
-            if engine is not instruction.engine:
-                last[engine] = max(index, last.get(engine, -1))
-        waits.append(tuple(last.values()))
-    return waits
-
-
 def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
     """What every instruction reads of the store's file, in the order of the plan;
     rows that are gathered here and there are left out.
@@ -233,74 +216,3 @@ def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
             for offset, nbytes, address in store.extents(weight.removesuffix(".weight")):
                 found.append(Use(index=index, offset=offset, nbytes=nbytes, address=address))
     return found
-
-
-class _Engines:
-    """One run through a plan: a thread an engine, each told how far the others are."""
-
-    def __init__(self, plan: Plan, waits: list[tuple[int, ...]], run: Callable[[int, Instruction], None]) -> None:
-        self._instructions = plan.instructions
-        self._waits = waits
-        self._run_one = run
-        self._engine_of = [instruction.engine for instruction in plan.instructions]
-        self._ended = dict.fromkeys(Engine, -1)
-        self._changed = threading.Condition()
-        self._failure: BaseException | None = None
-        self._spans = [(0, 0)] * len(plan.instructions)
-
-    def run(self, begin_ns: int) -> list[tuple[int, int]]:
-        others = [e for e in (Engine.UNPACK, Engine.STORE, Engine.LOAD) if e in self._engine_of]
-        threads = [
-            threading.Thread(target=self._work, args=(engine, begin_ns), name=f"mebp-{engine}", daemon=True) for engine in others
-        ]
-        started: list[threading.Thread] = []
-        try:
-            for thread in threads:
-                thread.start()
-                started.append(thread)
-            self._work(Engine.COMPUTE, begin_ns)
-        except BaseException as error:
-            self._fail(error)
-            raise
-        finally:
-            for thread in started:
-                thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return self._spans
-
-    def _work(self, engine: Engine, begin_ns: int) -> None:
-        try:
-            for index, instruction in enumerate(self._instructions):
-                if self._engine_of[index] is engine:
-                    self._await(self._waits[index])
-                    start = time.perf_counter_ns()
-                    self._run_one(index, instruction)
-                    self._spans[index] = (start - begin_ns, time.perf_counter_ns() - begin_ns)
-                    self._report(engine, index)
-        except BaseException as error:
-            self._fail(error)
-
-    def _await(self, before: tuple[int, ...]) -> None:
-        if not before:
-            return
-        with self._changed:
-            while any(self._ended[self._engine_of[index]] < index for index in before):
-                if self._failure is not None:
-                    raise _Stopped
-                self._changed.wait()
-
-    def _report(self, engine: Engine, index: int) -> None:
-        with self._changed:
-            self._ended[engine] = index
-            self._changed.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            if self._failure is None or isinstance(self._failure, _Stopped):
-                self._failure = error
-            self._changed.notify_all()
-
-
-class _Stopped(MebpError):
-    """Another engine failed; this one stops too."""

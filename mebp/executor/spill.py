@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.executor.store import reserve
+from mebp.executor.writer import reserve
 from mebp.models.graph import TensorId
 
 MS_SYNC = 4 if sys.platform.startswith("linux") else 0x10

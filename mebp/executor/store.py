@@ -3,18 +3,15 @@
     FOLDER/config.json            the model's dimensions, as a ModelConfig
     FOLDER/weights.safetensors    `NAME.codes` int8 and `NAME.steps` bf16 for each matrix, `NAME` bf16 for each vector
 
-The header carries a CRC-32 of every tensor, which is compared when the tensor is first used. Written to a temporary file in the
-same folder and renamed when whole, so that a full disk leaves nothing half-written.
+The header carries a CRC-32 of every tensor, which is compared when the tensor is first used. writer.py writes a store.
 """
 
 import json
 import mmap
-import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +21,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.executor.packing import pack_codes
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat, weight_format
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
-FACT_BYTES = 128  # of header kept for the facts of one tensor
 DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ITEMSIZES = {"I8": 1, "BF16": 2}
-SYNTHETIC_STD = 0.02
-SYNTHETIC_PEAK = 2.4  # largest of 64 normal draws, in standard deviations
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
-Pieces = Tensor | Iterator[Tensor]  # a tensor, whole or some of its rows at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +133,11 @@ def open_store(folder: Path) -> Store:
 
 def checksum(tensor: Tensor) -> str:
     """CRC-32 of a tensor's bytes, eight hexadecimal digits."""
-    return f"{zlib.crc32(_bytes(tensor)):08x}"
+    return f"{zlib.crc32(bytes_of(tensor)):08x}"
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's elements as they lie in memory."""
     return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
@@ -182,7 +174,7 @@ def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file
     found: dict[str, Tensor] = {}
     for name, (dtype, shape) in expected.items():
         entry = header[name]
-        count = _count(shape) * ITEMSIZES[dtype]
+        count = num_elements(shape) * ITEMSIZES[dtype]
         begin = _offset(entry, dtype, shape, count, start)
         if begin is None:
             raise StoreError(f"{file}: tensor {name} should be {dtype} {list(shape)}: write the store again")
@@ -211,175 +203,8 @@ def _offset(entry: Any, dtype: str, shape: tuple[int, ...], count: int, start: i
             return None
 
 
-def write_store(
-    folder: Path,
-    config: ModelConfig,
-    fmt: WeightFormat,
-    tensors: Iterable[tuple[str, Pieces]],
-    facts: Callable[[], Mapping[str, str]] = dict,
-) -> Path:
-    """Write a store tensor by tensor, in layout order, never more than one held; refuses to overwrite.
-
-    `facts` is asked for, once all is written, what the header is to say beside the format: one short entry a tensor at most.
-    Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
-    """
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if os.path.lexists(folder / name):
-            kind = "a store already" if name == WEIGHTS_FILE else f"a {CONFIG_FILE} already"
-            raise StoreError(f"{folder} holds {kind}: remove it or name another folder")
-    made = not os.path.lexists(folder)
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / CONFIG_FILE) as file:
-            _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
-        written.append(folder / CONFIG_FILE)
-        with _replacing(folder / WEIGHTS_FILE) as file:
-            _write_tensors(file, layout(config, fmt), fmt, tensors, facts)
-    except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if isinstance(error, OSError):
-            raise StoreError(f"cannot write store {folder}: {error.strerror or error}: name another folder") from None
-        raise
-    return folder
-
-
-def _write_tensors(
-    file: int,
-    expected: Layout,
-    fmt: WeightFormat,
-    tensors: Iterable[tuple[str, Pieces]],
-    facts: Callable[[], Mapping[str, str]],
-) -> None:
-    """The data after room for the header, then the header, whose facts are known only then."""
-    entries: dict[str, Any] = {}
-    offset = 0
-    for name, (dtype, shape) in expected.items():
-        nbytes = _count(shape) * ITEMSIZES[dtype]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    room = len(json.dumps(entries)) + FACT_BYTES * (len(entries) + 8)
-    room += -room % 64 + 56  # tensors begin at a multiple of 64 bytes
-    reserve(file, 8 + room + offset)
-    os.lseek(file, 8 + room, os.SEEK_SET)
-    known = {"mebp_store": STORE_VERSION, "format": fmt.name}
-    for (name, (dtype, shape)), (given, pieces) in zip(expected.items(), tensors, strict=True):
-        assert name == given, (name, given)
-        known[CHECKSUM + name] = _write_pieces(file, name, dtype, shape, pieces)
-    text = json.dumps({"__metadata__": known | dict(facts()), **entries}).encode()
-    assert len(text) <= room, "more facts than a header has room for"
-    os.lseek(file, 0, os.SEEK_SET)
-    _write_all(file, memoryview(struct.pack("<Q", room) + text.ljust(room)))
-    os.fsync(file)
-
-
-def _write_pieces(file: int, name: str, dtype: str, shape: tuple[int, ...], pieces: Pieces) -> str:
-    """Write a tensor and return its checksum."""
-    rows, crc = 0, 0
-    for piece in (pieces,) if isinstance(pieces, Tensor) else pieces:
-        assert (NAMES[piece.dtype], tuple(piece.shape[1:])) == (dtype, shape[1:]), name
-        rows, crc = rows + len(piece), zlib.crc32(_bytes(piece), crc)
-        _write_all(file, _bytes(piece))
-    assert rows == shape[0], name
-    return f"{crc:08x}"
-
-
-def reserve(file: int, nbytes: int) -> None:
-    """Take `nbytes` of disk for an open file now, so that a full disk is an OSError here and not later, where the OS can."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, nbytes)
-    else:
-        os.ftruncate(file, nbytes)
-
-
-def _write_all(file: int, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += os.write(file, data[done : done + (1 << 26)])
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[int]:
-    """A new file beside `target` that takes its name when all is written, and goes away when anything fails."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        try:
-            yield file
-        finally:
-            os.close(file)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def synthesize(
-    folder: Path,
-    config: ModelConfig,
-    fmt: WeightFormat,
-    *,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write a store of random weights: normal with standard deviation 0.02, quantised as real ones would be, norms at 1.
-
-    Codes are drawn from the distribution that quantised normal weights have, so that unpacked weights have that deviation.
-    """
-    total = sum(_count(shape) for _, shape in layout(config, fmt).values())
-    generator = torch.Generator().manual_seed(seed)
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        done = 0
-        table = _code_table(fmt, generator) if fmt.packed else None
-        for name, (_, shape) in layout(config, fmt).items():
-            yield name, _synthetic(name, shape, config, fmt, table, generator)
-            done += _count(shape)
-            if progress:
-                progress(done, total)
-
-    return write_store(folder, config, fmt, tensors())
-
-
-def _code_table(fmt: WeightFormat, generator: torch.Generator) -> Tensor:
-    """256 packed bytes whose codes are distributed as those of normal weights."""
-    qmax = 2 ** (fmt.bits - 1) - 1
-    count = 8 // fmt.bits
-    draws = torch.randn(256, count, generator=generator) * (qmax / SYNTHETIC_PEAK)
-    codes = draws.round().clamp(-qmax, qmax).to(torch.int8)
-    return pack_codes(codes, fmt).view(-1)
-
-
-def _synthetic(
-    name: str,
-    shape: tuple[int, ...],
-    config: ModelConfig,
-    fmt: WeightFormat,
-    table: Tensor | None,
-    generator: torch.Generator,
-) -> Tensor:
-    if name.endswith(".codes"):
-        assert table is not None
-        draws = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        codes = table.numpy()[draws.numpy()]
-        packed: Tensor = torch.from_numpy(codes)
-        return packed
-    if name.endswith(".steps"):
-        qmax = max(1, 2 ** (fmt.bits - 1) - 1)
-        step = SYNTHETIC_STD * SYNTHETIC_PEAK / qmax / float(2 ** (8 - fmt.bits))
-        varied = torch.rand(shape, generator=generator).mul_(0.4 * step).add_(0.8 * step)
-        return varied.to(torch.bfloat16)
-    if len(shape) == 2:
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SYNTHETIC_STD, generator=generator)
-    if name.endswith("_bias"):
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SYNTHETIC_STD, generator=generator)
-    return torch.full(shape, 1.0 - config.norm_offset, dtype=torch.bfloat16)
-
-
-def _count(shape: tuple[int, ...]) -> int:
+def num_elements(shape: tuple[int, ...]) -> int:
+    """The product of a shape's extents."""
     count = 1
     for extent in shape:
         count *= extent

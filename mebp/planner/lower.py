@@ -32,9 +32,7 @@ def lower(
     With `waits` transfers happen where the recipe has them: the processor waits for flash, and less memory is taken.
     """
     cost = CostModel(graph, device)
-    steps = schedule(graph, recipe)
-    steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile, turn_of(steps))
-    steps = hoist_unpacking(steps, cost, recipe.head_tile)
+    steps = _steps(graph, recipe, cost, waits=waits)
     resident = _resident_places(graph, recipe)
     floor = sum(place.nbytes for place in resident)
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
@@ -68,6 +66,13 @@ def lower(
         resident=tuple(resident),
         instructions=tuple(writer.write(steps, lives)),
     )
+
+
+def _steps(graph: Graph, recipe: Recipe, cost: CostModel, *, waits: bool) -> list[Step]:
+    """A recipe's steps in order, loads (unless they are waited for) and unpacking beside the processor as early as pays."""
+    steps = schedule(graph, recipe)
+    steps = steps if waits else hoist_loads(steps, cost, recipe.head_tile, turn_of(steps))
+    return hoist_unpacking(steps, cost, recipe.head_tile)
 
 
 def lifetimes(steps: Sequence[Step], graph: Graph, resident: frozenset[TensorId] = frozenset()) -> list[Life]:

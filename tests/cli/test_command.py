@@ -15,7 +15,8 @@ from mebp.cli.main import main
 from mebp.cli.run import require_agreement
 from mebp.cli.show import load_row
 from mebp.errors import Disagreement
-from mebp.executor.store import WEIGHTS_FILE, synthesize
+from mebp.executor.store import WEIGHTS_FILE
+from mebp.executor.synthetic import synthesize
 from mebp.executor.worker import GradientCheck, Measurement
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format

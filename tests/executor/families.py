@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from mebp.executor.env import Adapter
 from mebp.executor.packing import pack, unpack_whole
 from mebp.executor.run import new_adapters
-from mebp.executor.store import Store, layout, open_store, write_store
+from mebp.executor.store import Store, layout, open_store
+from mebp.executor.writer import write_store
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat, weight_format

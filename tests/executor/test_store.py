@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from mebp.errors import StoreError
 from mebp.executor.packing import unpack_whole
 from mebp.executor.spill import Spill
-from mebp.executor.store import WEIGHTS_FILE, Store, open_store, synthesize
+from mebp.executor.store import WEIGHTS_FILE, Store, open_store
+from mebp.executor.synthetic import synthesize
 from mebp.models.catalogue import load_model
 from mebp.models.format import FORMATS
 from mebp.models.graph import TensorId
