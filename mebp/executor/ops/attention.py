@@ -19,7 +19,6 @@ class _Buffers:
     scores: Tensor  # fp32, flat
     typed: Tensor  # activations' type, flat
     mask: Tensor  # bool, flat
-    row: Tensor  # fp32, (R x G,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ def attention_backward(io: Io) -> None:
     k, v, dk, dv = (_by_head(io, io[slot]) for slot in ("k", "v", "dk", "dv"))  # (B, T, KV, D)
     rows = score_rows(d) * (d.heads // d.kv_heads)
     buffers = _buffers(io, rows)
-    flat_ds = io.take(len(buffers.scores), dtype=torch.float32)
+    flat_ds, row = io.take(len(buffers.scores), dtype=torch.float32), io.take(rows, dtype=torch.float32)
     q_tile, dy_tile, dq_tile = (io.take(rows, d.head_dim) for _ in range(3))
     dk_sum, dv_sum = (io.take(d.seq, d.head_dim, dtype=torch.float32) for _ in range(2))
     product = io.take(score_span(d), d.head_dim)
@@ -72,7 +71,7 @@ def attention_backward(io: Io) -> None:
         span = tile.end - tile.low
         dv_sum[tile.low : tile.end].add_(torch.mm(typed.T, upstream, out=product[:span]))
         ds.copy_(torch.mm(upstream, values.T, out=typed))
-        _softmax_backward(p, ds, buffers.row[: len(p)], io.env.graph.config.attention_scale)
+        _softmax_backward(p, ds, row[: len(p)], io.env.graph.config.attention_scale)
         typed.copy_(ds)
         _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
         dk_sum[tile.low : tile.end].add_(torch.mm(typed.T, queries, out=product[:span]))
@@ -94,11 +93,7 @@ def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, til
     typed = torch.mm(queries, keys.T, out=buffers.typed[: rows * span].view(rows, span))
     scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(io.env.graph.config.attention_scale)
     _mask(io, buffers, scores, tile)
-    row = buffers.row[:rows]
-    torch.amax(scores, dim=1, out=row)
-    scores.sub_(row[:, None]).exp_()
-    torch.sum(scores, dim=1, out=row)
-    return scores.div_(row[:, None])
+    return torch.softmax(scores, dim=1, out=scores)  # each row is read before it is written
 
 
 def _mask(io: Io, buffers: _Buffers, scores: Tensor, tile: _Tile) -> None:
@@ -132,7 +127,6 @@ def _buffers(io: Io, rows: int) -> _Buffers:
         scores=io.take(count, dtype=torch.float32),
         typed=io.take(count),
         mask=io.take(score_rows(d) * score_span(d), dtype=torch.bool),
-        row=io.take(rows, dtype=torch.float32),
     )
 
 
