@@ -69,7 +69,7 @@ def backprop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torc
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()
