@@ -103,6 +103,8 @@ def print_table(runs: dict[str, list[dict[str, Any]]], title: str) -> None:
     """A row a contender, and what it takes against PEFT with gradient checkpointing."""
     print(title)
     print(f"{'':30s}{'step, median':>13s}{'above import':>14s}{'process':>10s}{'memory':>9s}{'speed':>8s}{'x floor':>9s}")
+    if "failure" in runs[CHECKPOINTED][-1]:
+        raise SystemExit(f"{CHECKPOINTED}, which all are compared with, failed: {runs[CHECKPOINTED][-1]['failure']}")
     failed = {name: found[-1]["failure"] for name, found in runs.items() if "failure" in found[-1]}
     runs = {name: found for name, found in runs.items() if name not in failed}
     known = {

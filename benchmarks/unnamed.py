@@ -25,7 +25,7 @@ def drawn(draw: random.Random, number: int) -> tuple[dict[str, Any], list[str]]:
     """A config.json and the flags of a workload."""
     family = FAMILIES[number % len(FAMILIES)]
     kv_heads, head_dim = draw.choice((1, 2, 4)), draw.choice((64, 128))
-    heads = kv_heads * draw.choice((1, 2, 4))
+    heads = max(128 // head_dim, kv_heads * draw.choice((1, 2, 4)))  # every row divides into the largest groups
     hidden = 128 * draw.randint(3, 14)
     if family == "qwen2":  # its heads divide the width
         hidden = heads * head_dim
@@ -57,7 +57,11 @@ def verified(config: dict[str, Any], flags: list[str], steps: int) -> list[dict[
         store = ["--store", str(Path(folder) / "store")]
         command = [sys.executable, "-m", "mebp"]
         weights = flags[flags.index("--weights") :]
-        subprocess.run([*command, "synthesize", "--model", folder, "-o", store[1], *weights], capture_output=True, check=True)
+        made = subprocess.run(
+            [*command, "synthesize", "--model", folder, "-o", store[1], *weights], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            raise SystemExit(f"{config}: {made.stderr.strip().splitlines()[-1]}")
         verify = [*command, "verify", "--model", folder, "--steps", str(steps), "--json", *store, *flags]
         done = subprocess.run(verify, capture_output=True, text=True, check=False)
     if not done.stdout:

@@ -11,7 +11,9 @@ before it on its engine has ended, (2) the producers of all that it reads have e
 the arena bytes that it writes has ended. The arena is one allocation of `arena_bytes`: its size belongs to the plan, not to timing.
 """
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -28,7 +30,7 @@ from mebp.models.workload import Workload
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Engine(StrEnum):
@@ -179,15 +181,23 @@ def dump_plan(plan: Plan) -> str:
 
 def parse_plan(text: str, source: str) -> Plan:
     """Read a plan from JSON; `source` names it in the one-line InputError for text that is none."""
+    _require_version(text, source)
     try:
         plan = _adapter().validate_json(text)
     except ValidationError as error:
         raise InputError(f"{source} is not a plan: {_first(error.errors()[0])}: plan it again") from None
     if not all(text.isprintable() for text in (plan.name, plan.device, plan.config.name)):
         raise InputError(f"{source} is not a plan: its name, device or model holds control characters: plan it again")
-    if plan.schema_version != SCHEMA_VERSION:
-        raise InputError(f"{source}: schema_version {plan.schema_version} is not {SCHEMA_VERSION}: plan it again")
     return plan
+
+
+def _require_version(text: str, source: str) -> None:
+    """Refuse a plan of another version of this program before its fields are compared with this one's."""
+    with suppress(ValueError, RecursionError):  # text that is no JSON is refused by the schema
+        raw = json.loads(text)
+        version = raw.get("schema_version", SCHEMA_VERSION) if isinstance(raw, dict) else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{source}: schema_version {version!r:.20} is not {SCHEMA_VERSION}: plan it again")
 
 
 def read_plan(path: Path) -> Plan:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mebp.planner.dag.graph import Dag
     from mebp.planner.dag.solve import Found
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LARGEST_COST = 2**50
 MOST_COPIES = 8
 
 
@@ -27,7 +28,10 @@ def graph(
         float | None, Flag("--flash-bandwidth", help="Bytes moved to or from flash per unit of cost; default: no paging.")
     ] = None,
     copies: Annotated[
-        int | None, Flag("--copies", help="Runs that one node may have; default: any number, two in the exact model.")
+        int | None,
+        Flag(
+            "--copies", help="Runs that one node may have; default: any number, in the exact model as many as the best order has."
+        ),
     ] = None,
     time_limit: Annotated[float, Flag("--time-limit", help="Seconds that the search may take.")] = 60.0,
     seed: Annotated[int, Flag("--seed", help="Seed of the search.")] = 0,
@@ -47,6 +51,8 @@ def graph(
         from mebp.planner.search import Effort, Limits, Stop, interruptible  # noqa: PLC0415
 
         dag = read_dag(file, fine=flash_bandwidth is not None)
+        if flash_bandwidth and sum(dag.sizes) / (flash_bandwidth * dag.unit or 1e-300) > LARGEST_COST:
+            raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: too slow for what the file's nodes hold: raise it")
         flash = Flash(bytes_per_cost=flash_bandwidth * dag.unit) if flash_bandwidth else None
         question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 

@@ -16,7 +16,7 @@ from mebp.cli.plan import pick, search
 from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import parse_nbytes, show_nbytes
-from mebp.errors import Disagreement, InfeasibleBudget, InputError
+from mebp.errors import Disagreement, InfeasibleBudget, InputError, NoPlanInTime
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat
 from mebp.models.graph import Graph, signature
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MEMORY_TOLERANCE = 0.10
 TIME_TOLERANCE = 2.0  # a shared machine's clock alone moves by a factor of two between calibration and run
 MAX_STEPS = 100_000
+TORCH_DEVICES = ("cpu", "cuda", "mps")
 
 
 def run(
@@ -53,7 +54,8 @@ def run(
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Execute a plan for real: predicted beside measured."""
-    _require_flags(steps, spill_dir, plan_file, choose, limit)
+    _require_flags(steps, spill_dir, torch_device, plan_file, choose)
+    limit_bytes, token_ids = 0 if limit is None else parse_nbytes(limit, "--limit"), _token_ids(ids)
     require_apart(request, {"the plan": plan_file, "--ids": ids, "-o": output, "--trace": trace})
     given = None if plan_file is None else _read(plan_file, request)
     config, workload = (given.config, given.workload) if given else (request.config, request.workload)
@@ -62,6 +64,7 @@ def run(
     plan, graph = (given, graph_of(given, str(plan_file))) if given else _solve(request, host, choose)
     check(plan, graph)
     prediction = simulate(plan, graph, host)
+    _require_room(limit_bytes, prediction)
     from mebp.executor.worker import Job  # noqa: PLC0415  (--help does without)
 
     job = Job(
@@ -69,11 +72,11 @@ def run(
         steps=steps,
         device=torch_device,
         spill_dir=spill_dir,
-        ids=_token_ids(ids),
+        ids=token_ids,
         seed=request.seed,
         check_gradients=check_gradients,
         enforce=enforce,
-        limit_bytes=_limit_bytes(limit, prediction),
+        limit_bytes=limit_bytes,
     )
     measurement = measure(plan, job)
     if trace is not None:
@@ -84,7 +87,7 @@ def run(
     require_agreement(plan, prediction, measurement)
 
 
-def _require_flags(steps: int, spill_dir: Path | None, plan_file: Path | None, choose: str | None, limit: str | None) -> None:
+def _require_flags(steps: int, spill_dir: Path | None, torch_device: str, plan_file: Path | None, choose: str | None) -> None:
     """Refuse flags that no run can take."""
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"--steps = {steps}: must be between 1 and {MAX_STEPS}")
@@ -92,18 +95,16 @@ def _require_flags(steps: int, spill_dir: Path | None, plan_file: Path | None, c
         raise InputError(f"--spill-dir {spill_dir}: no such folder: make it, or leave the flag out")
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
-    if limit is not None:
-        parse_nbytes(limit, "--limit")
+    if torch_device.partition(":")[0] not in TORCH_DEVICES:
+        raise InputError(f"--torch-device = {torch_device!r}: must be one of {', '.join(TORCH_DEVICES)}")
 
 
-def _limit_bytes(limit: str | None, prediction: Prediction) -> int:
-    """--limit in bytes, 0 for none; refused where the plan's own memory is above it, whatever page cache it leaves."""
-    nbytes = 0 if limit is None else parse_nbytes(limit, "--limit")
-    if 0 < nbytes < prediction.peak_bytes:
-        peak = show_nbytes(prediction.peak_bytes, up=True)
-        message = f"--limit {limit} is below what the process takes by itself, {peak}: raise it, or lower --budget"
-        raise InfeasibleBudget(message, nbytes, prediction.peak_bytes)
-    return nbytes
+def _require_room(limit_bytes: int, prediction: Prediction) -> None:
+    """Refuse a --limit (0: none) below the plan's own memory, whatever page cache it leaves."""
+    if 0 < limit_bytes < prediction.peak_bytes:
+        limit, peak = show_nbytes(limit_bytes), show_nbytes(prediction.peak_bytes, up=True)
+        message = f"--limit {limit} is below what the process takes by itself, {peak}: raise it, or plan for less"
+        raise InfeasibleBudget(message, limit_bytes, prediction.peak_bytes)
 
 
 def _read(path: Path, request: Request) -> Plan:
@@ -126,15 +127,11 @@ def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Gr
         raise KeyboardInterrupt
     row = pick(found, choose)
     if row is None:
-        from mebp.planner.tradeoff import require_fit  # noqa: PLC0415
+        from mebp.cli.table import refusal  # noqa: PLC0415
 
-        try:
-            row = require_fit(found)
-        except InfeasibleBudget as error:
-            asked, least = show_nbytes(error.budget_bytes), show_nbytes(error.least_bytes, up=True)
-            remedy = "raise --budget, or lower --seq-len, --batch-size or --lora-r"
-            message = f"does not fit {asked}: the least feasible budget is {least}: {remedy}"
-            raise InfeasibleBudget(message, error.budget_bytes, error.least_bytes) from None
+        if found.out_of_time:
+            raise NoPlanInTime(refusal(found))
+        raise InfeasibleBudget(refusal(found), found.budget_bytes, found.least_budget_bytes)
     return row.plan, row.graph
 
 

@@ -36,8 +36,7 @@ def show(
 
     console = stdout()
     costs = f"{show_nbytes(prediction.peak_bytes)}, {show_ns(prediction.step_ns)} a step"
-    own = f"{plan.device}{' with ' if plan.overrides else ''}{', '.join(plan.overrides)}"
-    console.print(f"{plan.name} of {plan.config.name} for {device or own}: {costs}", markup=False)
+    console.print(f"{plan.name} of {plan.config.name} for {device or profile_name(plan)}: {costs}", markup=False)
     print_wrapped(console, plan_facts(row))
     console.print("\npeak by part")
     for name, nbytes in sorted(prediction.peak_breakdown.items(), key=lambda item: -item[1]):
@@ -107,18 +106,18 @@ def compare(
     table.add_column("")
     for path, row in zip((first, second), rows, strict=True):
         table.add_column(f"{path.stem}: {row.name}", justify="right")
-    for name, cells in _comparison(rows):
+    for name, cells in _comparison(rows, device):
         table.add_row(name, *cells)
     stdout().print(table)
 
 
-def _comparison(rows: list["Row"]) -> list[tuple[str, list[str]]]:
+def _comparison(rows: list["Row"], device: str | None) -> list[tuple[str, list[str]]]:
     predictions = [row.prediction for row in rows]
     parts = sorted({part for p in predictions for part in p.peak_breakdown})
     times = sorted({part.value for p in predictions for part in p.time_breakdown})
     lines = [
         ("model", [row.plan.config.name for row in rows]),
-        ("device", [row.plan.device for row in rows]),
+        ("device", [device or profile_name(row.plan) for row in rows]),
         ("peak", [show_nbytes(p.peak_bytes) for p in predictions]),
     ]
     lines += [(f"  {part}", [show_nbytes(p.peak_breakdown.get(part, 0)) for p in predictions]) for part in parts]
@@ -130,6 +129,11 @@ def _comparison(rows: list["Row"]) -> list[tuple[str, list[str]]]:
         ("written to flash", [show_nbytes(p.flash_written_bytes) for p in predictions]),
     ]
     return lines
+
+
+def profile_name(plan: Plan) -> str:
+    """The device that a plan was made for, and what was changed of it."""
+    return f"{plan.device} with {', '.join(plan.overrides)}" if plan.overrides else plan.device
 
 
 def profile_of(plan: Plan, device: str | None) -> Device:

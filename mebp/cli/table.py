@@ -260,7 +260,7 @@ def verdict(found: Tradeoff) -> str:
             else f"{show_nbytes(row.prediction.flash_written_bytes)} of writes"
         )
         return f"does not fit: {row.name} takes {much}; leave --plan out for the fastest plan that fits, or raise --budget"
-    return _refusal(found, f"{show_nbytes(found.least_budget_bytes, up=True)} ({found.least_budget_bytes} bytes)")
+    return refusal(found)
 
 
 def print_sensitivity(console: "Console", found: Uncertainty) -> None:
@@ -288,8 +288,9 @@ def print_sensitivity(console: "Console", found: Uncertainty) -> None:
     )
 
 
-def _refusal(found: Tradeoff, least: str) -> str:
+def refusal(found: Tradeoff) -> str:
     """Why nothing is chosen, and what would do."""
+    least = f"{show_nbytes(found.least_budget_bytes, up=True)} ({found.least_budget_bytes} bytes)"
     budget, limit = show_nbytes(found.budget_bytes), int(found.device.hardware.app_limit_bytes)
     if found.out_of_time or found.interrupted:
         unknown = f"no plan for {budget} found in time, nor a proof that there is none"

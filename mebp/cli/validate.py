@@ -1,8 +1,10 @@
-"""`mebp-plan validate`: figures that somebody measured beside the simulator's, with the errors of constants fitted with and without
-each model; and `calibrate --from`, which writes those constants as a profile.
+"""`mebp-plan validate`: figures that somebody measured beside those of fitted constants, with and without each model, and beside
+the simulator's on the profile; and `calibrate --from`, which writes those constants as a profile.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +18,10 @@ from mebp.sim.device import dump_device, load_device
 
 if TYPE_CHECKING:
     from mebp.planner.fit import Fit
+    from mebp.planner.measured import Measured
     from mebp.sim.device import Device
 
 PAPER_DEVICE = "iphone15promax"
-PAPER_SOURCE = (
-    "fitted to the twenty figures of the paper's table (arXiv 2510.03425) by `mebp-plan validate --paper`; sequence 256 is inferred"
-)
 REMAINS = (
     "What remains: times follow the number of weights alone, and Gemma's smaller products and the Qwen models' larger ones attain"
     " different rates; the sequence length (256) and the second computation of the loss are inferred from the released code; how"
@@ -37,12 +37,12 @@ def validate(
     device_name: Annotated[str, Flag("--device", "-d", help="Hardware that they were measured on.")] = PAPER_DEVICE,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare measured peaks and step times with the simulator's, fitted with and without each model."""
-    from mebp.planner.fit import fit, leave_one_out, pose_cases  # noqa: PLC0415  (numpy is slow to import)
+    """Compare measured peaks and step times with fitted ones, with and without each model, and with the simulator's."""
+    from mebp.planner.fit import fit, leave_one_out, pose_cases, simulated  # noqa: PLC0415  (numpy is slow to import)
     from mebp.planner.measured import paper_figures, read_measurements  # noqa: PLC0415
 
     if paper == (measurements is not None):
-        raise InputError("nothing to compare with: take --paper, or --from MEASUREMENTS.csv (one of the two)")
+        raise InputError("what to compare with: take --paper, or --from MEASUREMENTS.csv, one of the two")
     device = load_device(device_name)
     measured = paper_figures() if measurements is None else read_measurements(measurements)
     cases = pose_cases(measured, device)
@@ -52,21 +52,22 @@ def validate(
         typer.echo(json.dumps(fit_fields(found, apart), indent=2))
         return
     print_fit(device, found, apart)
+    print_simulated(device, measured, simulated(cases, device))
     if paper:
         stdout().print(REMAINS, style="dim", markup=False)
 
 
 def calibrate_from(measurements: Path, device_name: str, output: Path) -> None:
     """Fit a runtime to measurements on a device's hardware, print how well it does, and write the profile."""
-    from mebp.planner.fit import fit, fitted_device, leave_one_out, pose_cases  # noqa: PLC0415
+    from mebp.planner.fit import fit, fitted_device, leave_one_out, pose_cases, simulated  # noqa: PLC0415
     from mebp.planner.measured import read_measurements  # noqa: PLC0415
 
     device = load_device(device_name)
     measured = read_measurements(measurements)
     cases = pose_cases(measured, device)
-    found = fit(cases)
-    profile = fitted_device(found, device, f"fitted to {len(measured)} measurements of {measurements.name}")
-    print_fit(device, found, leave_one_out(cases) if len({m.model for m in measured}) > 1 else None)
+    print_fit(device, fit(cases), leave_one_out(cases) if len({m.model for m in measured}) > 1 else None)
+    profile = fitted_device(cases, device, f"fitted to {len(measured)} measurements of {measurements.name}")
+    print_simulated(profile, measured, simulated(cases, profile))
     write_file(output, dump_device(profile))
     note(f"wrote {output}")
 
@@ -98,8 +99,28 @@ def print_fit(device: "Device", found: "Fit", apart: "Fit | None") -> None:
         f" held: {show_nbytes(c.footprint_bytes)} before any tensor, {c.logits:.2f} of the fp32 logits, {c.heads:.2f} packed heads",
         markup=False,
     )
-    for warning in found.warnings:
+    for warning in (apart or found).warnings:
         note(f"warning: {warning}")
+
+
+def print_simulated(device: "Device", measured: "Sequence[Measured]", plans: "Sequence[tuple[int, int]]") -> None:
+    """A row a measurement: the plan of its method on a profile, timed and weighed by the simulator."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("plan", no_wrap=True)
+    for title in ("step", "simulated", "error", "peak", "simulated", "beside the plan"):
+        table.add_column(title, justify="right", no_wrap=True)
+    errors = []
+    for m, (peak, step_ns) in zip(measured, plans, strict=True):
+        errors.append(step_ns / 1e9 / m.step_s - 1)
+        step = (show_ns(m.step_s * 1e9), show_ns(step_ns), f"{errors[-1]:+.1%}")
+        table.add_row(m.name, *step, show_nbytes(m.peak_bytes), show_nbytes(peak), show_nbytes(max(0, m.peak_bytes - peak)))
+    stdout().print(f"the plans of these methods, simulated on {device.name}", markup=False)
+    stdout().print(table)
+    text = f"step times off by {_mean(errors):.1%} in the mean, {max(map(abs, errors)):.1%} at worst; beside the plan: what the"
+    stdout().print(f"{text} measured implementation holds that its recipe need not, the packed heads above all", markup=False)
 
 
 def fit_fields(found: "Fit", apart: "Fit | None") -> dict[str, object]:
@@ -124,7 +145,13 @@ def fit_fields(found: "Fit", apart: "Fit | None") -> dict[str, object]:
     if apart:
         means |= {"left_out_peak": _mean(apart.peak_errors), "left_out_step_time": _mean(apart.step_errors)}
     mean_fields = {name: round(value, 4) for name, value in means.items()}
-    return {"schema_version": 1, "figures": rows, "mean_absolute_error": mean_fields, "warnings": list(found.warnings)}
+    return {
+        "schema_version": 1,
+        "figures": rows,
+        "mean_absolute_error": mean_fields,
+        "constants": asdict(found.constants),
+        "warnings": list((apart or found).warnings),
+    }
 
 
 def _mean(errors: list[float]) -> float:

@@ -50,14 +50,14 @@ class Comparison:
         return median(self.measured.step_s) * 1e9 / self.predicted.step_ns - 1
 
     @property
-    def slowness(self) -> float:
-        """How long dense products took right after the run, against calibration: a machine's clock need not be its own."""
-        return self.measured.floor_s * 1e9 / self.floor_ns if self.measured.floor_s else 1.0
+    def speed(self) -> float:
+        """How fast dense products were right after the run, against calibration: a machine's clock need not be its own."""
+        return self.floor_ns / (self.measured.floor_s * 1e9) if self.measured.floor_s else 1.0
 
     @property
     def time_error_at_its_speed(self) -> float:
         """Of the median step, relative, had calibration found the machine as fast as it was then."""
-        return (1 + self.time_error) / self.slowness - 1
+        return (1 + self.time_error) * self.speed - 1
 
     @property
     def arena_exact(self) -> bool:
@@ -78,7 +78,8 @@ def verify(
     if refused:
         raise InputError(f"verify runs on this machine at budgets of its own: leave --{refused[0]} out")
     folder = store or default_store(request.config, request.workload.weights)
-    device = override(calibrated(request.config, request.workload, spill_dir), request.overrides)
+    machine = calibrated(request.config, request.workload, spill_dir)
+    device = override(machine, request.overrides)
     graph = request.graph()
     from mebp.executor.worker import Job  # noqa: PLC0415  (--help does without)
 
@@ -86,8 +87,8 @@ def verify(
     for name, plan in _plans(request, graph, device):
         note(f"running {name}")
         measured = measure(plan, Job(store=folder, steps=steps, spill_dir=spill_dir, seed=request.seed))
-        predicted, floor = simulate(plan, graph, device), floor_ns(graph, device)
-        found.append(Comparison(name=name, plan=plan, predicted=predicted, measured=measured, floor_ns=floor))
+        predicted = simulate(plan, graph, device)
+        found.append(Comparison(name=name, plan=plan, predicted=predicted, measured=measured, floor_ns=floor_ns(graph, machine)))
     typer.echo(_json(found), nl=False) if as_json else _print(request, found)
     _require_agreement(found)
 
@@ -122,19 +123,19 @@ def _print(request: Request, found: list[Comparison]) -> None:
     console.print(f"{request.config.name}, {w.batch_size} x {w.seq_len} tokens, on this machine, just calibrated", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("plan", no_wrap=True)
-    for title in ("arena", "peak", "off by", "step", "off by", "slow", "at it", "floor"):
+    for title in ("arena", "peak", "off by", "step", "off by", "speed", "at it", "floor"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in found:
         step = median(one.measured.step_s)
         floor = f"{step / one.measured.floor_s:.2f}" if one.measured.floor_s else "-"
         arena = "exact" if one.arena_exact else "WRONG"
         memory, seconds = show_nbytes(one.measured.peak_bytes), show_ns(step * 1e9)
-        speed = f"{one.slowness:.2f}", _error(one.time_error_at_its_speed)
+        speed = f"{one.speed:.2f}", _error(one.time_error_at_its_speed)
         table.add_row(one.name, arena, memory, _error(one.memory_error), seconds, _error(one.time_error), *speed, floor)
     console.print(table)
     console.print(
-        "slow: time of dense products right after the run against that at calibration; at it: step time against the prediction"
-        " for a machine of that speed; floor: step time against that of its dense products",
+        "speed: of dense products right after the run, against calibration; at it: the step against the prediction for a machine"
+        " of that speed; floor: the step against the time of its dense products",
         style="dim",
         markup=False,
     )

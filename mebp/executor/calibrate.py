@@ -30,6 +30,8 @@ from mebp.sim.device import KEYS, Device, Hardware, Runtime, Source
 COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
 VOCAB = 49_152
 STEPS = 3
+LEAST_SPREAD = 1.05
+SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
 FLASH_BYTES = 128 << 20
 HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: --max-flash-write allows it
 OP_BYTES = 4600  # of a plan with its graph and what a run keeps of it: 4b, 1,261 ops, takes 6 MB (CPython 3.11)
@@ -62,7 +64,9 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
-    dense = dense_flops(graph.ops) / runs["checkpoint-1"].floor_s  # measured in the process of the plan, right after it
+    runs["mesp"] = _at_speed_of(runs["mesp"], runs["checkpoint-1"])
+    mix = _dense_rate(build_graph(config, workload)) / _dense_rate(graph)  # of the whole model's shapes, against the few layers'
+    dense = mix * dense_flops(graph.ops) / runs["checkpoint-1"].floor_s
     runtime = _runtime(graph, plans, runs, rates, dense)
     hardware = Hardware(
         ram_bytes=psutil.virtual_memory().total,
@@ -77,7 +81,23 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
         power_watts=15.0,
     )
     title = f"this machine ({platform.machine()}, {os.cpu_count()} cores), measured with {config.name} at {workload.seq_len} tokens"
-    return Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources())
+    spread = max(LEAST_SPREAD, *(max(run.step_s) / min(run.step_s) for run in runs.values()))
+    device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources())
+    ranges = {key: (device.value(key) / spread, device.value(key) * spread) for key in SPEEDS}
+    return replace(device, sources={**device.sources, **{k: replace(device.sources[k], range=r) for k, r in ranges.items()}})
+
+
+def _at_speed_of(run: Measurement, other: Measurement) -> Measurement:
+    """A run as it would have been in `other`'s time: the floor of each says how fast the machine was."""
+    factor = other.floor_s / run.floor_s
+    return replace(run, spans_ns=tuple((round(start * factor), round(end * factor)) for start, end in run.spans_ns))
+
+
+def _dense_rate(graph: Graph) -> float:
+    """FLOP/s of a step's dense products, measured here and now."""
+    from mebp.executor.floor import floor_seconds  # noqa: PLC0415  (imports torch)
+
+    return dense_flops(graph.ops) / floor_seconds(graph)
 
 
 def _num_layers(config: ModelConfig, workload: Workload) -> int:
@@ -215,14 +235,16 @@ def _attained(graph: Graph, plan: Plan, run: Measurement, kind: str) -> float:
 
 
 def _streaming(graph: Graph, plan: Plan, run: Measurement, rates: dict[str, float]) -> tuple[float, int]:
-    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack."""
+    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack: none of
+    either where noise has eaten the difference.
+    """
     seconds, weights = 0.0, 0
     for instruction, (start, end) in zip(plan.instructions, run.spans_ns, strict=True):
         if isinstance(instruction, Compute) and instruction.streamed and graph.op[instruction.op].kind in rates:
             op = graph.op[instruction.op]
             seconds += (end - start) / 1e9 - KINDS[op.kind].flops(op) / rates[op.kind]
             weights += graph.weights[op.weights[0]].count
-    return max(0.0, seconds), weights
+    return (seconds, weights) if seconds > 0 else (0.0, 0)
 
 
 def _part_work(graph: Graph, plan: Plan) -> dict[Part, float]:

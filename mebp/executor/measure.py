@@ -48,6 +48,7 @@ class Sampler:
         self.curve: list[tuple[int, int]] = []
         self._begin_ns = self._next_ns = time.perf_counter_ns()
         self._apart_ns = 0
+        self._lock = threading.Lock()  # begin() comes from another thread than the samples
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -62,21 +63,25 @@ class Sampler:
 
     def begin(self) -> None:
         """Start the curve again."""
-        self.curve = []
-        self._begin_ns = self._next_ns = time.perf_counter_ns()
-        self._apart_ns = int(INTERVAL_S * 1e9)
+        with self._lock:
+            self.curve = []
+            self._begin_ns = self._next_ns = time.perf_counter_ns()
+            self._apart_ns = int(INTERVAL_S * 1e9)
 
     def _look(self) -> None:
         anonymous, file = memory_now()
         self.anonymous, self.file = max(self.anonymous, anonymous), max(self.file, file)
-        now, curve = time.perf_counter_ns(), self.curve
-        if now < self._next_ns:
+        with self._lock:
+            self._draw(time.perf_counter_ns(), anonymous)
+
+    def _draw(self, now_ns: int, anonymous: int) -> None:
+        if now_ns < self._next_ns:
             return
-        curve.append((now - self._begin_ns, anonymous))
-        if len(curve) > MOST_POINTS:  # every second one, and as many less from here on
-            del curve[1::2]
+        self.curve.append((now_ns - self._begin_ns, anonymous))
+        if len(self.curve) > MOST_POINTS:  # every second one, and as many less from here on
+            del self.curve[1::2]
             self._apart_ns *= 2
-        self._next_ns = now + self._apart_ns
+        self._next_ns = now_ns + self._apart_ns
 
     def _watch(self) -> None:
         while not self._stop.is_set():

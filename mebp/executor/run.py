@@ -66,6 +66,7 @@ class Executor:
         """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
         require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
         store.require_model(graph.config, graph.workload.weights)
+        assert not (graph.workload.layer_copies and any(isinstance(i, Unpack) for i in plan.instructions)), "one thread copies"
         self.plan = plan
         self.graph = graph
         self.arena = Arena(plan.arena_bytes, torch.device(device))

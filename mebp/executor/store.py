@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file
     found: dict[str, Tensor] = {}
     for name, (dtype, shape) in expected.items():
         entry = header[name]
-        count = num_elements(shape) * ITEMSIZES[dtype]
+        count = prod(shape) * ITEMSIZES[dtype]
         begin = _offset(entry, dtype, shape, count, start)
         if begin is None:
             raise StoreError(f"{file}: tensor {name} should be {dtype} {list(shape)}: write the store again")
@@ -201,11 +202,3 @@ def _offset(entry: Any, dtype: str, shape: tuple[int, ...], count: int, start: i
             return begin
         case _:
             return None
-
-
-def num_elements(shape: tuple[int, ...]) -> int:
-    """The product of a shape's extents."""
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

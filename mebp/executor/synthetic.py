@@ -1,13 +1,14 @@
 """Stores of random weights: the shapes and the statistics of a real model's, where no checkpoint is at hand."""
 
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mebp.executor.packing import pack_codes
-from mebp.executor.store import layout, num_elements
+from mebp.executor.store import layout
 from mebp.executor.writer import write_store
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
@@ -28,7 +29,7 @@ def synthesize(
 
     Codes are drawn from the distribution that quantised normal weights have, so that unpacked weights have that deviation.
     """
-    total = sum(num_elements(shape) for _, shape in layout(config, fmt).values())
+    total = sum(prod(shape) for _, shape in layout(config, fmt).values())
     generator = torch.Generator().manual_seed(seed)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -36,7 +37,7 @@ def synthesize(
         table = _code_table(fmt, generator) if fmt.packed else None
         for name, (_, shape) in layout(config, fmt).items():
             yield name, _synthetic(name, shape, config, fmt, table, generator)
-            done += num_elements(shape)
+            done += prod(shape)
             if progress:
                 progress(done, total)
 

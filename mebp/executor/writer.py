@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.executor.store import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, WEIGHTS_FILE, Layout, bytes_of, layout, num_elements
+from mebp.executor.store import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, WEIGHTS_FILE, Layout, bytes_of, layout
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat
 
@@ -72,7 +73,7 @@ def _write_tensors(
     entries: dict[str, Any] = {}
     offset = 0
     for name, (dtype, shape) in expected.items():
-        nbytes = num_elements(shape) * ITEMSIZES[dtype]
+        nbytes = prod(shape) * ITEMSIZES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
     room = len(json.dumps(entries)) + FACT_BYTES * (len(entries) + 8)

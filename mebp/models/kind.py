@@ -13,7 +13,7 @@ from mebp.models.graph import Dims, Op, Weight
 
 FLOAT_BYTES = 4
 ALIGNMENT = 64
-STREAM_WEIGHTS = 1 << 20  # weights of one streamed tile: with its product's operands it stays in a 2 MiB cache
+STREAM_WEIGHTS = 1 << 20  # weights of one streamed tile: up to 8192 columns it stays in a 2 MiB cache
 BLOCK_ROWS, LEAST_ROWS = 64, 128
 NORM_ELEMENTS = 1 << 17  # elements of one fp32 tile of a norm
 SCORE_ELEMENTS = 1 << 20  # attention scores of one tile
@@ -52,8 +52,8 @@ def align(nbytes: int) -> int:
 
 
 def stream_rows(cols: int) -> int:
-    """Rows of a weight of `cols` columns that are unpacked at a time when it is streamed: whole blocks of the product's kernel, which
-    takes up to 1.4 x as long on tiles that are no multiple of 64 rows, or narrower than 128 (EPYC, torch 2.13).
+    """Rows of a weight of `cols` columns that are unpacked at a time when it is streamed: whole blocks of the product's kernel. On
+    tiles that are no multiple of 64 rows, or narrower than 128, that takes up to 1.4 x as long (EPYC, torch 2.13).
     """
     return max(LEAST_ROWS, STREAM_WEIGHTS // cols // BLOCK_ROWS * BLOCK_ROWS)
 

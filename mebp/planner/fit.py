@@ -24,16 +24,16 @@ from mebp.models.workload import Lora, Workload
 from mebp.plan import Compute, Plan
 from mebp.planner.measured import Measured
 from mebp.planner.strategies import STRATEGIES
-from mebp.sim.device import Device, Source
+from mebp.sim.device import RANGES, Device, Provenance, Source
 from mebp.sim.simulate import simulate
 
 Floats = npt.NDArray[np.float64]
 UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
 ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
 HALF = 2  # bytes of an unpacked weight
-EVALUATIONS = {"mebp": 2, "mezo": 1}  # the released code computes the loss once more, for token accuracy
 ROUNDS = 20
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
+NOT_MEASURED = ("unpack_rate", "attention_fraction")  # a share of what is
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
 
 
@@ -120,19 +120,46 @@ def predict(constants: Constants, cases: Sequence[Case], warnings: tuple[str, ..
 
 
 def leave_one_out(cases: Sequence[Case]) -> Fit:
-    """Every measurement predicted by constants fitted without its model; `constants` and warnings are those of the whole fit."""
+    """Every measurement predicted by constants fitted without its model; `constants` are those of the whole fit, warnings all."""
+    whole = fit(cases)
+    warnings = list(whole.warnings)
     found: dict[int, tuple[float, float]] = {}
     for model in dict.fromkeys(case.measured.model for case in cases):
         left_out = [number for number, case in enumerate(cases) if case.measured.model == model]
         rest = fit([case for case in cases if case.measured.model != model])
+        warnings += [f"without {model}: {warning}" for warning in rest.warnings if warning not in whole.warnings]
         apart = predict(rest.constants, [cases[number] for number in left_out])
         found |= dict(zip(left_out, zip(apart.peak_bytes, apart.step_s, strict=True), strict=True))
     peaks, seconds = zip(*(found[number] for number in range(len(cases))), strict=True)
-    return replace(fit(cases), peak_bytes=peaks, step_s=seconds)
+    return replace(whole, peak_bytes=peaks, step_s=seconds, warnings=tuple(warnings))
 
 
-def fitted_device(found: Fit, device: Device, source: str) -> Device:
-    """`device` with the fitted runtime: each pass over a weight takes its unpacking time and, in what is left, its product."""
+def fitted_device(cases: Sequence[Case], device: Device, source: str) -> Device:
+    """`device` with the runtime fitted to `cases`: each pass over a weight takes its unpacking time and, in what is left, its
+    product. A number's range is two standard errors either way, by the jackknife over models (Efron & Stein, 1981); with one
+    model it is that of an assumed one. What the footprint contains (libraries, the plan) is not counted again, and the hardware's
+    rate of products, to which the fractions are fitted, is not uncertain beside them.
+    """
+    values = _runtime(fit(cases), device)
+    without = [_runtime(fit(rest), device) for rest in _without_each_model(cases)]
+    sources = {}
+    for name, value in values.items():
+        kind: Provenance = "assumed" if name in NOT_MEASURED or not without else "measured"
+        ends = None
+        if kind == "measured":
+            spread = _two_errors([other[name] for other in without])
+            ends = _ends(max(RANGES[f"runtime.{name}"][0], value - spread), value, value + spread)
+        sources[f"runtime.{name}"] = Source(kind=kind, source=source, range=ends)
+    contained = Source(kind="assumed", source="contained in the fitted footprint_bytes")
+    sources |= {"runtime.kernel_bytes": contained, "runtime.op_bytes": contained}
+    peak = device.hardware.product_flops
+    sources["hardware.product_flops"] = replace(device.sources["hardware.product_flops"], range=(peak, peak))
+    runtime = replace(device.runtime, **values, kernel_bytes=0.0, op_bytes=0.0)
+    return replace(device, runtime=runtime, sources={**device.sources, **sources})
+
+
+def _runtime(found: Fit, device: Device) -> dict[str, float]:
+    """The numbers of a runtime that constants make on a device's hardware, four digits of each."""
     constants, peak = found.constants, device.hardware.product_flops
     unpack_s = UNPACK_SHARE * constants.forward_s
     passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
@@ -143,22 +170,53 @@ def fitted_device(found: Fit, device: Device, source: str) -> Device:
     fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
     flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
     values = fractions | {"footprint_bytes": constants.footprint_bytes, "unpack_rate": 1 / (unpack_s * flops_per_weight)}
-    values = {name: float(f"{value:.4g}") for name, value in values.items()}
-    assumed = ("unpack_rate", "attention_fraction")
-    sources = {f"runtime.{name}": Source(kind="assumed" if name in assumed else "measured", source=source) for name in values}
-    return replace(device, runtime=replace(device.runtime, **values), sources={**device.sources, **sources})
+    for name, value in values.items():
+        low, high = RANGES[f"runtime.{name}"]
+        if not low <= value <= high:
+            raise InputError(f"the measurements make {name} {value:.3g}: must be between {low:g} and {high:g}: check their units")
+    return {name: float(f"{value:.4g}") for name, value in values.items()}
+
+
+def _without_each_model(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases without those of each model in turn; none where there is one model."""
+    models = dict.fromkeys(case.measured.model for case in cases)
+    return [[case for case in cases if case.measured.model != model] for model in models] if len(models) > 1 else []
+
+
+def _two_errors(values: Sequence[float]) -> float:
+    """Two standard errors of an estimate from its values with each model left out."""
+    count = len(values)
+    return 2 * float(np.std(values)) * float(np.sqrt(count - 1))
+
+
+def _ends(low: float, value: float, high: float) -> tuple[float, float]:
+    """Three digits of a range's ends, which hold its value."""
+    return min(value, float(f"{low:.3g}")), max(value, float(f"{high:.3g}"))
+
+
+def simulated(cases: Sequence[Case], device: Device) -> tuple[tuple[int, int], ...]:
+    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table, what its implementation holds
+    besides not counted.
+    """
+    found = []
+    for case in cases:
+        graph, plan = _planned(case.measured, device)
+        prediction = simulate(plan, graph, device)
+        found.append((prediction.peak_bytes, prediction.step_ns))
+    return tuple(found)
+
+
+def _planned(measured: Measured, device: Device) -> tuple[Graph, Plan]:
+    """The graph and plan of what was measured."""
+    lora = Lora(rank=measured.lora_r)
+    workload = Workload(seq_len=measured.seq_len, lora=lora, weights=weight_format("int4-g64"))
+    strategy = STRATEGIES[measured.method]
+    graph = strategy.graph(build_graph(load_model(measured.model), workload))
+    return graph, strategy.plan(graph, device, device.default_budget_bytes)
 
 
 def _case(measured: Measured, device: Device) -> Case:
-    workload = Workload(
-        seq_len=measured.seq_len,
-        lora=Lora(rank=measured.lora_r),
-        weights=weight_format("int4-g64"),
-        evaluations=EVALUATIONS[measured.method],
-    )
-    strategy = STRATEGIES[measured.method]
-    graph = strategy.graph(build_graph(load_model(measured.model), workload))
-    plan = strategy.plan(graph, device, device.default_budget_bytes)
+    graph, plan = _planned(measured, device)
     parts = simulate(plan, graph, device).time_breakdown
     small_s = sum(parts.get(part, 0) for part in (Part.ELEMENTWISE, Part.LAUNCH, Part.UPDATE)) / 1e9
     head = next(op for op in graph.ops if op.kind == "head")
@@ -168,7 +226,7 @@ def _case(measured: Measured, device: Device) -> Case:
         work=_work(graph, plan),
         small_s=small_s,
         logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,
-        head_bytes=weight.count // 2,
+        head_bytes=weight.nbytes,
         at_head_bytes=_at_head(graph),
         in_block_bytes=_in_block(graph) if measured.method == "mebp" else 0,
     )
@@ -222,6 +280,7 @@ def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
 def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
     """Which moment is the fuller one depends on the constants: fit, look again, until it stays."""
     peaks = np.array([case.measured.peak_bytes for case in cases])
+    warnings: tuple[str, ...] = ()
     in_block = np.zeros(len(cases), dtype=bool)
     for _ in range(ROUNDS):
         rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)])
@@ -231,7 +290,9 @@ def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
         if (now == in_block).all():
             break
         in_block = now
-    return found, _indistinct(rows / peaks[:, None], ("footprint", "logits", "heads"), "peaks")
+    else:
+        warnings = ("peaks: which moment is the fuller one did not settle: the constants are one of several fits",)
+    return found, warnings + _indistinct(rows / peaks[:, None], ("footprint", "logits", "heads"), "peaks")
 
 
 def _peak_row(case: Case, in_block: bool) -> tuple[float, float, float]:
@@ -272,6 +333,6 @@ def _contradictions(measured: Sequence[Measured]) -> tuple[str, ...]:
     for one, other in combinations(measured, 2):
         if replace(one, peak_bytes=other.peak_bytes, step_s=other.step_s) == other:
             for what, a, b in (("peaks", one.peak_bytes, other.peak_bytes), ("times", one.step_s, other.step_s)):
-                if abs(a / b - 1) > CONTRADICTION:
+                if max(a, b) > (1 + CONTRADICTION) * min(a, b):
                     found.append(f"two {what} of {one.name} contradict each other ({a:g} and {b:g}): the fit lies between them")
     return tuple(found)

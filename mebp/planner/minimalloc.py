@@ -69,7 +69,7 @@ def _numbers(row: dict[str, str], where: str) -> tuple[int, int, int]:
 def offsets_csv(instance: Instance, packing: Packing) -> str:
     """The instance with an offset for every buffer."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=dict.fromkeys([*instance.fields, "offset"]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys([*instance.fields, "offset"])), lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "offset": offset} for row, offset in zip(instance.rows, packing.offsets, strict=True))
     return out.getvalue()

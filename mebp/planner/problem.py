@@ -9,7 +9,7 @@ from mebp.models.kind import align, stream_rows
 from mebp.planner.bound import Limited, Relaxation
 from mebp.planner.chain import Holdable, Stretch, head_holdable, head_of, stretches
 from mebp.planner.lower import live_profile
-from mebp.planner.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
+from mebp.planner.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs, whole_blocks
 from mebp.planner.rules import FlashKeepsUp
 from mebp.planner.schedule import schedule
 from mebp.planner.variables import HeadOption
@@ -147,9 +147,7 @@ def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
     """The head with tiles from as many rows as one streamed tile of weights has, halved a few times."""
     head = head_of(graph)
     widest = min(stream_rows(head.dims.cols), head.dims.outs)
-    tiles = dict.fromkeys(
-        (max(SMALLEST_TILE, widest >> halved) // SMALLEST_TILE * SMALLEST_TILE or widest) for halved in range(HEAD_TILES)
-    )
+    tiles = dict.fromkeys(whole_blocks(max(min(SMALLEST_TILE, widest), widest >> halved)) for halved in range(HEAD_TILES))
     tiles |= {head_tile(graph): None}
     return tuple(
         HeadOption(tile=tile, peak=_head_peak(graph, cost, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))

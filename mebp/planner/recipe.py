@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mebp.models.graph import Graph, TensorId, WeightId
-from mebp.models.kind import stream_rows
+from mebp.models.kind import BLOCK_ROWS, stream_rows
 
 
 class Saving(StrEnum):
@@ -58,7 +58,13 @@ def head_tile(graph: Graph) -> int:
     """Logits of one tile of the head: as many rows as one streamed tile, fewer where tokens are many."""
     config = graph.config
     per_column = graph.workload.tokens * (4 + graph.workload.itemsize)
-    return max(16, min(stream_rows(config.hidden), config.vocab, HEAD_BYTES // per_column // 16 * 16))
+    return whole_blocks(min(stream_rows(config.hidden), config.vocab, max(16, HEAD_BYTES // per_column)))
+
+
+def whole_blocks(rows: int) -> int:
+    """Rows of a tile rounded down to whole blocks of the product's kernel, or, where there are few, to 16."""
+    block = BLOCK_ROWS if rows >= 2 * BLOCK_ROWS else 16
+    return rows // block * block or rows
 
 
 def backward_reads(graph: Graph) -> frozenset[TensorId]:

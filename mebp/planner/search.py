@@ -13,7 +13,7 @@ from mebp.errors import NoPlanInTime
 SMALL_S = 0.6  # deterministic seconds within which small problems are solved
 HINT_S = 2.0  # wall seconds for completing a hint, which is given whole
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Watch = Callable[[float, float], bool | None]  # objective and bound; True ends the search
 Progress = Callable[[int, int], None]  # the best so far and the bound
 
@@ -129,9 +129,9 @@ class _Report(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # ortoo
             self.stop_search()
 
 
-def interruptible(work: Callable[[], Found], stop: Stop) -> Found:
+def interruptible(work: Callable[[], Result], stop: Stop) -> Result:
     """Do `work` beside this thread; Ctrl-C asks it to stop and takes what it has, a second one ends it."""
-    future: Future[Found] = Future()
+    future: Future[Result] = Future()
     try:
         return beside(work, future).result()
     except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def interruptible(work: Callable[[], Found], stop: Stop) -> Found:
         return future.result()
 
 
-def beside(work: Callable[[], Found], future: "Future[Found] | None" = None) -> "Future[Found]":
+def beside(work: Callable[[], Result], future: "Future[Result] | None" = None) -> "Future[Result]":
     """Start `work` in a thread of its own: the solver leaves Python alone for most of its time. Ctrl-C does not wait for it."""
     future = Future() if future is None else future
 

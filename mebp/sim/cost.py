@@ -93,6 +93,9 @@ class CostModel:
             else:
                 parts[Part.UNPACK] = self.unpack_ns(weight)
                 parts[Part.LAUNCH] += self.unpacking_ns(weight) - self.unpack_ns(weight)
+        if op.kind == "linear" and self.graph.workload.layer_copies:  # in forward, and where it is made again for backward
+            copied = self.graph.weights[op.weights[0]].nbytes
+            parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(copied / self._bandwidth * NS)
         return parts
 
     def unpack_ns(self, weight: Weight) -> int:

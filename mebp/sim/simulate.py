@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Role, TensorId, Weight
-from mebp.models.kind import Part, num_kernels
+from mebp.models.kind import Part, head_passes, num_kernels
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -150,8 +150,9 @@ def _weights_read(plan: Plan, graph: Graph) -> Iterator[Weight]:
                 yield graph.weights[instruction.weight]
             case Compute(streamed=True):
                 op = graph.op[instruction.op]
+                passes = head_passes(op, instruction.tile) if op.kind == "head" else 1
                 if op.kind != "embed":
-                    yield graph.weights[op.weights[0]]
+                    yield from [graph.weights[op.weights[0]]] * passes
 
 
 SCRATCH = TensorId("scratch")

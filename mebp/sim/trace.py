@@ -13,8 +13,8 @@ from mebp.sim.simulate import Prediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One process of a trace: (start, end) in ns of every instruction of a plan, frees left at (0, 0); (ns, bytes) of the memory
-    that the process had, where that was measured.
+    """One process of a trace: (start, end) in ns of every instruction of a plan, frees left at (0, 0); (ns, bytes) of the
+    process's own memory, predicted or measured.
     """
 
     name: str

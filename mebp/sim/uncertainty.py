@@ -29,6 +29,7 @@ UNCERTAIN = (
     "runtime.head_fraction",
     "runtime.bandwidth_fraction",
     "runtime.unpack_rate",
+    "runtime.fp32_factor",
     "runtime.launch_seconds",
     "runtime.flash_latency_seconds",
     "runtime.footprint_bytes",
@@ -50,7 +51,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
-    """The range of a prediction: (low, high) of peak and step, and the numbers behind it, those that matter most for time first."""
+    """The range of a prediction: (low, high) of peak and step, and the numbers behind it, those first that change most."""
 
     peak_bytes: tuple[int, int]
     step_ns: tuple[int, int]
@@ -58,7 +59,7 @@ class Uncertainty:
 
     def to_measure(self, of: Callable[[Effect], tuple[int, int]]) -> str | None:
         """The number whose range moves `of` most."""
-        widest = max(self.effects, key=lambda effect: abs(of(effect)[1] - of(effect)[0]), default=None)
+        widest = max(self.effects, key=lambda effect: _width(of(effect)), default=None)
         return widest.key if widest and of(widest)[0] != of(widest)[1] else None
 
 
@@ -85,7 +86,7 @@ def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
         ends = [outcome(_changed(device, key, value)) if low < high else (peak, step) for value in (low, high)]
         peaks, steps = zip(*ends, strict=True)
         effects.append(Effect(key=key, source=device.sources[key], values=(low, high), peak_bytes=peaks, step_ns=steps))
-    effects.sort(key=lambda effect: -abs(effect.step_ns[1] - effect.step_ns[0]))
+    effects.sort(key=lambda effect: -max(_width(effect.step_ns) / max(1, step), _width(effect.peak_bytes) / max(1, peak)))
     return Uncertainty(
         peak_bytes=_spread(peak, [effect.peak_bytes for effect in effects]),
         step_ns=_spread(step, [effect.step_ns for effect in effects]),
@@ -96,6 +97,10 @@ def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
 def _changed(device: Device, key: str, value: float) -> Device:
     section, _, name = key.partition(".")
     return replace(device, **{section: replace(getattr(device, section), **{name: value})})
+
+
+def _width(ends: tuple[int, int]) -> int:
+    return abs(ends[1] - ends[0])
 
 
 def _spread(value: int, ends: list[tuple[int, int]]) -> tuple[int, int]:

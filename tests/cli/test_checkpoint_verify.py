@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from mebp.cli.verify import Comparison
+from mebp.executor.worker import Measurement
 from mebp.sim.device import dump_device, load_device
 from tests.cli.test_command import QUICK, command, own_folders, refused, tiny  # noqa: F401  (fixtures)
 from tests.executor.families import hf_config
@@ -67,10 +70,24 @@ def test_verify_runs_its_grid_and_says_how_far_it_is_off(
     assert out.count("exact") >= 5
     assert "WRONG" not in out
     assert "off by" in out
-    assert "slow: time of dense products" in out
+    assert "speed: of dense products" in out
     assert "at the machine's speed of each run" in " ".join(out.split())
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "leave --budget out" in refused(capsys, "verify", "--model", tiny, "--budget", "1GB")
+
+
+def test_a_step_is_judged_at_the_speed_of_its_run() -> None:
+    """Products took twice as long as at calibration, the step 2.2 times what was predicted: 10% off."""
+    measured = Measurement(
+        arena_bytes=1, baseline_bytes=0, peak_bytes=90, file_bytes=0, step_s=(2.2,), loss=(1.0,), spans_ns=(), floor_s=0.2
+    )
+    predicted, plan = SimpleNamespace(step_ns=10**9, peak_bytes=100), SimpleNamespace(arena_bytes=1)
+    one = Comparison(name="x", plan=plan, predicted=predicted, measured=measured, floor_ns=1e8)  # type: ignore[arg-type]
+    assert one.speed == pytest.approx(0.5)
+    assert one.time_error == pytest.approx(1.2)
+    assert one.time_error_at_its_speed == pytest.approx(0.1)
+    assert one.memory_error == pytest.approx(-0.1)
+    assert one.arena_exact
 
 
 def test_a_limit_that_is_no_size_is_refused(tiny: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
@@ -85,6 +102,6 @@ def test_a_limit_below_the_plan_s_own_memory_is_refused_before_it_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command("run", "--model", tiny, "--limit", "1MB", *QUICK) == 1
-    assert "--limit 1MB is below what the process takes by itself" in capsys.readouterr().err.splitlines()[-1]
+    assert "--limit 1.00 MB is below what the process takes by itself" in capsys.readouterr().err.splitlines()[-1]
     assert "no such folder" in refused(capsys, "run", "--model", tiny, "--spill-dir", str(tmp_path / "none"), *QUICK)
     assert "must be one of cpu, cuda, mps" in refused(capsys, "run", "--model", tiny, "--torch-device", "xyz", *QUICK)

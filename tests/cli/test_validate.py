@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mebp.cli.main import main
-from mebp.sim.device import read_device
+from mebp.sim.device import load_device, read_device
 
 FIGURES = Path(__file__).parents[2] / "mebp" / "planner" / "paper.csv"
 
@@ -20,7 +20,7 @@ def command(*arguments: str) -> int:
 def test_the_papers_figures_are_printed_with_their_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("validate", "--paper") == 0
     out = capsys.readouterr().out
-    assert sum(line.split()[1:2] in (["mebp"], ["mezo"]) for line in out.splitlines()) == 10
+    assert sum(line.split()[1:2] in (["mebp"], ["mezo"]) for line in out.splitlines()) == 20
     assert "mean |error|" in out
     assert max(map(len, out.splitlines())) <= 80
     assert command("validate", "--paper", "--json") == 0
@@ -35,7 +35,10 @@ def test_a_phone_is_fitted_to_measurements(tmp_path: Path, capsys: pytest.Captur
     assert command("calibrate", "--from", str(FIGURES), "--device", "iphone15promax", "-o", str(profile)) == 0
     assert "mean |error|" in capsys.readouterr().out
     device = read_device(profile)
-    assert device.sources["runtime.footprint_bytes"].source == "fitted to 10 measurements of paper.csv"
+    footprint = device.sources["runtime.footprint_bytes"]
+    assert footprint.source == "fitted to 10 measurements of paper.csv"
+    assert footprint.range == load_device("iphone15promax").sources["runtime.footprint_bytes"].range
+    assert device.runtime.kernel_bytes == 0
     assert command("--device", str(profile), "--model", "0.5b", "--time-limit", "0.5", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] in ("fits", "tight")

@@ -1,6 +1,7 @@
 """Fitting a runtime: the paper's figures are met, the committed profile is what comes out, and known constants are found again."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,11 @@ from mebp.planner.fit import (
     non_negative,
     pose_cases,
     predict,
+    simulated,
 )
 from mebp.planner.measured import paper_figures, read_rows
 from mebp.sim.device import Device
+from mebp.sim.uncertainty import number_range
 
 HEADER = "model,method,seq_len,lora_r,peak_mb,step_s\n"
 
@@ -26,6 +29,15 @@ HEADER = "model,method,seq_len,lora_r,peak_mb,step_s\n"
 @pytest.fixture(scope="module")
 def paper(device: Device) -> tuple[Case, ...]:
     return pose_cases(paper_figures(), device)
+
+
+def made_of(true: Constants, cases: Sequence[Case]) -> list[Case]:
+    """The same cases as if constants had made them."""
+    made = predict(true, cases)
+    return [
+        replace(case, measured=replace(case.measured, peak_bytes=peak, step_s=step))
+        for case, peak, step in zip(cases, made.peak_bytes, made.step_s, strict=True)
+    ]
 
 
 def mean(errors: list[float]) -> float:
@@ -58,19 +70,37 @@ def test_mezo_and_mebp_are_in_the_papers_order(paper: tuple[Case, ...]) -> None:
 
 
 def test_the_committed_profile_is_the_fitted_one(paper: tuple[Case, ...], device: Device) -> None:
-    fitted = fitted_device(fit(paper), device, "the test")
+    fitted = fitted_device(paper, device, "the test")
     for name in ("product_fraction", "backward_fraction", "attention_fraction", "head_fraction", "unpack_rate", "footprint_bytes"):
         assert getattr(device.runtime, name) == pytest.approx(getattr(fitted.runtime, name), rel=1e-6), name
+        assert device.sources[f"runtime.{name}"].range == fitted.sources[f"runtime.{name}"].range, name
+    assert number_range(fitted, "hardware.product_flops") == (device.hardware.product_flops,) * 2
+
+
+def test_the_plans_of_the_papers_methods_take_the_papers_time(paper: tuple[Case, ...], device: Device) -> None:
+    errors = [step_ns / 1e9 / case.measured.step_s - 1 for case, (_, step_ns) in zip(paper, simulated(paper, device), strict=True)]
+    assert mean(errors) <= 0.08
+    assert max(map(abs, errors)) <= 0.20
+
+
+def test_a_number_s_range_holds_the_truth_and_is_none_without_noise(paper: tuple[Case, ...], device: Device) -> None:
+    true = Constants(forward_s=1e-12, backward_s=3e-12, head_s=5e-12, footprint_bytes=9e7, logits=0.5, heads=1.25)
+    exact = made_of(true, paper)
+    assert fitted_device(exact, device, "exact").sources["runtime.backward_fraction"].range == pytest.approx(
+        (fitted_device(exact, device, "exact").runtime.backward_fraction,) * 2, rel=0.01
+    )
+    noisy = [
+        replace(case, measured=replace(case.measured, step_s=case.measured.step_s * (1.1 if number % 4 < 2 else 0.9)))
+        for number, case in enumerate(exact)
+    ]
+    fitted = fitted_device(noisy, device, "noisy")
+    low, high = number_range(fitted, "runtime.product_fraction")
+    assert low < fitted_device(exact, device, "exact").runtime.product_fraction < high
 
 
 def test_known_constants_are_found_again(paper: tuple[Case, ...]) -> None:
     true = Constants(forward_s=1e-12, backward_s=3e-12, head_s=5e-12, footprint_bytes=9e7, logits=0.5, heads=1.25)
-    made = predict(true, paper)
-    cases = [
-        replace(case, measured=replace(case.measured, peak_bytes=peak, step_s=step))
-        for case, peak, step in zip(paper, made.peak_bytes, made.step_s, strict=True)
-    ]
-    found = fit(cases)
+    found = fit(made_of(true, paper))
     for name in Constants.__slots__:
         assert getattr(found.constants, name) == pytest.approx(getattr(true, name), rel=1e-3), name
 
@@ -88,6 +118,7 @@ def test_too_few_or_contradicting_measurements_are_warned_of(paper: tuple[Case, 
     assert one.step_errors[0] == pytest.approx(0, abs=1e-6)
     twin = replace(paper[0], measured=replace(paper[0].measured, step_s=2 * paper[0].measured.step_s))
     assert any("contradict" in warning for warning in fit([*paper, twin]).warnings)
+    assert any("contradict" in warning for warning in fit([twin, *paper]).warnings)
     mezo_only = [case for case in paper if case.measured.method == "mezo"]
     assert any("backward" in warning for warning in fit(mezo_only).warnings)
 

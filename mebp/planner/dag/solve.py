@@ -20,7 +20,7 @@ from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
 from mebp.planner.search import Effort, Progress, Stop
 
-EXACT_COPIES = 2
+EXACT_COPIES, MOST_COPIES = 2, 8
 EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order
 LARGEST_EXACT = 1500
 FIXED_SHARE = 0.3  # of the time, for the graph's own order where any is allowed
@@ -74,8 +74,8 @@ class _Best:
 
     @property
     def copies(self) -> int:
-        """Runs of one node that the exact model allows: what is asked for, else two, or as many as the best order has."""
-        return self.question.copies or max(EXACT_COPIES, _most_runs(self.runs or []))
+        """Runs of one node that the exact model allows: what is asked for, else two, or what the best order has, to a limit."""
+        return self.question.copies or min(MOST_COPIES, max(EXACT_COPIES, _most_runs(self.runs or [])))
 
     def offer(self, runs: list[Run] | None) -> None:
         """Take an order if it fits and costs less."""
@@ -103,13 +103,15 @@ def solve_dag(question: Question, effort: Effort) -> Found:
     best = _Best(question=question, progress=effort.progress, bound=dag.total_cost)
     _start(best, effort.stop)
     bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
+    copies = best.copies
     proven = _fixed(best, effort, begin) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
     if question.fixed_order and proven > bound:
-        bound, scope = proven, f"the graph's order, at most {best.copies} runs a node"
+        bound, scope = proven, f"the graph's order, at most {copies} runs a node"
     if not question.fixed_order and best.cost > dag.total_cost:
         if dag.num_nodes <= FREE_EXACT_NODES:
+            copies = best.copies
             bound = max(bound, _exact(best, seconds - (time.monotonic() - begin), effort, fixed=False))
-            scope = f"any order, at most {best.copies} runs a node"
+            scope = f"any order, at most {copies} runs a node"
         else:
             _anneal(best, effort, begin)
             _exact(best, seconds - (time.monotonic() - begin), effort, fixed=True)
@@ -186,7 +188,8 @@ def _anneal(best: _Best, effort: Effort, begin: float) -> None:
 
 
 def _cost_of(question: Question, runs: list[Run] | None) -> int:
-    return 2**62 if runs is None else measure(question.dag, runs, question.flash).cost
+    too_often = runs is not None and question.copies is not None and _most_runs(runs) > question.copies
+    return 2**62 if runs is None or too_often else measure(question.dag, runs, question.flash).cost
 
 
 def first_runs(runs: Sequence[Run]) -> list[int]:
@@ -235,7 +238,7 @@ def _exact(best: _Best, seconds: float, effort: Effort, *, fixed: bool, order: l
     if stop.start(solver):
         status = solver.solve(model.model)
     stop.end(solver)
-    if status == cp_model.INFEASIBLE and question.fixed_order and best.runs is None and not model.rounded:
+    if status == cp_model.INFEASIBLE and question.fixed_order and question.copies and best.runs is None and not model.rounded:
         raise InfeasibleBudget(
             f"does not fit {question.budget} bytes in this order and {best.copies} runs of a node: raise --budget or --copies",
             question.budget,
