@@ -89,7 +89,7 @@ def tradeoff_table(found: Tradeoff) -> "Table":
 CAPTION = """\
 fits      yes, or what is too much: memory, or bytes written to flash
 peak      footprint of the process, memory-mapped files not counted
-x mebp    step time against the paper's recipe (Song & Tang, 2025)
+x mebp    step time against the paper's, as released (Song & Tang, 2025)
 redone    time a step spends recomputing
 unpacked  weights decompressed a step
 written   bytes a step writes to flash
