@@ -150,7 +150,7 @@ def binding(found: Tradeoff) -> list[str]:
         f"  peak     {_peak(least)}",
         f"  remedy   the least budget would be at most, with {'; '.join(lower)}"
         if lower
-        else "  remedy   none of the flags tried lowers the least budget by 2%",
+        else "  remedy   none of the flags tried lowers the least budget much",
     ]
 
 

@@ -19,7 +19,7 @@ from mebp.sim.uncertainty import Uncertainty
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
-HELPS = 0.98  # of the least budget: a remedy leads to no more than that
+HELPS = 0.98  # of the least budget, the runtime's own footprint apart: a remedy leads to no more than that
 REMEDY_S = 0.3  # deterministic seconds of search for each remedy
 SOLVED, LEAST = "solved", "least"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
@@ -213,7 +213,9 @@ def remedies(found: Tradeoff, limits: Limits) -> tuple[Knob, ...]:
     """Changes that lower the least budget of a table in which nothing fits, the most effective first."""
     quick = replace(limits, deterministic_s=min(limits.deterministic_s, REMEDY_S))
     tried = knobs(found.graph, found.device, found.budget_bytes, quick)
-    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < HELPS * found.least_budget_bytes]
+    fixed = found.device.runtime.footprint_bytes
+    enough = fixed + HELPS * (found.least_budget_bytes - fixed)
+    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < enough]
     return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
 
 
