@@ -34,7 +34,9 @@ LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
 FLASH_BYTES = 128 << 20
 HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: --max-flash-write allows it
-OP_BYTES = 6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
+OP_BYTES = (
+    6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
+)
 Lower = Callable[[str, Graph], Plan]
 Report = Callable[[str], None]
 

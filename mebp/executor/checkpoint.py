@@ -84,15 +84,15 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
 
     def tensors() -> Iterator[tuple[str, Pieces]]:
         done = 0
-        steps: list[Tensor] = []
-        matrices = found.config.matrices()
-        for name in layout(found.config, fmt):
+        steps = torch.empty(0)
+        matrices, expected = found.config.matrices(), layout(found.config, fmt)
+        for name in expected:
             matrix = name.removesuffix(".codes").removesuffix(".steps")
             if name.endswith(".steps"):
-                yield name, torch.cat(steps)
+                yield name, steps
                 continue
-            steps = []
             if matrix in matrices and fmt.packed:
+                steps = torch.empty(expected[f"{matrix}.steps"][1], dtype=torch.bfloat16)
                 yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix)
             else:
                 yield name, (rows.bfloat16() for rows in checkpoint.rows(name))
@@ -110,15 +110,15 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
     return found
 
 
-def _codes(
-    pieces: Iterator[Tensor], fmt: WeightFormat, steps: list[Tensor], errors: dict[str, float], name: str
-) -> Iterator[Tensor]:
-    """Codes of a matrix, some rows at a time; its steps are appended to `steps`, its error is put into `errors` at the end."""
+def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: dict[str, float], name: str) -> Iterator[Tensor]:
+    """Codes of a matrix, some rows at a time; its steps are put into `steps` (rows, groups), its error into `errors` at the end."""
     wrong = right = 0.0
+    done = 0
     for rows in pieces:
         weights = rows.float()
         codes, own = pack(weights, fmt)
-        steps.append(own)
+        steps[done : done + len(own)] = own  # not kept apart: small tensors between freed large ones would hold the heap
+        done += len(own)
         right += float(weights.square().sum(dtype=torch.float64))
         wrong += float(unpack_whole(codes, own, fmt, torch.float32).sub_(weights).square_().sum(dtype=torch.float64))
         yield codes
