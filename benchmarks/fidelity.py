@@ -17,6 +17,8 @@ Written by `python benchmarks/fidelity.py`: what each command printed, and when.
 """
 KEPT = (
     ("This machine: plans predicted and run", "mebp-plan verify", "verify.txt"),
+    ("This machine: shapes that no test and no profile names", "python benchmarks/unnamed.py", "unnamed.txt"),
+    ("This machine: streamed products beside dense ones", "python benchmarks/streamed.py", "streamed.txt"),
     ("This machine: beside transformers + PEFT", "make beside", "side_by_side.txt"),
     ("This machine: beside a plain torch loop", "make bench", "plain_loop.txt"),
     ("The solver: plans, bounds and fixed strategies", "make solver", "solver.txt"),
