@@ -26,6 +26,8 @@ def check(plan: Plan, graph: Graph) -> Checked:
     """Check every rule of the plan language; raises InvalidPlan naming the rule and the instruction."""
     if plan.signature != graph.signature:
         raise InvalidPlan("same graph", None, f"made for {plan.signature}, checked against {graph.signature}")
+    if plan.exact != (plan.workload.method == "backprop"):
+        raise InvalidPlan("exact where it has a backward", None, f"{plan.workload.method}, exact {plan.exact}: plan again")
     walk = _Walk(plan, graph)
     for place in plan.resident:
         walk.require(WeightId(place.tensor) in graph.weights, "resident tensors are weights", str(place.tensor))
@@ -121,7 +123,7 @@ class _Walk:
     def workspace(self, place: Place | None, needed: int) -> None:
         """Give `needed` bytes (aligned), no more and no less, to the instruction at hand."""
         have = place.nbytes if place else 0
-        self.require(have == align(needed), "room for scratch", f"takes {align(needed)}, has {have}")
+        self.require(have == align(needed), "room for scratch", f"takes {align(needed)} exactly, has {have}")
         if place:
             self.require_aligned(place)
             self.require_free(place)
@@ -170,7 +172,7 @@ class _Walk:
         self.require(bool(op.weights) or not run.streamed, "only weights are streamed", f"{op.id} has none")
         self.require((op.kind == "head") == (run.tile > 0), "the head has a tile, nothing else has", f"{op.id}")
         self.require(run.tile >= 0, "a tile is a number of logits", f"{run.tile}")
-        whole_or_streamable = run.tile == 0 or run.tile <= stream_rows(op.dims.cols) or run.tile >= op.dims.outs
+        whole_or_streamable = run.tile == 0 or run.tile <= min(stream_rows(op.dims.cols), op.dims.outs) or run.tile == op.dims.outs
         self.require(whole_or_streamable, "a head tile is one tile of weights at most, or the whole vocabulary", f"{run.tile}")
         self.require(op.kind != "embed" or run.streamed, "the embedding is gathered, never unpacked", f"{op.id}")
 

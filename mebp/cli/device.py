@@ -1,12 +1,13 @@
 """`mebp-plan devices` and `mebp-plan calibrate`: profiles, what each number is worth, and this machine's own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mebp.cli.request import Flag, Request
-from mebp.cli.screen import note, stdout, working, write_file
+from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_nbytes
 from mebp.cli.validate import PAPER_DEVICE, calibrate_from
 from mebp.errors import InputError, MebpError
@@ -84,6 +85,7 @@ def calibrate(
     if measurements is not None:
         if output is None:
             raise InputError("--from needs -o PROFILE.toml: the fitted profile is written there")
+        require_apart(replace(request, sources=(*request.sources, str(measurements))), {"-o": output})
         calibrate_from(measurements, request.device_name or PAPER_DEVICE, output)
         return
     target = output or user_device_dir() / f"{HOST}.toml"

@@ -79,7 +79,8 @@ def solve_points(
 
         def work() -> tuple[tuple["Point", ...], tuple["Knob", ...]]:
             problem, limits = pose(request.graph(), device), search_limits(request)
-            points = solve(problem, limits, num_points, lambda n: status.update(f"budget {n + 1} of {num_points}"), stop)
+            most = budget if "budget" in request.given else 0
+            points = solve(problem, limits, num_points, lambda n: status.update(f"budget {n + 1} of {num_points}"), stop, most)
             return points, knobs(problem.graph, device, budget, limits, stop, lambda flags: status.update(f"what if {flags}"))
 
         points, changes = interruptible(work, stop)

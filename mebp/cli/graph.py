@@ -53,6 +53,8 @@ def graph(
         dag = read_dag(file, fine=flash_bandwidth is not None)
         if flash_bandwidth and sum(dag.sizes) / (flash_bandwidth * dag.unit or 1e-300) > LARGEST_COST:
             raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: too slow for what the file's nodes hold: raise it")
+        if fixed_order and not dag.as_given:
+            raise InputError(f"{file}: a node stands before one that it reads: put them in order, or leave --fixed-order out")
         flash = Flash(bytes_per_cost=flash_bandwidth * dag.unit) if flash_bandwidth else None
         question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 
@@ -100,7 +102,7 @@ def summary(dag: "Dag", found: "Found", budget: int) -> list[str]:
         f"{dag.num_nodes} nodes, budget {show_nbytes(budget)}",
         f"  cost     {cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {bound}",
         f"  bound    holds for {found.scope}",
-        f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.ids[found.runs[measured.peak_at].node]}",
+        f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.shown(found.runs[measured.peak_at].node)}",
         f"  again    {extra} runs, {loads} loads; {found.seconds:.1f} s of search",
     ]
 

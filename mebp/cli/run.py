@@ -64,7 +64,7 @@ def run(
     plan, graph = (given, graph_of(given, str(plan_file))) if given else _solve(request, host, choose)
     check(plan, graph)
     prediction = simulate(plan, graph, host)
-    _require_room(limit_bytes, prediction)
+    _require_room(prediction, limit_bytes, plan.budget_bytes if enforce else 0)
     from mebp.executor.worker import Job  # noqa: PLC0415  (--help does without)
 
     job = Job(
@@ -99,12 +99,13 @@ def _require_flags(steps: int, spill_dir: Path | None, torch_device: str, plan_f
         raise InputError(f"--torch-device = {torch_device!r}: must be one of {', '.join(TORCH_DEVICES)}")
 
 
-def _require_room(limit_bytes: int, prediction: Prediction) -> None:
-    """Refuse a --limit (0: none) below the plan's own memory, whatever page cache it leaves."""
-    if 0 < limit_bytes < prediction.peak_bytes:
-        limit, peak = show_nbytes(limit_bytes), show_nbytes(prediction.peak_bytes, up=True)
-        message = f"--limit {limit} is below what the process takes by itself, {peak}: raise it, or plan for less"
-        raise InfeasibleBudget(message, limit_bytes, prediction.peak_bytes)
+def _require_room(prediction: Prediction, limit_bytes: int, budget_bytes: int) -> None:
+    """Refuse a --limit, or a budget to --enforce (0: none), below what the process takes by itself here."""
+    for what, nbytes in (("--limit", limit_bytes), ("--enforce: the plan's budget of", budget_bytes)):
+        if 0 < nbytes < prediction.peak_bytes:
+            peak = show_nbytes(prediction.peak_bytes, up=True)
+            message = f"{what} {show_nbytes(nbytes)} is below what the process takes by itself, {peak}: raise it, or plan for less"
+            raise InfeasibleBudget(message, nbytes, prediction.peak_bytes)
 
 
 def _read(path: Path, request: Request) -> Plan:

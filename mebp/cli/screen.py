@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from mebp.cli.request import Request
 
 
+NARROWEST = 40  # columns: a table cut there says more than one of a character a cell
+
+
 def stdout() -> "Console":
     """Where results go."""
     from rich.console import Console  # noqa: PLC0415  (rich is slow to import; --help does without)
 
-    return Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False)
+    console.width = max(NARROWEST, console.width)
+    return console
 
 
 def stderr() -> "Console":
@@ -67,7 +72,7 @@ def write_file(path: Path, text: str) -> None:
     """
     target = path.resolve()
     if not target.name or target.is_dir() or (target.exists() and not target.is_file()):
-        raise InputError(f"cannot write {path}: it is no regular file: name one, such as plan.json (--json prints)")
+        raise InputError(f"cannot write {path}: it is no regular file: name one, such as plan.json")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FIXED = ("checkpoint-1", "mebp", "keep-all")
 BUDGETS = (1.1, 1.5)  # times the least plan's footprint, for solved plans
+LEAST_FLOOR_S = 0.02
 WORST_MEMORY, WORST_TIME, MEDIAN_TIME = 0.03, 0.20, 0.10
 
 
@@ -51,8 +52,10 @@ class Comparison:
 
     @property
     def speed(self) -> float:
-        """How fast dense products were right after the run, against calibration: a machine's clock need not be its own."""
-        return self.floor_ns / (self.measured.floor_s * 1e9) if self.measured.floor_s else 1.0
+        """How fast dense products were right after the run, against calibration: a machine's clock need not be its own. 1
+        where they are too short to tell.
+        """
+        return self.floor_ns / (self.measured.floor_s * 1e9) if self.measured.floor_s > LEAST_FLOOR_S else 1.0
 
     @property
     def time_error_at_its_speed(self) -> float:

@@ -43,11 +43,13 @@ class WeightFormat:
         """Refuse a weight whose row does not divide into groups, or a group into whole bytes."""
         group = self.group_cols(cols)
         if self.packed and (cols % group or cols * self.bits % 8):
-            raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: {REMEDY}")
+            remedy = REMEDY.get(self.name, REMEDIES)
+            raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: take {remedy}")
 
 
 STORE_VERSION = "2"  # of the files that hold weights in these formats
-REMEDY = "take a smaller group (int4-g32), int8 or bf16"
+REMEDIES = "a smaller group (int4-g32), int8 or bf16"
+REMEDY = {"int4-g32": "int8 or bf16", "ternary": "int8 or bf16", "int8": "bf16"}
 
 FORMATS = {
     fmt.name: fmt

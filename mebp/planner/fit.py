@@ -32,7 +32,12 @@ UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that reade
 ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
 HALF = 2  # bytes of an unpacked weight
 ROUNDS = 20
+LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a phone
+PAPER_HOLDS = (0.67, 1.73)  # logits and packed heads, as `mebp-plan validate --paper` fits them
+LEAST_FOOTPRINT = 1e6
+PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
+NAMES = {"product": "forward products", "backward": "backward products", "head": "the head"}
 NOT_MEASURED = ("unpack_rate", "attention_fraction")  # a share of what is
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
 
@@ -41,12 +46,15 @@ CONTRADICTION = 0.25  # relative difference of two measurements of the same thin
 class Case:
     """What the constants multiply, of one measurement.
 
-    `work` are FLOPs of forward, backward and head, `small_s` the seconds of everything else; a peak is the fuller of two moments,
-    the head and a block's backward, which also hold `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
+    `work` are FLOPs of forward, backward and head, `base` seconds a FLOP of each on the profile as it was (and its footprint),
+    `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also hold
+    `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
     """
 
     measured: Measured
     work: tuple[float, float, float]
+    base: tuple[float, float, float]
+    base_footprint_bytes: float
     small_s: float
     logits_bytes: int
     head_bytes: int
@@ -91,6 +99,14 @@ class Fit:
 
 def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]:
     """Plan every measured step on the hardware of `device`, and read off what the constants multiply."""
+    for m in measured:
+        if m.peak_bytes > device.hardware.ram_bytes:
+            ram = device.hardware.ram_bytes / 1e6
+            raise InputError(
+                f"{m.name}: peak_mb = {m.peak_bytes / 1e6:g} is more than the {ram:g} MB of {device.name}: is it bytes?"
+            )
+        if m.step_s > LONGEST_STEP_S:
+            raise InputError(f"{m.name}: step_s = {m.step_s:g} is above {LONGEST_STEP_S:g}: is it milliseconds?")
     return tuple(_case(m, device) for m in measured)
 
 
@@ -165,7 +181,7 @@ def _runtime(found: Fit, device: Device) -> dict[str, float]:
     passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
     slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
     if slow:
-        raise InputError(f"the measurements leave {slow[0]} products no time beside unpacking: measure more models or methods")
+        raise InputError(f"the measurements leave {NAMES[slow[0]]} no time beside unpacking: measure more models or methods")
     fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
     fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
     flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
@@ -224,12 +240,22 @@ def _case(measured: Measured, device: Device) -> Case:
     return Case(
         measured=measured,
         work=_work(graph, plan),
+        base=_base(measured, device),
+        base_footprint_bytes=device.runtime.footprint_bytes,
         small_s=small_s,
         logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,
         head_bytes=weight.nbytes,
         at_head_bytes=_at_head(graph),
         in_block_bytes=_in_block(graph) if measured.method == "mebp" else 0,
     )
+
+
+def _base(measured: Measured, device: Device) -> tuple[float, float, float]:
+    """Seconds a FLOP of forward, backward and head on a profile, each with the unpacking of its weights."""
+    runtime, peak = device.runtime, device.hardware.product_flops
+    unpack_s = 1 / (runtime.unpack_rate * 2 * measured.seq_len)
+    forward, backward, head = (1 / (f * peak) for f in (runtime.product_fraction, runtime.backward_fraction, runtime.head_fraction))
+    return forward + unpack_s, backward + unpack_s, head + unpack_s
 
 
 def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
@@ -274,25 +300,49 @@ def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
     seconds = np.array([case.measured.step_s for case in cases])
     work = np.array([case.work for case in cases]) / seconds[:, None]
     small = np.array([case.small_s for case in cases]) / seconds
-    return non_negative(work, 1 - small), _indistinct(work, ("forward", "backward", "head"), "times")
+    found, warnings = non_negative(work, 1 - small), _indistinct(work, ("forward", "backward", "head"), "times")
+    if not warnings and (found > UNPACK_SHARE * found[0]).all():
+        return found, ()
+    base = np.array(cases[0].base)  # in its proportions, scaled to the measurements
+    base *= float(np.median((1 - small) / (work @ base)))
+    opened = "times: what the measurements leave open is near the proportions of the profile that they start from"
+    return non_negative(*_pulled(work, 1 - small, base)), (*warnings, opened)
 
 
 def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
-    """Which moment is the fuller one depends on the constants: fit, look again, until it stays."""
+    """The constants of peaks; where the measurements leave something open, near the footprint that the profile had and what the
+    paper's implementation holds.
+    """
+    found, rows, settled = _settled(cases, None)
+    warnings = _indistinct(rows, ("footprint", "logits", "heads"), "peaks")
+    if warnings or found[0] < LEAST_FOOTPRINT:
+        found, _, settled = _settled(cases, np.array((cases[0].base_footprint_bytes, *PAPER_HOLDS)))
+        warnings = (*warnings, "peaks: what the measurements leave open is near the profile that they start from")
+    unsettled = "peaks: which moment is the fuller one did not settle: the constants are one of several fits"
+    return found, warnings if settled else (*warnings, unsettled)
+
+
+def _settled(cases: Sequence[Case], prior: Floats | None) -> tuple[Floats, Floats, bool]:
+    """Constants, the rows that they were fitted to, and whether the moments settled. Which moment is the fuller one depends on
+    the constants: fit, look again, until it stays.
+    """
     peaks = np.array([case.measured.peak_bytes for case in cases])
-    warnings: tuple[str, ...] = ()
     in_block = np.zeros(len(cases), dtype=bool)
     for _ in range(ROUNDS):
-        rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)])
+        rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)]) / peaks[:, None]
         known = np.where(in_block, [case.in_block_bytes for case in cases], [case.at_head_bytes for case in cases])
-        found = non_negative(rows / peaks[:, None], 1 - known / peaks)
+        A, b = (rows, 1 - known / peaks) if prior is None else _pulled(rows, 1 - known / peaks, prior)
+        found = non_negative(A, b)
         now = np.array([_moments(found, case)[1] > _moments(found, case)[0] for case in cases])
         if (now == in_block).all():
-            break
+            return found, rows, True
         in_block = now
-    else:
-        warnings = ("peaks: which moment is the fuller one did not settle: the constants are one of several fits",)
-    return found, warnings + _indistinct(rows / peaks[:, None], ("footprint", "logits", "heads"), "peaks")
+    return found, rows, False
+
+
+def _pulled(A: Floats, b: Floats, prior: Floats) -> tuple[Floats, Floats]:
+    """The same system with each unknown drawn a little towards what is known of it beforehand."""
+    return np.vstack([A, PULL * np.diag(1 / prior)]), np.concatenate([b, np.full(len(prior), PULL)])
 
 
 def _peak_row(case: Case, in_block: bool) -> tuple[float, float, float]:

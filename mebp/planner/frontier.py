@@ -50,14 +50,19 @@ def best_step_ns(problem: Problem, budget_bytes: int) -> int:
 
 
 def frontier(
-    problem: Problem, limits: Limits, num_points: int, progress: Callable[[int], None] | None = None, stop: Stop | None = None
+    problem: Problem,
+    limits: Limits,
+    num_points: int,
+    progress: Callable[[int], None] | None = None,
+    stop: Stop | None = None,
+    most_bytes: int = 0,
 ) -> tuple[Point, ...]:
-    """Solve at `num_points` budgets in equal ratios; `progress(number)` before each. A plan that fits less fits more:
-    none gets slower.
+    """Solve at `num_points` budgets in equal ratios, up to keep-all or `most_bytes` where that is more; `progress(number)` before
+    each. A plan that fits less fits more: none gets slower.
     """
     stop = stop or Stop()
     points: list[Point] = []
-    for number, budget in enumerate(budgets(problem, limits, num_points, stop)):
+    for number, budget in enumerate(budgets(problem, limits, num_points, stop, most_bytes)):
         if progress:
             progress(number)
         if stop.asked:
@@ -74,10 +79,10 @@ def frontier(
     return tuple(points)
 
 
-def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop) -> list[int]:
-    """Footprints from that of the least plan to that of keep-all, in equal ratios."""
+def budgets(problem: Problem, limits: Limits, num_points: int, stop: Stop, most_bytes: int = 0) -> list[int]:
+    """Footprints from that of the least plan to that of keep-all, or to `most_bytes`, in equal ratios."""
     least = outside_arena(problem.graph, problem.device) + least_plan(problem, 0, limits, stop).arena_bytes
-    return _ratios(problem, least, num_points)
+    return _ratios(problem, least, num_points, most_bytes)
 
 
 def _ratios(problem: Problem, low: int, count: int, most: int = 0) -> list[int]:

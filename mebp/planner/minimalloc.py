@@ -14,6 +14,7 @@ from mebp.planner.pack import Buffer, Packing
 
 FIELDS = ("id", "lower", "upper", "size")
 LARGEST = 2**50
+UNSUPPORTED = {"alignment": ("", "0", "1"), "gaps": ("",)}  # fields of the format that change what fits, and values that do not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Instance:
 def read_instance(path: Path) -> Instance:
     """Read a packing problem; InputError names file, line and field."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
@@ -43,6 +44,12 @@ def read_instance(path: Path) -> Instance:
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise InputError(f"{path}:{line} does not have the {len(names)} fields of the first line: {','.join(names)}")
+    if len(set(names)) != len(names):
+        raise InputError(f"{path} names a field twice: {','.join(names)}")
+    for line, row in enumerate(rows, start=2):
+        for field, plain in UNSUPPORTED.items():
+            if row.get(field, plain[0]).strip() not in plain:
+                raise InputError(f"{path}:{line}: {field} = {row[field]!r}: is not supported: leave it out, or round sizes up")
     numbers = [_numbers(row, f"{path}:{line}") for line, row in enumerate(rows, start=2)]
     if len({row["id"] for row in rows}) != len(rows):
         raise InputError(f"{path} names an id twice: every buffer needs its own")

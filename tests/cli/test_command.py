@@ -452,6 +452,27 @@ def test_damaged_weights_are_named_and_not_a_traceback(
     assert "tensor 0.q.steps is damaged" in refused(capsys, "run", plan_file, "--store", str(store))
 
 
+def test_a_width_of_nothing_is_no_traceback(plan_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert command("show", plan_file, "--limit", "1") == 0
+
+
+def test_enforcing_a_budget_below_the_process_itself_is_refused(
+    plan_file: str, host: None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(plan_file)
+    path.write_text(path.read_text().replace(f'"budget_bytes":{read_plan(path).budget_bytes}', '"budget_bytes":1000', 1))
+    assert "--enforce: the plan's budget of" in refused(capsys, "run", plan_file, "--store", str(store), "--enforce", code=1)
+
+
+def test_a_plan_that_lies_about_its_gradient_is_refused(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mezo.json"
+    assert command("--model", tiny, "-o", str(path), "--plan", "mezo", *QUICK) == 0
+    path.write_text(path.read_text().replace('"exact":false', '"exact":true', 1))
+    capsys.readouterr()
+    assert "exact where it has a backward" in refused(capsys, "show", str(path))
+
+
 def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(f"{sys.executable} -m mebp models >&-", shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 2

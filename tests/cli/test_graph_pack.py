@@ -119,6 +119,32 @@ def test_pack_writes_offsets_within_the_capacity(buffers: Path, capsys: pytest.C
     assert "192 live at once" in captured.err
 
 
+def test_ids_that_no_line_can_hold_are_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({"nodes": [{"id": "\ud800\x1b\n", "cost_cpu": 1, "cost_ram": 5}], "links": []}))
+    assert command("graph", str(path), "--budget", "10") == 0
+    assert "at '\\ud800\\x1b\\n'" in capsys.readouterr().out
+
+
+def test_an_order_that_cannot_be_kept_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [{"id": n, "cost_cpu": 1, "cost_ram": 5} for n in (1, 0)]
+    (tmp_path / "g.json").write_text(json.dumps({"nodes": nodes, "links": [{"source": 0, "target": 1}]}))
+    assert "put them in order" in refused(capsys, "graph", str(tmp_path / "g.json"), "--budget", "100", "--fixed-order")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,lower,upper,size,alignment\na,0,5,3,64\n", "alignment = '64'"),
+        ("id,lower,upper,size,gaps\na,0,5,3,1-2\n", "gaps = '1-2'"),
+        ("id,lower,upper,size,size\na,0,5,3,4\n", "names a field twice"),
+    ],
+)
+def test_pack_refuses_what_it_does_not_honour(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b.csv").write_text(text)
+    assert says in refused(capsys, "pack", str(tmp_path / "b.csv"), "--capacity", "64")
+
+
 def test_pack_keeps_further_fields_and_refuses_broken_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "b.csv"
     path.write_text("id,lower,upper,size,owner\na,0,10,64,x\n")

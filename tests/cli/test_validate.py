@@ -67,6 +67,14 @@ def test_bad_measurements_write_nothing(text: str, says: str, tmp_path: Path, ca
     assert "No such file" in capsys.readouterr().err
 
 
+def test_a_profile_does_not_replace_its_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "m.csv"
+    source.write_text(FIGURES.read_text())
+    assert command("calibrate", "--from", str(source), "-o", str(source)) == 2
+    assert "name another file" in capsys.readouterr().err
+    assert source.read_text() == FIGURES.read_text()
+
+
 def test_one_measurement_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "m.csv"
     source.write_text("model,method,seq_len,lora_r,peak_mb,step_s\n0.5b,mebp,256,8,320,3.85\n")

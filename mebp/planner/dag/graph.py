@@ -25,7 +25,7 @@ DIGITS = 10  # of the sum of costs, where they are counted in small parts
 @dataclass(frozen=True, kw_only=True)
 class Dag:
     """Nodes 0..n-1 in topological order: the file's own id, cost of one run, bytes of the result, and the nodes whose results each
-    reads. Costs are whole numbers of `unit`, in the file's unit of cost.
+    reads. Costs are whole numbers of `unit`, in the file's unit of cost. `as_given` where the file had this order.
     """
 
     ids: tuple[int | str, ...]
@@ -33,6 +33,7 @@ class Dag:
     sizes: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
     unit: float = 1.0
+    as_given: bool = True
 
     @property
     def num_nodes(self) -> int:
@@ -67,6 +68,11 @@ class Dag:
             inputs=tuple(tuple(sorted(position[u] for u in self.inputs[v])) for v in order),
             unit=self.unit,
         )
+
+    def shown(self, node: int) -> str:
+        """A node's id as a line of text can hold it."""
+        text = str(self.ids[node])
+        return text if text.isprintable() else ascii(text)
 
     def in_file_units(self, cost: int) -> int | float:
         """A cost as the file counts it."""
@@ -106,6 +112,7 @@ def parse_dag(raw: Any, source: str, *, fine: bool = False) -> Dag:
         costs=tuple(round(cost / unit) for cost in costs),
         sizes=tuple(_whole(graph.nodes[node], SIZE_FIELDS, node, source) for node in order),
         unit=unit,
+        as_given=ordered,
         inputs=tuple(tuple(sorted(position[u] for u in graph.predecessors(node))) for node in order),
     )
 
@@ -119,7 +126,7 @@ def _directed(raw: Any, source: str) -> nx.DiGraph:
     graph = nx.DiGraph()
     for node in raw["nodes"]:
         if not isinstance(node, dict) or not isinstance(node.get("id"), int | str) or node["id"] in graph:
-            raise GraphError(f"{source}: node {node!r:.60} must be an object with an id of its own")
+            raise GraphError(f"{source}: node {node!r:.60} must be an object with an id, text or whole number, that no other has")
         graph.add_node(node["id"], **{key: value for key, value in node.items() if isinstance(key, str) and key != "id"})
     for edge in edges:
         ends = (edge.get("source"), edge.get("target")) if isinstance(edge, dict) else (None, None)

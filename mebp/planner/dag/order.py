@@ -46,7 +46,7 @@ def measure(dag: Dag, runs: Sequence[Run], flash: Flash | None = None) -> Measur
     last_use, newest = lifetimes(dag, runs)
     missing = [v for v in range(dag.num_nodes) if newest[v] < 0]
     if missing:
-        raise InvalidPlan("every node runs", None, f"{dag.ids[missing[0]]} does not")
+        raise InvalidPlan("every node runs", None, f"{dag.shown(missing[0])} does not")
     change = [0] * (len(runs) + 1)
     for at, run in enumerate(runs):
         change[at] += dag.sizes[run.node]
@@ -65,10 +65,10 @@ def lifetimes(dag: Dag, runs: Sequence[Run]) -> tuple[list[int], list[int]]:
     last_use = list(range(len(runs)))
     for at, run in enumerate(runs):
         if run.loaded and newest[run.node] < 0:
-            raise InvalidPlan("load only what was made", at, str(dag.ids[run.node]))
+            raise InvalidPlan("load only what was made", at, dag.shown(run.node))
         for other in () if run.loaded else dag.inputs[run.node]:
             if newest[other] < 0:
-                raise InvalidPlan("inputs come first", at, f"{dag.ids[run.node]} reads {dag.ids[other]}")
+                raise InvalidPlan("inputs come first", at, f"{dag.shown(run.node)} reads {dag.shown(other)}")
             last_use[newest[other]] = at
         newest[run.node] = at
     return last_use, newest
@@ -78,6 +78,6 @@ def order_cost(dag: Dag, runs: Sequence[Run], flash: Flash | None) -> int:
     """Cost of all runs, loads, and one write of each node that is loaded."""
     loads = [run.node for run in runs if run.loaded]
     if loads and flash is None:
-        raise InvalidPlan("loads need flash", None, f"{dag.ids[loads[0]]} is loaded, and no flash is given")
+        raise InvalidPlan("loads need flash", None, f"{dag.shown(loads[0])} is loaded, and no flash is given")
     moved = sum(flash.cost(dag.sizes[v]) for v in (*loads, *set(loads))) if flash else 0
     return sum(dag.costs[run.node] for run in runs if not run.loaded) + moved

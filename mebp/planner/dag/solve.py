@@ -118,7 +118,8 @@ def solve_dag(question: Question, effort: Effort) -> Found:
     if best.runs is None and effort.stop.asked:
         raise Interrupted("interrupted before an order was found")
     if best.runs is None:
-        raise NoPlanInTime(f"no order found within {question.budget} bytes in {seconds:g} s: raise --time-limit or --budget")
+        remedy = "--time-limit, --copies or --budget" if question.copies else "--time-limit or --budget"
+        raise NoPlanInTime(f"no order within {question.budget} bytes found in {time.monotonic() - begin:.0f} s: raise {remedy}")
     measured = measure(dag, best.runs, question.flash)
     return Found(
         runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=time.monotonic() - begin

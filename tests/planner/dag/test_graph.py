@@ -58,7 +58,7 @@ def test_whole_costs_are_counted_in_small_parts_where_asked() -> None:
         ({"nodes": [], "links": []}, "no nodes"),
         (linked([node(0), node(1)], (0, 1), (1, 0)), "cycle"),
         (linked([node(0)], (0, 7)), "link"),
-        (linked([node(0), node(0)]), "id of its own"),
+        (linked([node(0), node(0)]), "that no other has"),
         (linked([node(0, cost_cpu=None)]), "has no cost_cpu"),
         (linked([node(0, cost_ram=-1)]), "cost_ram = -1"),
         (linked([node(0, cost_ram=1.5)]), "cost_ram = 1.5"),
