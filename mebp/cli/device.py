@@ -1,6 +1,5 @@
 """`mebp-plan devices` and `mebp-plan calibrate`: profiles, what each number is worth, and this machine's own."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +84,7 @@ def calibrate(
     if measurements is not None:
         if output is None:
             raise InputError("--from needs -o PROFILE.toml: the fitted profile is written there")
-        require_apart(replace(request, sources=(*request.sources, str(measurements))), {"-o": output})
+        require_apart(request, {"--from": measurements, "-o": output})
         calibrate_from(measurements, request.device_name or PAPER_DEVICE, output)
         return
     target = output or user_device_dir() / f"{HOST}.toml"

@@ -27,12 +27,7 @@ def graph(
     flash_bandwidth: Annotated[
         float | None, Flag("--flash-bandwidth", help="Bytes moved to or from flash per unit of cost; default: no paging.")
     ] = None,
-    copies: Annotated[
-        int | None,
-        Flag(
-            "--copies", help="Runs that one node may have; default: any number, in the exact model as many as the best order has."
-        ),
-    ] = None,
+    copies: Annotated[int | None, Flag("--copies", help="Runs that one node may have; default: any number.")] = None,
     time_limit: Annotated[float, Flag("--time-limit", help="Seconds that the search may take.")] = 60.0,
     seed: Annotated[int, Flag("--seed", help="Seed of the search.")] = 0,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the order to this JSON file.")] = None,
@@ -51,10 +46,7 @@ def graph(
         from mebp.planner.search import Effort, Limits, Stop, interruptible  # noqa: PLC0415
 
         dag = read_dag(file, fine=flash_bandwidth is not None)
-        if flash_bandwidth and sum(dag.sizes) / (flash_bandwidth * dag.unit or 1e-300) > LARGEST_COST:
-            raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: too slow for what the file's nodes hold: raise it")
-        if fixed_order and not dag.as_given:
-            raise InputError(f"{file}: a node stands before one that it reads: put them in order, or leave --fixed-order out")
+        _require_fits(dag, file, flash_bandwidth, fixed_order=fixed_order)
         flash = Flash(bytes_per_cost=flash_bandwidth * dag.unit) if flash_bandwidth else None
         question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 
@@ -84,6 +76,14 @@ def _require_flags(copies: int | None, flash_bandwidth: float | None) -> None:
         raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
     if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
         raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: must be a positive number of bytes per unit of cost")
+
+
+def _require_fits(dag: "Dag", file: Path, flash_bandwidth: float | None, *, fixed_order: bool) -> None:
+    """Refuse flags that cannot be kept on this graph."""
+    if flash_bandwidth and sum(dag.sizes) > LARGEST_COST * flash_bandwidth * dag.unit:
+        raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: too slow for what the file's nodes hold: raise it")
+    if fixed_order and not dag.as_given:
+        raise InputError(f"{file}: a node stands before one that it reads: put them in order, or leave --fixed-order out")
 
 
 def over(dag: "Dag", cost: int) -> float:

@@ -38,7 +38,8 @@ def validate(
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare measured peaks and step times with fitted ones, with and without each model, and with the simulator's."""
-    from mebp.planner.fit import fit, leave_one_out, pose_cases, simulated  # noqa: PLC0415  (numpy is slow to import)
+    from mebp.planner.case import pose_cases, simulated  # noqa: PLC0415
+    from mebp.planner.fit import fit, leave_one_out  # noqa: PLC0415  (numpy is slow to import)
     from mebp.planner.measured import paper_figures, read_measurements  # noqa: PLC0415
 
     if paper == (measurements is not None):
@@ -59,7 +60,8 @@ def validate(
 
 def calibrate_from(measurements: Path, device_name: str, output: Path) -> None:
     """Fit a runtime to measurements on a device's hardware, print how well it does, and write the profile."""
-    from mebp.planner.fit import fit, fitted_device, leave_one_out, pose_cases, simulated  # noqa: PLC0415
+    from mebp.planner.case import pose_cases, simulated  # noqa: PLC0415
+    from mebp.planner.fit import fit, fitted_device, leave_one_out  # noqa: PLC0415
     from mebp.planner.measured import read_measurements  # noqa: PLC0415
 
     device = load_device(device_name)

@@ -87,31 +87,33 @@ def verify(
     from mebp.executor.worker import Job  # noqa: PLC0415  (--help does without)
 
     found = []
-    for name, plan in _plans(request, graph, device):
+    for name, plan, own in _plans(request, graph, device):
         note(f"running {name}")
         measured = measure(plan, Job(store=folder, steps=steps, spill_dir=spill_dir, seed=request.seed))
-        predicted = simulate(plan, graph, device)
-        found.append(Comparison(name=name, plan=plan, predicted=predicted, measured=measured, floor_ns=floor_ns(graph, machine)))
+        predicted = simulate(plan, own, device)
+        found.append(Comparison(name=name, plan=plan, predicted=predicted, measured=measured, floor_ns=floor_ns(own, machine)))
     typer.echo(_json(found), nl=False) if as_json else _print(request, found)
     _require_agreement(found)
 
 
-def _plans(request: Request, graph: Graph, device: Device) -> list[tuple[str, Plan]]:
-    """The grid: fixed recipes, the least plan, and solved ones between."""
+def _plans(request: Request, graph: Graph, device: Device) -> list[tuple[str, Plan, Graph]]:
+    """The grid, each with the graph that it runs: fixed recipes, the least plan, and solved ones between."""
     from mebp.planner.budget import outside_arena  # noqa: PLC0415  (the solver takes half a second to import)
     from mebp.planner.problem import pose  # noqa: PLC0415
     from mebp.planner.solve import least_plan, solve  # noqa: PLC0415
     from mebp.planner.strategies import STRATEGIES  # noqa: PLC0415
+    from mebp.planner.tradeoff import strategy_row  # noqa: PLC0415
 
     with working("planning"):
-        found = [(name, STRATEGIES[name].plan(graph, device, device.default_budget_bytes)) for name in FIXED]
+        rows = [strategy_row(STRATEGIES[name], graph, device, device.default_budget_bytes) for name in FIXED]
+        found = [(row.name, row.plan, row.graph) for row in rows]
         problem, limits = pose(graph, device), search_limits(request)
         least = least_plan(problem, 0, limits)
-        found.append(("least", least))
+        found.append(("least", least, graph))
         for factor in BUDGETS:
             budget = int(factor * (outside_arena(graph, device) + least.arena_bytes))
             try:
-                found.append((f"solved at {show_nbytes(budget)}", solve(problem, budget, limits)))
+                found.append((f"solved at {show_nbytes(budget)}", solve(problem, budget, limits), graph))
             except InfeasibleBudget:
                 continue
     return found

@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 from mebp.errors import InputError
-from mebp.planner.fit import (
-    Case,
-    Constants,
-    fit,
-    fitted_device,
-    leave_one_out,
-    non_negative,
-    pose_cases,
-    predict,
-    simulated,
-)
+from mebp.planner.case import Case, pose_cases, simulated
+from mebp.planner.fit import Constants, fit, fitted_device, leave_one_out, non_negative, predict
 from mebp.planner.measured import paper_figures, read_rows
 from mebp.sim.device import Device
 from mebp.sim.uncertainty import number_range
