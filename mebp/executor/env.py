@@ -201,11 +201,11 @@ class Io:
     def _gathered(self, frozen: Frozen, ids: Tensor) -> Frozen:
         code_rows = self.take(len(ids), frozen.codes.shape[1], dtype=frozen.codes.dtype)
         rows = ids.to(frozen.codes.device)
-        code_rows.copy_(torch.index_select(frozen.codes, 0, rows))
+        _select(frozen.codes, rows, code_rows)
         if frozen.steps is None:
             return Frozen(codes=code_rows, steps=None, format=frozen.format)
         step_rows = self.take(len(ids), frozen.steps.shape[1], dtype=torch.bfloat16)
-        step_rows.copy_(torch.index_select(frozen.steps, 0, rows))
+        _select(frozen.steps, rows, step_rows)
         return Frozen(codes=code_rows, steps=step_rows, format=frozen.format)
 
     def _tile_buffers(self, frozen: Frozen, rows: int) -> tuple[Tensor | None, Tensor | None]:
@@ -215,6 +215,14 @@ class Io:
         tile = self.take(rows, cols)
         nbytes = unpack_scratch(fmt, rows, cols) if fmt.packed else 0
         return tile, self.take(nbytes, dtype=torch.int8) if nbytes else None
+
+
+def _select(source: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Gather rows of `source` in `out`, with nothing between them where one memory holds both."""
+    if source.device == out.device:
+        torch.index_select(source, 0, rows, out=out)
+    else:
+        out.copy_(torch.index_select(source, 0, rows))
 
 
 def read_rows(frozen: Frozen, rows: slice, tile: Tensor | None, codes: Tensor | None, device: torch.device | None = None) -> Tensor:

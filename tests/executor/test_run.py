@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from mebp.errors import StoreError
 from mebp.executor.reference import reference_gradients
@@ -117,6 +118,19 @@ def test_two_runs_of_one_plan_are_equal_bit_for_bit(name: str, tmp_path: Path) -
     (loss, first), (again, second) = (run_once(plan, given) for _ in range(2))
     assert loss == again
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["mebp", "checkpoint-1", "solved"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_no_op_takes_memory_that_no_plan_knows(family: str, name: str, tmp_path: Path) -> None:
+    """All that torch allocates in a step is a few bytes a token: indices of labels, norms of rows."""
+    given = trial(family, tmp_path, seq_len=256, precision="bf16")
+    graph = STRATEGIES[name].graph(given.graph) if name in STRATEGIES else given.graph
+    executor = Executor(plan_named(name, graph), graph, given.store, given.fresh_adapters(), spill_dir=tmp_path)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        executor.step(given.ids)
+    largest = max((event.self_cpu_memory_usage, event.name) for event in profiled.events())
+    assert 0 < largest[0] <= 8 * graph.workload.tokens, largest
 
 
 def test_the_released_codes_recipe_holds_one_layer_s_compressed_weights(tmp_path: Path) -> None:

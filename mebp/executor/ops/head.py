@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.executor.ops.mixed import add_across
 from mebp.models.kind import stream_rows
 
 
@@ -39,7 +40,7 @@ def head(io: Io) -> None:
         total.add_(torch.sum(tile.sub_(highest[:, None]).exp_(), dim=1))
         if weighted is not None and product is not None:
             _add_weighted(io, weighted, product, tile, low, typed, rows, held)
-    _finish(io, highest.add_(total.log()).sub_(picked), total, weighted)
+    _finish(io, highest.add_(total.log()).sub_(picked), total, weighted, typed)
 
 
 def _vocabulary_tiles(
@@ -78,10 +79,11 @@ def _add_weighted(
     for start, end, weight in pieces:
         piece = typed[: len(exps) * (end - start)].view(len(exps), end - start)
         piece.copy_(exps[:, start - low : end - low])
-        weighted.add_(torch.mm(piece, weight, out=product))
+        torch.mm(piece, weight, out=product)
+        add_across(weighted, product, typed)
 
 
-def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None) -> None:
+def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None, room: Tensor) -> None:
     """Mean loss over labelled positions, and dx where it is asked for."""
     labels = io.env.labels
     valid = labels >= 0
@@ -93,5 +95,5 @@ def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None) -> N
         return
     dx = io["dx"]
     io.gather(labels.clamp(min=0), dx)
-    weighted.div_(total[:, None]).sub_(dx)
+    add_across(weighted.div_(total[:, None]), dx, room, sign=-1)
     dx.copy_(weighted.mul_((valid / max(1, count))[:, None]))

@@ -36,7 +36,7 @@ def norm_backward(io: Io) -> None:
         torch.mean(product[:n], dim=1, keepdim=True, out=mean[:n])
         g[:n].addcmul_(xhat[:n], mean[:n], value=-1).mul_(r[:n])
         if "dx" in io.op.updates:
-            g[:n].add_(dx[start:end])
+            g[:n].add_(product[:n].copy_(dx[start:end]))
         dx[start:end].copy_(g[:n])
 
 

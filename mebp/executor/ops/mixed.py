@@ -1,0 +1,18 @@
+"""Additions across types that leave nothing behind: torch would make a temporary of the whole operand, which no plan knows."""
+
+from torch import Tensor
+
+
+def add_across(total: Tensor, addend: Tensor, room: Tensor, *, sign: int = 1) -> None:
+    """total += sign x addend, contiguous tensors of one shape and any two types, converted piece by piece in `room`.
+
+    `room` is a contiguous buffer of any type and shape, two values at least; it is overwritten.
+    """
+    if total.dtype is addend.dtype:
+        total.add_(addend, alpha=sign)
+        return
+    flat, other = total.view(-1), addend.view(-1)
+    buffer = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)
+    for start in range(0, len(flat), len(buffer)):
+        piece = other[start : start + len(buffer)]
+        flat[start : start + len(buffer)].add_(buffer[: len(piece)].copy_(piece), alpha=sign)
