@@ -1,5 +1,7 @@
 """`mebp-plan devices` and `mebp-plan calibrate`: profiles, what each number is worth, and this machine's own."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,14 +11,15 @@ from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import show_nbytes
 from mebp.cli.validate import PAPER_DEVICE, calibrate_from
-from mebp.errors import InputError, MebpError
+from mebp.errors import InputError, MebpError, ProfileError
 from mebp.models.config import ModelConfig
 from mebp.models.workload import Workload
-from mebp.sim.device import KEYS, Device, device_names, dump_device, load_device, user_device_dir
+from mebp.sim.device import KEYS, SHAPES, Device, device_names, dump_device, load_device, user_device_dir
+from mebp.sim.shape import remember
 
 if TYPE_CHECKING:
+    from mebp.executor.calibrate import Plans
     from mebp.models.graph import Graph
-    from mebp.plan import Plan
 
 app = typer.Typer(help="List device profiles, or show where a profile's numbers come from.", rich_markup_mode=None)
 HOST = "host"
@@ -61,7 +64,7 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("source", overflow="fold")
-    for key in KEYS:
+    for key in (*KEYS, *(f"{SHAPES}.{shape}" for shape in device.shapes)):
         origin = device.sources[key]
         table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
     stdout().print(table)
@@ -96,8 +99,12 @@ def calibrate(
 
 
 def measure_host(config: ModelConfig, workload: Workload, spill_dir: Path | None, target: Path) -> Device:
-    """Calibrate, and keep the profile in `target` where that can be written; the measurement is not lost where it cannot."""
+    """Calibrate, and keep the profile in `target` where that can be written; the measurement is not lost where it cannot. What the
+    profile of this machine knows of other models' shapes stays.
+    """
     device = calibrated(config, workload, spill_dir)
+    with suppress(ProfileError):  # none yet, or one that no longer reads: this one takes its place
+        device = remember(device, load_device(HOST))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, dump_device(device))
@@ -111,11 +118,21 @@ def calibrated(config: ModelConfig, workload: Workload, spill_dir: Path | None) 
     from mebp.executor.calibrate import calibrate as measure  # noqa: PLC0415  (torch)
 
     with working("calibrating this machine") as status:
-        return measure(config, workload, _lower, lambda what: status.update(f"calibrating: {what}"), spill_dir)
+        return measure(config, workload, _plans, lambda what: status.update(f"calibrating: {what}"), spill_dir)
 
 
-def _lower(name: str, graph: "Graph") -> "Plan":
+def _plans(graph: "Graph") -> "Plans":
+    """What calibration runs: recipes that do not depend on the device, so any profile will do."""
+    from mebp.executor.calibrate import Plans  # noqa: PLC0415
+    from mebp.planner.lower import lower  # noqa: PLC0415
+    from mebp.planner.problem import head_tiles  # noqa: PLC0415
     from mebp.planner.strategies import STRATEGIES  # noqa: PLC0415
 
     device = load_device("iphone15promax")
-    return STRATEGIES[name].plan(graph, device, device.default_budget_bytes)
+    streamed = STRATEGIES["checkpoint-1"]
+    narrow = replace(streamed.recipe(graph, device, 0), head_tile=min(head_tiles(graph)))
+    return Plans(
+        whole=STRATEGIES["mesp"].plan(graph, device, 0),
+        streamed=streamed.plan(graph, device, 0),
+        narrow=lower(graph, device, narrow, name="narrow", budget_bytes=0),
+    )

@@ -72,16 +72,14 @@ def merged(predicted: Prediction) -> dict[str, int]:
 
 
 def measured_parts(plan: Plan, graph: Graph, measured: Measurement) -> dict[str, int]:
-    """Measured time of the last step by part, scaled to the median step."""
+    """Measured time by part: medians over the last steps; what they leave of the median step is other."""
     found: dict[str, int] = dict.fromkeys(("products and unpacking", "head", "attention", "element-wise", "other"), 0)
-    for instruction, (start, end) in zip(plan.instructions, measured.spans_ns, strict=True):
+    for instruction, ns in zip(plan.instructions, measured.durations_ns, strict=True):
         if instruction.engine is Engine.COMPUTE:
             part = KINDS[graph.op[instruction.op].kind].part if isinstance(instruction, Compute) else Part.UNPACK
-            found[_measurable(part)] += end - start
-    last = round(measured.step_s[-1] * 1e9)
-    found["other"] += last - sum(found.values())
-    scale = median(measured.step_s) / measured.step_s[-1]
-    return {name: round(ns * scale) for name, ns in found.items()}
+            found[_measurable(part)] += ns
+    found["other"] += round(median(measured.step_s) * 1e9) - sum(found.values())
+    return found
 
 
 def _measurable(part: Part) -> str:

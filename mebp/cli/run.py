@@ -17,12 +17,14 @@ from mebp.cli.request import Flag, Request
 from mebp.cli.screen import note, require_apart, stdout, working, write_file
 from mebp.cli.unit import parse_nbytes, show_nbytes
 from mebp.errors import Disagreement, InfeasibleBudget, InputError, NoPlanInTime
+from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WeightFormat
 from mebp.models.graph import Graph, signature
 from mebp.models.workload import Workload
 from mebp.plan import Plan, dump_plan, read_plan
 from mebp.sim.device import Device, load_device, override, user_device_dir
+from mebp.sim.shape import knows
 from mebp.sim.simulate import Prediction, simulate
 
 if TYPE_CHECKING:
@@ -137,11 +139,16 @@ def _solve(request: Request, host: Device, choose: str | None) -> tuple[Plan, Gr
 
 
 def host_profile(config: ModelConfig, workload: Workload, spill_dir: Path | None) -> Device:
-    """This machine's profile, measured first where there is none."""
-    if (user_device_dir() / f"{HOST}.toml").is_file():
-        return load_device(HOST)
-    note("no profile of this machine yet: calibrating first (under a minute)")
-    return measure_host(config, workload, spill_dir, user_device_dir() / f"{HOST}.toml")
+    """This machine's profile, measured first where there is none, or where it was measured at other shapes only."""
+    path = user_device_dir() / f"{HOST}.toml"
+    if path.is_file():
+        known = load_device(HOST)
+        if not known.shapes or knows(known, build_graph(config, workload)):
+            return known
+        note(f"no measurements of {config.name} at {workload.tokens} tokens yet: calibrating first (about a minute)")
+    else:
+        note("no profile of this machine yet: calibrating first (about a minute)")
+    return measure_host(config, workload, spill_dir, path)
 
 
 def default_store(config: ModelConfig, fmt: WeightFormat) -> Path:

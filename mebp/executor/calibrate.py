@@ -9,7 +9,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import date
 from math import ceil
@@ -18,14 +18,16 @@ from pathlib import Path
 import psutil
 
 from mebp.errors import StoreError
-from mebp.executor.worker import Job, Measurement, run_plan
+from mebp.executor.rates import Runs, Timed, at_speed_of, attained, shape_factors
+from mebp.executor.worker import Job, run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS, Part, dense_flops, num_kernels
+from mebp.models.kind import dense_flops, num_kernels
 from mebp.models.workload import Workload
 from mebp.plan import Compute, Plan, Unpack
-from mebp.sim.device import KEYS, Device, Hardware, Runtime, Source
+from mebp.sim.cost import NS
+from mebp.sim.device import KEYS, SHAPES, Device, Hardware, Runtime, Source
 
 COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
 VOCAB = 49_152
@@ -38,8 +40,16 @@ HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, whi
 OP_BYTES = (
     6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
 )
-Lower = Callable[[str, Graph], Plan]
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """What calibration runs: every weight unpacked whole; streamed, with wide tiles of logits; and with narrow ones."""
+
+    whole: Plan
+    streamed: Plan
+    narrow: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +60,27 @@ class Rates:
     fp32_factor: float
 
 
-def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Report, folder: Path | None = None) -> Device:
-    """Measure this machine at the shapes of `config` and `workload`; `lower(name, graph)` plans a strategy by name.
+def calibrate(
+    config: ModelConfig, workload: Workload, plans_of: Callable[[Graph], Plans], report: Report, folder: Path | None = None
+) -> Device:
+    """Measure this machine at the shapes of `config` and `workload`; `plans_of(graph)` are the plans to run.
 
     Takes the planner as a function because the executor does not import it. `folder` is where flash is measured.
     """
-    small = replace(config, windows=config.windows[-_num_layers(config, workload) :], vocab=min(config.vocab, VOCAB), tied=True)
+    small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
     graph = build_graph(small, replace(workload, method="backprop"))
     with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
         report("plain products and copies")
         rates = measure_rates(graph)
         report("a few layers of the model")
         store = _small_store(graph, Path(scratch) / "store")
-        plans = {name: lower(name, graph) for name in ("mesp", "checkpoint-1")}
-        runs = {name: run_plan(plan, Job(store=store, steps=STEPS, spill_dir=Path(scratch))) for name, plan in plans.items()}
+        runs = _run(plans_of(graph), Job(store=store, steps=STEPS, spill_dir=Path(scratch)), graph)
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
-    runs["mesp"] = _at_speed_of(runs["mesp"], runs["checkpoint-1"])
     mix = _dense_rate(build_graph(config, workload)) / _dense_rate(graph)  # of the whole model's shapes, against the few layers'
-    dense = mix * dense_flops(graph.ops) / runs["checkpoint-1"].floor_s
-    runtime = _runtime(graph, plans, runs, rates, dense)
+    dense = mix * dense_flops(graph.ops) / runs.streamed.run.floor_s
+    runtime = _runtime(runs, rates, dense)
     hardware = Hardware(
         ram_bytes=psutil.virtual_memory().total,
         memory_bandwidth=rates.memory_bandwidth,
@@ -84,16 +94,23 @@ def calibrate(config: ModelConfig, workload: Workload, lower: Lower, report: Rep
         power_watts=15.0,
     )
     title = f"this machine ({platform.machine()}, {os.cpu_count()} cores), measured with {config.name} at {workload.seq_len} tokens"
-    spread = max(LEAST_SPREAD, *(max(run.step_s) / min(run.step_s) for run in runs.values()))
-    device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources())
-    ranges = {key: (device.value(key) / spread, device.value(key) * spread) for key in SPEEDS}
-    return replace(device, sources={**device.sources, **{k: replace(device.sources[k], range=r) for k, r in ranges.items()}})
+    spread = max(LEAST_SPREAD, *(max(one.run.step_s) / min(one.run.step_s) for one in (runs.whole, runs.streamed)))
+    device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources(()))
+    shapes = shape_factors(device, runs)
+    sources = _sources(shapes)
+    for key in SPEEDS:
+        sources[key] = replace(sources[key], range=(device.value(key) / spread, device.value(key) * spread))
+    return replace(device, shapes=shapes, sources=sources)
 
 
-def _at_speed_of(run: Measurement, other: Measurement) -> Measurement:
-    """A run as it would have been in `other`'s time: the floor of each says how fast the machine was."""
-    factor = other.floor_s / run.floor_s
-    return replace(run, spans_ns=tuple((round(start * factor), round(end * factor)) for start, end in run.spans_ns))
+def _run(plans: Plans, job: Job, graph: Graph) -> Runs:
+    """The plans run one after another, all brought to the speed that the machine had in the second."""
+    streamed, whole, narrow = (run_plan(plan, job) for plan in (plans.streamed, plans.whole, plans.narrow))
+    return Runs(
+        whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
+        streamed=Timed(graph=graph, plan=plans.streamed, run=streamed),
+        narrow=Timed(graph=graph, plan=plans.narrow, run=at_speed_of(narrow, streamed)),
+    )
 
 
 def _dense_rate(graph: Graph) -> float:
@@ -103,10 +120,12 @@ def _dense_rate(graph: Graph) -> float:
     return dense_flops(graph.ops) / floor_seconds(graph)
 
 
-def _num_layers(config: ModelConfig, workload: Workload) -> int:
-    """How many layers it takes, two at least, until their weights stay in no cache."""
+def _few_layers(config: ModelConfig, workload: Workload) -> tuple[int, ...]:
+    """Windows of as many layers as it takes, two at least, until their weights stay in no cache; every kind of layer among them."""
     nbytes = sum(workload.weights.nbytes(*config.linear_shape(name)) for name in LINEARS)
-    return min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
+    count = min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
+    kinds = tuple(dict.fromkeys(config.windows))
+    return (*kinds, *config.windows[len(kinds) - count :])[: max(count, len(kinds))]
 
 
 def _small_store(graph: Graph, folder: Path) -> Path:
@@ -175,34 +194,22 @@ def _median(run: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement], rates: Rates, peak: float) -> Runtime:
-    """Rates of every part, as fractions of `peak`, the FLOP/s of dense products: products and attention from the plan with unpacked
-    weights, the head from the streamed one.
-    """
-    whole, streamed = (
-        _part_seconds(graph, plans["mesp"], runs["mesp"]),
-        _part_seconds(graph, plans["checkpoint-1"], runs["checkpoint-1"]),
-    )
-    work = _part_work(graph, plans["mesp"])
-    rates_of = {kind: _attained(graph, plans["mesp"], runs["mesp"], kind) for kind in ("linear", "linear_backward")}
-    extra, streamed_weights = _streaming(graph, plans["checkpoint-1"], runs["checkpoint-1"], rates_of)
-    unpack_rate = (work[Part.UNPACK] + streamed_weights) / (whole[Part.UNPACK] + extra)
-    head = next(op for op in graph.ops if op.kind == "head")
-    head_seconds = streamed[Part.HEAD] - graph.weights[head.weights[0]].count / unpack_rate
-    plan, run = plans["checkpoint-1"], runs["checkpoint-1"]
-    busy = sum(end - start for start, end in run.spans_ns) / 1e9
+def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
+    """What the runtime gets out of the hardware; `peak` are the FLOP/s of dense products. Memory is the streamed run's."""
+    graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
+    found = attained(runs)
     known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
     workspace = run.peak_bytes - run.baseline_bytes - known
     launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
     return Runtime(
-        product_fraction=rates_of["linear"] / peak,
-        backward_fraction=rates_of["linear_backward"] / peak,
-        attention_fraction=work[Part.ATTENTION] / whole[Part.ATTENTION] / peak,
-        head_fraction=KINDS["head"].flops(head) / max(head_seconds, streamed[Part.HEAD] / 4) / peak,
-        bandwidth_fraction=work[Part.ELEMENTWISE] / whole[Part.ELEMENTWISE] / rates.memory_bandwidth,
-        unpack_rate=unpack_rate,
+        product_fraction=found.product / peak,
+        backward_fraction=found.backward / peak,
+        attention_fraction=found.attention / peak,
+        head_fraction=found.head / peak,
+        bandwidth_fraction=found.bandwidth / rates.memory_bandwidth,
+        unpack_rate=found.unpack,
         fp32_factor=rates.fp32_factor,
-        launch_seconds=max(1e-6, run.step_s[-1] - busy) / launches,
+        launch_seconds=max(1e-6, statistics.median(run.step_s) - sum(run.durations_ns) / NS) / launches,
         flash_latency_seconds=1e-4,
         unpack_beside=0.0,
         footprint_bytes=run.baseline_bytes + SPARE_BYTES,
@@ -213,60 +220,7 @@ def _runtime(graph: Graph, plans: dict[str, Plan], runs: dict[str, Measurement],
     )
 
 
-def _part_seconds(graph: Graph, plan: Plan, run: Measurement) -> dict[Part, float]:
-    """Seconds of the last step by part, as the executor measured them."""
-    found = dict.fromkeys(Part, 0.0)
-    for instruction, (start, end) in zip(plan.instructions, run.spans_ns, strict=True):
-        match instruction:
-            case Compute():
-                found[KINDS[graph.op[instruction.op].kind].part] += (end - start) / 1e9
-            case Unpack():
-                found[Part.UNPACK] += (end - start) / 1e9
-            case _:
-                pass
-    return found
-
-
-def _attained(graph: Graph, plan: Plan, run: Measurement, kind: str) -> float:
-    """FLOP/s of all instructions of one op kind."""
-    flops = nanoseconds = 0
-    for instruction, (start, end) in zip(plan.instructions, run.spans_ns, strict=True):
-        if isinstance(instruction, Compute) and graph.op[instruction.op].kind == kind:
-            flops += KINDS[kind].flops(graph.op[instruction.op])
-            nanoseconds += end - start
-    return flops / nanoseconds * 1e9
-
-
-def _streaming(graph: Graph, plan: Plan, run: Measurement, rates: dict[str, float]) -> tuple[float, int]:
-    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack: none of
-    either where noise has eaten the difference.
-    """
-    seconds, weights = 0.0, 0
-    for instruction, (start, end) in zip(plan.instructions, run.spans_ns, strict=True):
-        if isinstance(instruction, Compute) and instruction.streamed and graph.op[instruction.op].kind in rates:
-            op = graph.op[instruction.op]
-            seconds += (end - start) / 1e9 - KINDS[op.kind].flops(op) / rates[op.kind]
-            weights += graph.weights[op.weights[0]].count
-    return (seconds, weights) if seconds > 0 else (0.0, 0)
-
-
-def _part_work(graph: Graph, plan: Plan) -> dict[Part, float]:
-    """What a step does by part: FLOPs of products and attention, bytes of element-wise ops, weights unpacked."""
-    found = dict.fromkeys(Part, 0.0)
-    for instruction in plan.instructions:
-        match instruction:
-            case Compute():
-                op = graph.op[instruction.op]
-                kind = KINDS[op.kind]
-                found[kind.part] += kind.moved(op) if kind.part is Part.ELEMENTWISE else kind.flops(op)
-            case Unpack():
-                found[Part.UNPACK] += graph.weights[instruction.weight].count
-            case _:
-                pass
-    return found
-
-
-def _sources() -> dict[str, Source]:
+def _sources(shapes: Iterable[str]) -> dict[str, Source]:
     assumed = {
         "hardware.sustained_factor",
         "hardware.power_watts",
@@ -274,10 +228,7 @@ def _sources() -> dict[str, Source]:
         "runtime.unpack_beside",
     }
     assumed |= {"runtime.recommended_budget_bytes", "runtime.flash_write_cap_bytes", "hardware.app_limit_bytes"}
-    today = date.today().isoformat()
-    return {
-        key: Source(kind="assumed", source="mebp-plan calibrate does not measure it")
-        if key in assumed
-        else Source(kind="measured", source=f"mebp-plan calibrate, {today}")
-        for key in KEYS
-    }
+    measured = Source(kind="measured", source=f"mebp-plan calibrate, {date.today().isoformat()}")
+    not_measured = Source(kind="assumed", source="mebp-plan calibrate does not measure it")
+    found = {key: not_measured if key in assumed else measured for key in KEYS}
+    return found | {f"{SHAPES}.{shape}": measured for shape in shapes}

@@ -2,7 +2,10 @@
 
 import gc
 import math
+from array import array
+from collections import deque
 from dataclasses import replace
+from statistics import median
 
 import torch
 
@@ -20,6 +23,7 @@ from mebp.models.graph import Graph
 from mebp.plan import parse_plan
 
 WARM_UP_STEPS = 1
+RECENT_STEPS = 5
 WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
@@ -51,7 +55,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
         ids = batch(graph, job)
-        results = _steps(executor, ids, job, progress, sampler)
+        results, recent = _steps(executor, ids, job, progress, sampler)
     check = None
     if job.check_gradients:
         check = compare_gradients(plan, graph, store, ids, job)
@@ -67,16 +71,22 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         step_s=tuple(result.seconds for result in results[WARM_UP_STEPS:]),
         loss=tuple(result.loss for result in results),
         spans_ns=tuple(results[-1].spans_ns),
+        durations_ns=tuple(int(median(durations)) for durations in zip(*recent, strict=True)),
         memory=tuple(sampler.curve),
         floor_s=floor_s,
         gradients=check,
     )
 
 
-def _steps(executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler) -> list[StepResult]:
-    """The warm-up step and those to be timed; of the spans and of the memory's curve only the last step's are kept."""
+def _steps(
+    executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler
+) -> tuple[list[StepResult], deque["array[int]"]]:
+    """The warm-up step and those to be timed; of the spans and of the memory's curve only the last step's are kept, and of the last
+    few timed steps what each instruction took, in ns.
+    """
     total = WARM_UP_STEPS + job.steps
     results: list[StepResult] = []
+    recent: deque[array[int]] = deque(maxlen=RECENT_STEPS)
     for step in range(total):
         progress(step, total)
         sampler.begin()
@@ -88,8 +98,10 @@ def _steps(executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, 
         if results:
             results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are asked for
         results.append(result)
+        if step >= WARM_UP_STEPS:
+            recent.append(array("q", (end - start for start, end in result.spans_ns)))
     progress(total, total)
-    return results
+    return results, recent
 
 
 def batch(graph: Graph, job: Job) -> torch.Tensor:

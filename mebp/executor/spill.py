@@ -40,14 +40,14 @@ class Spill:
     def store(self, tensor: TensorId, source: Tensor) -> None:
         """Copy bytes out, write them back to flash, and drop their pages."""
         offset, nbytes = self.slots[tensor]
-        self._bytes[offset : offset + nbytes].copy_(source)
+        _copy(self._bytes[offset : offset + nbytes], source)
         self._msync(offset, nbytes)
         self._drop(offset, nbytes)
 
     def load(self, tensor: TensorId, target: Tensor) -> None:
         """Copy bytes back in, and drop their pages."""
         offset, nbytes = self.slots[tensor]
-        target.copy_(self._bytes[offset : offset + nbytes])
+        _copy(target, self._bytes[offset : offset + nbytes])
         self._drop(offset, nbytes)
 
     def _msync(self, offset: int, nbytes: int) -> None:
@@ -60,6 +60,16 @@ class Spill:
     def _drop(self, offset: int, nbytes: int) -> None:
         if self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, offset, nbytes)
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    """Copy bytes on this thread alone: a copy of torch's would start threads of its own here, and with more threads than processors
+    OpenMP puts all of them to sleep at each barrier, the products' too (a norm took 3.5 x as long).
+    """
+    if target.device.type == source.device.type == "cpu":
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+    else:
+        target.copy_(source)
 
 
 def _map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:

@@ -61,9 +61,9 @@ class GradientCheck:
 class Measurement:
     """What running a plan took. Bytes are resident in the worker; the peak is anonymous memory, its baseline included.
 
-    `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it.
-    `floor_s` is what the step's dense products
-    take, forward and backward once (0: not measured).
+    `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it;
+    `durations_ns` are each instruction's median over the last steps. `floor_s` is what the step's dense products take, forward and
+    backward once (0: not measured).
     """
 
     arena_bytes: int
@@ -73,6 +73,7 @@ class Measurement:
     step_s: tuple[float, ...]
     loss: tuple[float, ...]
     spans_ns: tuple[tuple[int, int], ...]
+    durations_ns: tuple[int, ...] = ()
     memory: tuple[tuple[int, int], ...] = ()
     floor_s: float = 0.0
     gradients: GradientCheck | None = None

@@ -144,15 +144,20 @@ def _flash_takes_every_input(graph: Graph, device: Device, cost: CostModel, forw
 
 
 def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
-    """The head with tiles from as many rows as one streamed tile of weights has, halved a few times."""
+    """The head with every tile that it may have."""
     head = head_of(graph)
-    widest = min(stream_rows(head.dims.cols), head.dims.outs)
-    tiles = dict.fromkeys(whole_blocks(max(min(SMALLEST_TILE, widest), widest >> halved)) for halved in range(HEAD_TILES))
-    tiles |= {head_tile(graph): None}
     return tuple(
         HeadOption(tile=tile, peak=_head_peak(graph, cost, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))
-        for tile in tiles
+        for tile in head_tiles(graph)
     )
+
+
+def head_tiles(graph: Graph) -> tuple[int, ...]:
+    """Tiles of logits: from as many rows as one streamed tile of weights has, halved a few times; and the recipes' own."""
+    head = head_of(graph)
+    widest = min(stream_rows(head.dims.cols), head.dims.outs)
+    tiles = (whole_blocks(max(min(SMALLEST_TILE, widest), widest >> halved)) for halved in range(HEAD_TILES))
+    return tuple(dict.fromkeys((*tiles, head_tile(graph))))
 
 
 def _head_peak(graph: Graph, cost: CostModel, tile: int) -> int:

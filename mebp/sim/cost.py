@@ -4,6 +4,7 @@ from mebp.models.graph import Graph, Op, Weight, WeightId
 from mebp.models.kind import KINDS, Part, dense_flops, head_passes, reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
+from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
 
 NS = 1e9
 
@@ -15,7 +16,8 @@ def floor_ns(graph: Graph, device: Device) -> float:
 
 
 class CostModel:
-    """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, plus launches.
+    """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, times what the profile says
+    of the op's shape (1 where it does not know it), plus launches.
 
     `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
     product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
@@ -81,9 +83,11 @@ class CostModel:
         if kind.part in self._rate:
             rate = self._backward_rate if op.kind == "linear_backward" else self._rate[kind.part]
             seconds = max(seconds, kind.flops(op) / rate)
+        seconds *= self.device.shapes.get(shape_of(op, tile), 1.0)
         parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
         if op.kind == "head":
-            parts[Part.LAUNCH] *= 1 + -(-op.dims.outs // tile)
+            per_tile = self.device.shapes.get(head_tile_of(op), 1.0) * self.launch_ns
+            parts[Part.HEAD] += round(-(-op.dims.outs // tile) * per_tile)
         if streamed and op.weights:
             weight = self.graph.weights[op.weights[0]]
             if op.kind == "embed":
@@ -111,7 +115,8 @@ class CostModel:
 
     def _unpack_count_ns(self, weight: Weight, count: int) -> int:
         in_place = reads_in_place(weight.format, self.graph.workload.itemsize)
-        unpacking = 0.0 if in_place else count / self.device.runtime.unpack_rate
+        factor = self.device.shapes.get(unpacked_shape(weight.rows, weight.cols, weight.format), 1.0)
+        unpacking = 0.0 if in_place else factor * count / self.device.runtime.unpack_rate
         reading = self.uncached_fraction * weight.nbytes * count / weight.count / self.device.hardware.flash_read
         return round(max(unpacking, reading) * NS)
 

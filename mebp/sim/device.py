@@ -1,7 +1,8 @@
 """A device profile: hardware numbers and the runtime fitted on them, each with its source. One TOML file a device.
 
 Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`, with `range = [low, high]` where that
-is known (see uncertainty.py). A file is refused by name, key and line where an entry is missing, misspelt, negative or without
+is known (see uncertainty.py). A measured machine may have a section [shapes] too: what ops of one kind and shape take, times what
+the rates say (see shape.py). A file is refused by name, key and line where an entry is missing, misspelt, negative or without
 provenance.
 """
 
@@ -79,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A named profile; `sources` has an entry for every number, keyed `hardware.x` or `runtime.x`.
+    """A named profile; `sources` has an entry for every number, keyed `hardware.x`, `runtime.x` or `shapes.x`.
 
     `overrides` are the `key=value` that changed it after it was read.
     """
@@ -88,6 +89,7 @@ class Device:
     title: str
     hardware: Hardware
     runtime: Runtime
+    shapes: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
@@ -101,8 +103,10 @@ class Device:
         return int(min(self.runtime.recommended_budget_bytes, 0.8 * self.hardware.app_limit_bytes))
 
     def value(self, key: str) -> float:
-        """The number behind `hardware.x` or `runtime.x`."""
+        """The number behind `hardware.x`, `runtime.x` or `shapes.x`."""
         section, _, name = key.partition(".")
+        if section == SHAPES:
+            return self.shapes[name]
         return cast(float, getattr(getattr(self, section), name))
 
 
@@ -138,6 +142,8 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so tha
 }
 SECTIONS: dict[str, type[Hardware] | type[Runtime]] = {"hardware": Hardware, "runtime": Runtime}
 KEYS = tuple(f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in fields(cls))
+SHAPES = "shapes"
+SHAPE_FACTOR = (1e-4, 1e4)  # an op that takes microseconds may take a hundred times what its bytes say
 
 
 def user_device_dir() -> Path:
@@ -185,7 +191,7 @@ def parse_device(text: str, source: str) -> Device:
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"{source}: {error}") from None
     for key in raw:
-        _require_known(key, ("name", "title", *SECTIONS), source, text)
+        _require_known(key, ("name", "title", *SECTIONS, SHAPES), source, text)
     sources: dict[str, Source] = {}
     sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -197,10 +203,14 @@ def parse_device(text: str, source: str) -> Device:
             _require_known(key, names, source, text)
         values = {name: _entry(f"{section}.{name}", entries.get(name), source, text, sources) for name in names}
         sections[section] = cls(**values)
+    shapes = raw.get(SHAPES, {})
+    if not isinstance(shapes, dict):
+        raise ProfileError(f"{source}:{_line(SHAPES, text)}: {SHAPES} must be a section of entries")
+    factors = {shape: _entry(f"{SHAPES}.{shape}", entry, source, text, sources) for shape, entry in shapes.items()}
     name = raw.get("name")
     if not isinstance(name, str) or not name:
         raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
-    return Device(name=name, title=str(raw.get("title", name)), sources=sources, **sections)
+    return Device(name=name, title=str(raw.get("title", name)), shapes=factors, sources=sources, **sections)
 
 
 def _require_known(key: str, known: tuple[str, ...], source: str, text: str) -> None:
@@ -240,7 +250,7 @@ def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float
 
 
 def _number(key: str, value: Any, where: str) -> float:
-    low, high = RANGES[key]
+    low, high = RANGES.get(key, SHAPE_FACTOR)
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high:
         raise ProfileError(f"{where} = {value!r}: must be a number between {low:g} and {high:g}")
@@ -285,16 +295,16 @@ def dump_device(device: Device) -> str:
     """Write a profile as TOML; `parse_device` reads it back equal."""
     lines = [f'name = "{device.name}"', f"title = {_quoted(device.title)}"]
     for section, cls in SECTIONS.items():
-        lines += ["", f"[{section}]"]
-        for f in fields(cls):
-            key = f"{section}.{f.name}"
-            origin = device.sources[key]
-            value = device.value(key)
-            ends = f", range = [{', '.join(map(_shown, origin.range))}]" if origin.range else ""
-            lines.append(
-                f'{f.name} = {{ value = {_shown(value)}, kind = "{origin.kind}", source = {_quoted(origin.source)}{ends} }}'
-            )
+        lines += ["", f"[{section}]", *(f"{f.name} = {_written(device, f'{section}.{f.name}')}" for f in fields(cls))]
+    if device.shapes:
+        lines += ["", f"[{SHAPES}]", *(f"{_quoted(shape)} = {_written(device, f'{SHAPES}.{shape}')}" for shape in device.shapes)]
     return "\n".join(lines) + "\n"
+
+
+def _written(device: Device, key: str) -> str:
+    origin = device.sources[key]
+    ends = f", range = [{', '.join(map(_shown, origin.range))}]" if origin.range else ""
+    return f'{{ value = {_shown(device.value(key))}, kind = "{origin.kind}", source = {_quoted(origin.source)}{ends} }}'
 
 
 def _shown(value: float) -> str:

@@ -250,6 +250,12 @@ def test_run_calibrates_synthesizes_executes_and_agrees(tiny: str, capsys: pytes
     assert found["gradients"]["checked"]
     assert found["gradients"]["max_relative_error"] <= 1e-5
     assert len(found["measured"]["step_time_us"]) == 2
+    command("run", "--model", tiny, *QUICK, "--precision", "fp32", "--steps", "1")
+    assert "calibrating" not in capsys.readouterr().err
+    command("run", "--model", tiny, "--seq-len", "40", "--lora-r", "2", "--weights", "int4-g32", "--steps", "1")
+    assert "no measurements of tiny at 40 tokens yet: calibrating first" in capsys.readouterr().err
+    command("run", "--model", tiny, *QUICK, "--precision", "fp32", "--steps", "1")
+    assert "calibrating" not in capsys.readouterr().err
 
 
 def test_run_refuses_a_plan_for_another_model(plan_file: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Device profiles: every number has a source, and a broken file is refused by name, key and line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_all_devices_are_listed() -> None:
 def test_a_profile_survives_being_written() -> None:
     device = load_device("rpi5_nvme")
     assert parse_device(dump_device(device), "x") == device
+
+
+def test_shapes_survive_being_written_and_are_checked_as_every_number() -> None:
+    device = load_device("iphone15promax")
+    origin = {"shapes.linear rows=256 cols=896 outs=128": device.sources["hardware.ram_bytes"]}
+    known = replace(device, shapes={"linear rows=256 cols=896 outs=128": 2.5}, sources={**device.sources, **origin})
+    text = dump_device(known)
+    assert parse_device(text, "again.toml") == known
+    with pytest.raises(ProfileError, match=r"again.toml:\d+: shapes.linear rows=256 .* = -1: must be a number between 0.0001 and"):
+        parse_device(text.replace("value = 2.5", "value = -1"), "again.toml")
+    with pytest.raises(ProfileError, match="shapes must be a section"):
+        parse_device("shapes = 3\n" + dump_device(device), "again.toml")
 
 
 def test_a_missing_entry_is_named() -> None:

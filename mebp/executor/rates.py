@@ -1,0 +1,174 @@
+"""What runs of plans say of a machine: the rate that every part of a step attains, and what each shape takes beside it.
+
+Three runs of a few layers: `whole` unpacks every weight before its product, `streamed` unpacks within products and has the widest
+tiles of logits, `narrow` is the same with narrow ones. All are taken at one speed of the machine (see at_speed_of).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mebp.executor.worker import Measurement
+from mebp.models.graph import Graph, Op, Weight
+from mebp.models.kind import KINDS, Part, head_passes
+from mebp.plan import Compute, Plan, Unpack
+from mebp.sim.cost import NS, CostModel
+from mebp.sim.device import SHAPE_FACTOR, Device
+from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
+
+PRODUCTS = ("linear", "linear_backward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A plan of `graph` and the run that it had."""
+
+    graph: Graph
+    plan: Plan
+    run: Measurement
+
+    def ops(self) -> Iterator[tuple[Compute, Op, int]]:
+        """Every op that was run, and its ns."""
+        for instruction, ns in zip(self.plan.instructions, self.run.durations_ns, strict=True):
+            if isinstance(instruction, Compute):
+                yield instruction, self.graph.op[instruction.op], ns
+
+    def unpacked(self) -> Iterator[tuple[Weight, int]]:
+        """Every weight that was unpacked by itself, and its ns."""
+        for instruction, ns in zip(self.plan.instructions, self.run.durations_ns, strict=True):
+            if isinstance(instruction, Unpack):
+                yield self.graph.weights[instruction.weight], ns
+
+    def streamed(self) -> Iterator[tuple[Op, Weight, int]]:
+        """Every product that unpacked its weight tile by tile, and its ns."""
+        for instruction, op, ns in self.ops():
+            if instruction.streamed and op.kind in PRODUCTS:
+                yield op, self.graph.weights[op.weights[0]], ns
+
+    def head(self) -> tuple[Op, int, int]:
+        """The head, its tile, and its ns."""
+        return next((op, instruction.tile, ns) for instruction, op, ns in self.ops() if op.kind == "head")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """The three runs that calibration reads."""
+
+    whole: Timed
+    streamed: Timed
+    narrow: Timed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attained:
+    """Rates: FLOP/s of products in forward and backward, of attention and the head; bytes/s of the rest; weights/s unpacked."""
+
+    product: float
+    backward: float
+    attention: float
+    head: float
+    bandwidth: float
+    unpack: float
+
+
+def at_speed_of(run: Measurement, other: Measurement) -> Measurement:
+    """A run as it would have been in `other`'s time: the floor of each says how fast the machine was."""
+    factor = other.floor_s / run.floor_s
+    return replace(run, durations_ns=tuple(round(ns * factor) for ns in run.durations_ns))
+
+
+def attained(runs: Runs) -> Attained:
+    """Products, attention and the rest from the run with unpacked weights, the head from the streamed one."""
+    product, backward = (_flop_rate(runs.whole, kind) for kind in PRODUCTS)
+    extra_s, streamed_weights = streaming(runs.streamed, {"linear": product, "linear_backward": backward})
+    alone = list(runs.whole.unpacked())
+    unpack = (sum(weight.count for weight, _ in alone) + streamed_weights) / (sum(ns for _, ns in alone) / NS + extra_s)
+    head, tile, ns = runs.streamed.head()
+    unpacking_s = head_passes(head, tile) * runs.streamed.graph.weights[head.weights[0]].count / unpack
+    moved = [(KINDS[op.kind].moved(op), ns) for _, op, ns in runs.whole.ops() if KINDS[op.kind].part is Part.ELEMENTWISE]
+    return Attained(
+        product=product,
+        backward=backward,
+        attention=_flop_rate(runs.whole, "attention", "attention_backward"),
+        head=KINDS["head"].flops(head) / max(ns / NS - unpacking_s, ns / NS / 4),
+        bandwidth=sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
+        unpack=unpack,
+    )
+
+
+def _flop_rate(timed: Timed, *kinds: str) -> float:
+    """FLOP/s over all ops of some kinds."""
+    found = [(KINDS[op.kind].flops(op), ns) for _, op, ns in timed.ops() if op.kind in kinds]
+    return sum(flops for flops, _ in found) / sum(ns for _, ns in found) * NS
+
+
+def streaming(timed: Timed, rates: dict[str, float]) -> tuple[float, int]:
+    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack: none of
+    either where noise has eaten the difference.
+    """
+    seconds, weights = 0.0, 0
+    for op, weight, ns in timed.streamed():
+        seconds += ns / NS - KINDS[op.kind].flops(op) / rates[op.kind]
+        weights += weight.count
+    return (seconds, weights) if seconds > 0 else (0.0, 0)
+
+
+def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
+    """What ops and weights of each shape take, times what the rates of `device` (which knows no shapes) say."""
+    assert not device.shapes
+    cost = CostModel(runs.whole.graph, device)
+    spent: dict[str, float] = defaultdict(float)
+    expected: dict[str, float] = defaultdict(float)
+
+    def add(shape: str, ns: float, expected_ns: float) -> None:
+        spent[shape] += ns
+        expected[shape] += expected_ns
+
+    for _, op, taken_ns in (*runs.whole.ops(), *_weightless(runs.streamed), *_weightless(runs.narrow)):
+        if op.kind not in ("embed", "head"):
+            add(shape_of(op), taken_ns, _own_ns(cost, op))
+    own = {shape: spent[shape] / expected_ns for shape, expected_ns in expected.items() if expected_ns}
+    for weight, taken_ns in runs.whole.unpacked():
+        add(unpacked_shape(weight.rows, weight.cols, weight.format), taken_ns, cost.unpack_ns(weight))
+    for timed in (runs.streamed, runs.narrow):
+        for op, weight, taken_ns in timed.streamed():
+            above = taken_ns - own.get(shape_of(op), 1.0) * _own_ns(cost, op)
+            add(unpacked_shape(weight.rows, weight.cols, weight.format), above, cost.unpack_ns(weight))
+    factors = {shape: spent[shape] / expected_ns for shape, expected_ns in expected.items() if expected_ns}
+    factors |= _head_factors(cost, runs)
+    low, high = SHAPE_FACTOR
+    return {shape: factor for shape, factor in sorted(factors.items()) if low < factor < high}
+
+
+def _weightless(timed: Timed) -> Iterator[tuple[Compute, Op, int]]:
+    """Ops that take as long whatever becomes of weights."""
+    return (found for found in timed.ops() if not found[1].weights)
+
+
+def _own_ns(cost: CostModel, op: Op, tile: int = 0) -> int:
+    """What the rates say of an op, its weight unpacked and its launches not counted."""
+    kind = KINDS[op.kind]
+    tiles = -(-op.dims.outs // tile) if tile else 0
+    return cost.op_parts(op, streamed=False, tile=tile)[kind.part] - tiles * cost.launch_ns
+
+
+def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
+    """The head's time is one part that goes with its products, and one for each tile; in one piece it is a case of its own."""
+    points: dict[int, float] = {}
+    for timed in (runs.streamed, runs.narrow):
+        head, tile, taken_ns = timed.head()
+        points[-(-head.dims.outs // tile)] = _without_unpacking(cost, head, tile, taken_ns)
+    head, tile, whole_ns = runs.whole.head()
+    own_ns = _own_ns(cost, head, tile)
+    found = {shape_of(head, tile): (_without_unpacking(cost, head, tile, whole_ns) - cost.launch_ns) / own_ns}
+    (few, wide_ns), (many, narrow_ns) = min(points.items()), max(points.items())
+    per_tile = max(float(cost.launch_ns), (narrow_ns - wide_ns) / (many - few)) if many > few else float(cost.launch_ns)
+    if cost.launch_ns:
+        found[head_tile_of(head)] = per_tile / cost.launch_ns
+    if few > 1:
+        found[shape_of(head, 1)] = (wide_ns - few * per_tile) / own_ns
+    return found
+
+
+def _without_unpacking(cost: CostModel, head: Op, tile: int, ns: float) -> float:
+    return ns - head_passes(head, tile) * cost.unpack_ns(cost.graph.weights[head.weights[0]])
