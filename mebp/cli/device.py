@@ -118,10 +118,10 @@ def calibrated(config: ModelConfig, workload: Workload, spill_dir: Path | None) 
     from mebp.executor.calibrate import calibrate as measure  # noqa: PLC0415  (torch)
 
     with working("calibrating this machine") as status:
-        return measure(config, workload, _plans, lambda what: status.update(f"calibrating: {what}"), spill_dir)
+        return measure(config, workload, calibration_plans, lambda what: status.update(f"calibrating: {what}"), spill_dir)
 
 
-def _plans(graph: "Graph") -> "Plans":
+def calibration_plans(graph: "Graph") -> "Plans":
     """What calibration runs: recipes that do not depend on the device, so any profile will do."""
     from mebp.executor.calibrate import Plans  # noqa: PLC0415
     from mebp.planner.lower import lower  # noqa: PLC0415

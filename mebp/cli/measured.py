@@ -78,7 +78,7 @@ def measured_parts(plan: Plan, graph: Graph, measured: Measurement) -> dict[str,
         if instruction.engine is Engine.COMPUTE:
             part = KINDS[graph.op[instruction.op].kind].part if isinstance(instruction, Compute) else Part.UNPACK
             found[_measurable(part)] += ns
-    found["other"] += round(median(measured.step_s) * 1e9) - sum(found.values())
+    found["other"] = max(0, found["other"] + round(median(measured.step_s) * 1e9) - sum(found.values()))
     return found
 
 

@@ -145,9 +145,9 @@ def host_profile(config: ModelConfig, workload: Workload, spill_dir: Path | None
         known = load_device(HOST)
         if not known.shapes or knows(known, build_graph(config, workload)):
             return known
-        note(f"no measurements of {config.name} at {workload.tokens} tokens yet: calibrating first (about a minute)")
+        note(f"no measurements at the shapes of {config.name} yet: calibrating first (under a minute)")
     else:
-        note("no profile of this machine yet: calibrating first (about a minute)")
+        note("no profile of this machine yet: calibrating first (under a minute)")
     return measure_host(config, workload, spill_dir, path)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from mebp.errors import StoreError
-from mebp.executor.rates import Runs, Timed, at_speed_of, attained, shape_factors
+from mebp.executor.timing import Runs, Timed, at_speed_of, attained, shape_factors
 from mebp.executor.worker import Job, run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
@@ -68,13 +68,13 @@ def calibrate(
     Takes the planner as a function because the executor does not import it. `folder` is where flash is measured.
     """
     small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
-    graph = build_graph(small, replace(workload, method="backprop"))
+    graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
     with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
         report("plain products and copies")
         rates = measure_rates(graph)
         report("a few layers of the model")
         store = _small_store(graph, Path(scratch) / "store")
-        runs = _run(plans_of(graph), Job(store=store, steps=STEPS, spill_dir=Path(scratch)), graph)
+        runs, spread = _run(plans_of(graph), Job(store=store, steps=STEPS, spill_dir=Path(scratch)), graph)
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
@@ -94,7 +94,6 @@ def calibrate(
         power_watts=15.0,
     )
     title = f"this machine ({platform.machine()}, {os.cpu_count()} cores), measured with {config.name} at {workload.seq_len} tokens"
-    spread = max(LEAST_SPREAD, *(max(one.run.step_s) / min(one.run.step_s) for one in (runs.whole, runs.streamed)))
     device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources(()))
     shapes = shape_factors(device, runs)
     sources = _sources(shapes)
@@ -103,18 +102,23 @@ def calibrate(
     return replace(device, shapes=shapes, sources=sources)
 
 
-def _run(plans: Plans, job: Job, graph: Graph) -> Runs:
+def _run(plans: Plans, job: Job, graph: Graph) -> tuple[Runs, float]:
     """The plans run one after another, twice, and the faster run of each, all brought to the speed that the machine had in the
-    streamed one. A neighbour that comes and goes slows what is measured, and never speeds it up.
+    streamed one; and how many times the fastest step of a plan its slowest took. A neighbour that comes and goes slows what is
+    measured, and never speeds it up.
     """
     order = (plans.streamed, plans.whole, plans.narrow)
     rounds = [[run_plan(plan, job) for plan in order] for _ in range(ROUNDS)]
-    streamed, whole, narrow = (min(runs, key=lambda run: statistics.median(run.step_s)) for runs in zip(*rounds, strict=True))
-    return Runs(
+    by_plan = list(zip(*rounds, strict=True))
+    streamed, whole, narrow = (min(runs, key=lambda run: statistics.median(run.step_s)) for runs in by_plan)
+    steps = [[second for run in runs for second in run.step_s] for runs in by_plan]
+    spread = max(LEAST_SPREAD, *(max(seconds) / min(seconds) for seconds in steps))
+    runs = Runs(
         whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
         streamed=Timed(graph=graph, plan=plans.streamed, run=streamed),
         narrow=Timed(graph=graph, plan=plans.narrow, run=at_speed_of(narrow, streamed)),
     )
+    return runs, spread
 
 
 def _dense_rate(graph: Graph) -> float:

@@ -12,11 +12,12 @@ import psutil
 INTERVAL_S = 0.002
 MOST_POINTS = 1000
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-THRESHOLD_BYTES = 8 << 20  # what a product's library takes and gives back stays at hand: fresh pages made a step 1.15 x as long
+THRESHOLD_BYTES = 8 << 20
 
 
 def fix_allocator() -> bool:
-    """Make glibc give freed blocks of 8 MiB and more back at once, so that memory measured is memory in use.
+    """Make glibc give freed blocks of 8 MiB and more back at once, so that memory measured is memory in use but for a few MB: what
+    the library of products takes and gives back with each of them stays at hand. On fresh pages a step took 1.15 x as long.
 
     Returns whether the allocator took the setting (False outside glibc).
     """

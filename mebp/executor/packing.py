@@ -49,7 +49,7 @@ def unpack_in_torch(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor
     """`unpack` without the kernel, equal bit for bit.
 
     Every weight is code x step rounded to the type of `out`. No operand changes its type inside an arithmetic op: torch would
-    make a temporary of it, which costs memory that no plan knows and, with freed blocks given back at once, most of the time.
+    make a temporary of it, which costs memory that no plan knows.
     """
     rows, cols = out.shape
     count = 8 // fmt.bits

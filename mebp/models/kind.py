@@ -58,7 +58,9 @@ def stream_rows(cols: int) -> int:
     return max(LEAST_ROWS, STREAM_WEIGHTS // cols // BLOCK_ROWS * BLOCK_ROWS)
 
 
-PRODUCT_KINDS = ("linear", "linear_backward", "head", "attention", "attention_backward")
+LINEAR_KINDS = ("linear", "linear_backward")
+ATTENTION_KINDS = ("attention", "attention_backward")
+PRODUCT_KINDS = (*LINEAR_KINDS, "head", *ATTENTION_KINDS)
 
 
 def num_kernels(ops: Iterable[Op]) -> int:

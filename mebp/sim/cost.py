@@ -1,7 +1,7 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
 from mebp.models.graph import Graph, Op, Weight, WeightId
-from mebp.models.kind import KINDS, Part, dense_flops, head_passes, reads_in_place
+from mebp.models.kind import FLOAT_BYTES, KINDS, Part, dense_flops, head_passes, reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
 from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
@@ -17,7 +17,7 @@ def floor_ns(graph: Graph, device: Device) -> float:
 
 class CostModel:
     """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, times what the profile says
-    of the op's shape (1 where it does not know it), plus launches.
+    of the op's shape (1 where it does not know it), plus launches; the head's time has a share for each tile of logits.
 
     `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
     product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
@@ -86,8 +86,7 @@ class CostModel:
         seconds *= self.device.shapes.get(shape_of(op, tile), 1.0)
         parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
         if op.kind == "head":
-            per_tile = self.device.shapes.get(head_tile_of(op), 1.0) * self.launch_ns
-            parts[Part.HEAD] += round(-(-op.dims.outs // tile) * per_tile)
+            parts[Part.HEAD] += round(-(-op.dims.outs // tile) * self.head_tile_ns(op))
         if streamed and op.weights:
             weight = self.graph.weights[op.weights[0]]
             if op.kind == "embed":
@@ -101,6 +100,15 @@ class CostModel:
             copied = self.graph.weights[op.weights[0]].nbytes
             parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(copied / self._bandwidth * NS)
         return parts
+
+    def head_tile_ns(self, op: Op) -> float:
+        """Nanoseconds that a tile of the head's logits takes beside its products: a launch, where nothing was measured."""
+        factor = self.device.shapes.get(head_tile_of(op))
+        return self.launch_ns if factor is None else factor * self.head_sums_ns(op)
+
+    def head_sums_ns(self, op: Op) -> float:
+        """Nanoseconds that one pass over the head's fp32 sums (rows, cols) takes by the rates."""
+        return op.dims.rows * op.dims.cols * FLOAT_BYTES / self._bandwidth * NS
 
     def unpack_ns(self, weight: Weight) -> int:
         """Nanoseconds to decompress a whole weight once, its launch not counted."""

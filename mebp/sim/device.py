@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -82,7 +83,8 @@ class Source:
 class Device:
     """A named profile; `sources` has an entry for every number, keyed `hardware.x`, `runtime.x` or `shapes.x`.
 
-    `overrides` are the `key=value` that changed it after it was read.
+    `shapes` are measured factors by the name of an op's shape (see shape.py); a name that no op has is never asked for. `overrides`
+    are the `key=value` that changed it after it was read.
     """
 
     name: str
@@ -258,10 +260,17 @@ def _number(key: str, value: Any, where: str) -> float:
 
 
 def _line(key: str, text: str) -> int:
+    """The first line that begins with a key, bare, quoted or as a section; 1 where none does."""
+    return _lines(text).get(key, 1)
+
+
+@lru_cache(maxsize=1)
+def _lines(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if re.match(rf"\s*\[?\"?{re.escape(key)}\b", line):
-            return number
-    return 1
+        if key := re.match(r'\s*\[?\s*(?:"([^"]*)"|([\w.-]+))', line):
+            found.setdefault(key[1] or key[2], number)
+    return found
 
 
 def override(device: Device, assignments: Sequence[str]) -> Device:
@@ -269,6 +278,10 @@ def override(device: Device, assignments: Sequence[str]) -> Device:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
+        if key.startswith(f"{SHAPES}."):
+            raise ProfileError(
+                f"--set {assignment}: what a shape takes is measured, not set: calibrate, or edit the profile's file"
+            )
         if not equals:
             raise ProfileError(f"--set {assignment}: expected KEY=VALUE, such as --set runtime.unpack_rate=3e9")
         if key not in KEYS:

@@ -1,7 +1,7 @@
 """Shapes of ops and weights, and what a machine needs for each beside what its rates say.
 
 A profile's rates are one for each part of a step; `Device.shapes` says how many times as long an op of one kind and shape takes,
-measured. A shape that it does not name takes what the rates say.
+measured. A shape that it does not name takes what the rates say, and a tile of the head's logits a launch.
 """
 
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ from dataclasses import fields, replace
 
 from mebp.models.format import WeightFormat
 from mebp.models.graph import Dims, Graph, Op
-from mebp.models.kind import KINDS, Part
+from mebp.models.kind import ATTENTION_KINDS, KINDS, LINEAR_KINDS, reads_in_place
 from mebp.sim.device import SHAPE_FACTOR, Device
 
-UNPACK, HEAD_TILE = "unpack", "head-tile"
+UNPACK, HEAD_TILE, NO_DX = "unpack", "head-tile", "no-dx"
+DX_KINDS = ("linear_backward", "norm_backward")
+MEASURED = {*KINDS, UNPACK, HEAD_TILE}
 
 
 def shape_of(op: Op, tile: int = 0) -> str:
@@ -21,15 +23,13 @@ def shape_of(op: Op, tile: int = 0) -> str:
     if op.kind == "head":
         words += ["whole"] if tile >= dims.outs else []
         dims = replace(dims, outs=0)
-    elif "dx" in op.updates:
-        words.append("adding")
-    elif op.backward and "dx" not in op.writes:
-        words.append("no-dx")
+    elif op.kind in DX_KINDS and "dx" not in op.writes:
+        words.append("adding" if "dx" in op.updates else NO_DX)
     return " ".join([*words, *_extents(dims)])
 
 
 def head_tile_of(op: Op) -> str:
-    """What a tile of the head's logits takes beside its products, whatever its size."""
+    """What a tile of the head's logits takes beside its products, whatever its size, in passes over its sums (rows, cols)."""
     return " ".join([HEAD_TILE, *_extents(replace(op.dims, outs=0))])
 
 
@@ -43,34 +43,42 @@ def _extents(dims: Dims) -> Iterable[str]:
 
 
 def knows(device: Device, graph: Graph) -> bool:
-    """Whether the profile was measured at the shapes of a graph's products."""
-    return all(shape_of(op) in device.shapes for op in graph.ops if op.kind in ("linear", "linear_backward"))
+    """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack."""
+    linears = [op for op in graph.ops if op.kind in LINEAR_KINDS]
+    shapes = {shape_of(op) for op in (*linears, *(op for op in graph.ops if op.kind in ATTENTION_KINDS))}
+    for weight in {graph.weights[weight] for op in linears for weight in op.weights}:
+        if not reads_in_place(weight.format, graph.workload.itemsize):
+            shapes.add(unpacked_shape(weight.rows, weight.cols, weight.format))
+    return shapes <= set(device.shapes)
 
 
 def remember(device: Device, before: Device) -> Device:
-    """A profile measured anew, with the shapes that only the one `before` knew: what they take stays, while the rates move."""
-    kept = {shape: factor * _faster(shape, device, before) for shape, factor in before.shapes.items() if shape not in device.shapes}
+    """A profile measured anew, with the shapes that only the one `before` knew: what they take stays, while the rates move. That is so
+    for an op whose time goes with the same rate as before; one that is now bound by memory, and was not, comes out too slow.
+    """
+    others = {shape: factor for shape, factor in before.shapes.items() if shape not in device.shapes and _kind(shape) in MEASURED}
     low, high = SHAPE_FACTOR
-    kept = {shape: min(high, max(low, factor)) for shape, factor in kept.items()}
+    kept = {shape: min(high, max(low, factor * _rate(shape, device) / _rate(shape, before))) for shape, factor in others.items()}
     origins = {f"shapes.{shape}": before.sources[f"shapes.{shape}"] for shape in kept}
     return replace(device, shapes={**kept, **device.shapes}, sources={**device.sources, **origins})
 
 
-def _faster(shape: str, device: Device, before: Device) -> float:
-    """How many times the rate behind a shape is what it was."""
-    kind = shape.partition(" ")[0]
-    now, then = (_rate(kind, one) for one in (device, before))
-    return now / then
+def _kind(shape: str) -> str:
+    return shape.partition(" ")[0]
 
 
-def _rate(kind: str, device: Device) -> float:
-    runtime, flops = device.runtime, device.hardware.product_flops
+def _rate(shape: str, device: Device) -> float:
+    """The rate that a shape's time goes with."""
+    kind, runtime = _kind(shape), device.runtime
     if kind == UNPACK:
         return runtime.unpack_rate
-    if kind == HEAD_TILE:
-        return 1 / runtime.launch_seconds if runtime.launch_seconds else 1.0
-    if kind == "linear_backward":
-        return flops * runtime.backward_fraction
-    rates = {Part.PRODUCTS: runtime.product_fraction, Part.ATTENTION: runtime.attention_fraction, Part.HEAD: runtime.head_fraction}
-    part = KINDS[kind].part
-    return flops * rates[part] if part in rates else device.hardware.memory_bandwidth * runtime.bandwidth_fraction
+    flops = device.hardware.product_flops / (runtime.fp32_factor if shape.endswith("itemsize=4") else 1.0)
+    fractions = {
+        "linear": runtime.product_fraction,
+        "linear_backward": runtime.backward_fraction,
+        "head": runtime.head_fraction,
+        **dict.fromkeys(ATTENTION_KINDS, runtime.attention_fraction),
+    }
+    if kind in fractions and NO_DX not in shape:
+        return flops * fractions[kind]
+    return device.hardware.memory_bandwidth * runtime.bandwidth_fraction

@@ -70,12 +70,12 @@ def attention_backward(io: Io) -> None:
         ds = flat_ds[: p.numel()].view(p.shape)
         typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
         span = tile.end - tile.low
-        add_across(dv_sum[tile.low : tile.end], torch.mm(typed.T, upstream, out=product[:span]), ds)
+        add_across(dv_sum[tile.low : tile.end], torch.mm(typed.T, upstream, out=product[:span]), flat_ds)
         ds.copy_(torch.mm(upstream, values.T, out=typed))
         _softmax_backward(p, ds, row[: len(p)], io.env.graph.config.attention_scale)
         typed.copy_(ds)
         _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
-        add_across(dk_sum[tile.low : tile.end], torch.mm(typed.T, queries, out=product[:span]), ds)
+        add_across(dk_sum[tile.low : tile.end], torch.mm(typed.T, queries, out=product[:span]), flat_ds)
         if tile.end == d.seq:
             dk[tile.batch, :, tile.group].copy_(dk_sum)
             dv[tile.batch, :, tile.group].copy_(dv_sum)

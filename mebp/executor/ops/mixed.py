@@ -4,9 +4,9 @@ from torch import Tensor
 
 
 def add_across(total: Tensor, addend: Tensor, room: Tensor, *, sign: int = 1) -> None:
-    """total += sign x addend, contiguous tensors of one shape and any two types, converted piece by piece in `room`.
+    """total (fp32) += sign x addend, contiguous tensors of one shape, the addend converted piece by piece in `room`.
 
-    `room` is a contiguous buffer of any type and shape, two values at least; it is overwritten.
+    `room` is a contiguous buffer of two values or more, of 2 or 4 bytes each; it is overwritten.
     """
     if total.dtype is addend.dtype:
         total.add_(addend, alpha=sign)

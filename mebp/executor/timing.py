@@ -1,7 +1,7 @@
 """What runs of plans say of a machine: the rate that every part of a step attains, and what each shape takes beside it.
 
-Three runs of a few layers: `whole` unpacks every weight before its product, `streamed` unpacks within products and has the widest
-tiles of logits, `narrow` is the same with narrow ones. All are taken at one speed of the machine (see at_speed_of).
+Three runs of a few layers: `whole` unpacks every weight before its product, `streamed` unpacks within products and has wide tiles
+of logits, `narrow` is the same with narrow ones. All are taken at one speed of the machine (see at_speed_of).
 """
 
 from collections import defaultdict
@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 
 from mebp.executor.worker import Measurement
 from mebp.models.graph import Graph, Op, Weight
-from mebp.models.kind import KINDS, Part, head_passes
+from mebp.models.kind import ATTENTION_KINDS, KINDS, LINEAR_KINDS, Part, head_passes, reads_in_place
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.cost import NS, CostModel
 from mebp.sim.device import SHAPE_FACTOR, Device
 from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
-
-PRODUCTS = ("linear", "linear_backward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +40,7 @@ class Timed:
     def streamed(self) -> Iterator[tuple[Op, Weight, int]]:
         """Every product that unpacked its weight tile by tile, and its ns."""
         for instruction, op, ns in self.ops():
-            if instruction.streamed and op.kind in PRODUCTS:
+            if instruction.streamed and op.kind in LINEAR_KINDS:
                 yield op, self.graph.weights[op.weights[0]], ns
 
     def head(self) -> tuple[Op, int, int]:
@@ -79,17 +77,19 @@ def at_speed_of(run: Measurement, other: Measurement) -> Measurement:
 
 def attained(runs: Runs) -> Attained:
     """Products, attention and the rest from the run with unpacked weights, the head from the streamed one."""
-    product, backward = (_flop_rate(runs.whole, kind) for kind in PRODUCTS)
+    product, backward = (_flop_rate(runs.whole, kind) for kind in LINEAR_KINDS)
     extra_s, streamed_weights = streaming(runs.streamed, {"linear": product, "linear_backward": backward})
     alone = list(runs.whole.unpacked())
     unpack = (sum(weight.count for weight, _ in alone) + streamed_weights) / (sum(ns for _, ns in alone) / NS + extra_s)
     head, tile, ns = runs.streamed.head()
-    unpacking_s = head_passes(head, tile) * runs.streamed.graph.weights[head.weights[0]].count / unpack
+    weight = runs.streamed.graph.weights[head.weights[0]]
+    in_place = reads_in_place(weight.format, head.dims.itemsize)
+    unpacking_s = 0.0 if in_place else head_passes(head, tile) * weight.count / unpack
     moved = [(KINDS[op.kind].moved(op), ns) for _, op, ns in runs.whole.ops() if KINDS[op.kind].part is Part.ELEMENTWISE]
     return Attained(
         product=product,
         backward=backward,
-        attention=_flop_rate(runs.whole, "attention", "attention_backward"),
+        attention=_flop_rate(runs.whole, *ATTENTION_KINDS),
         head=KINDS["head"].flops(head) / max(ns / NS - unpacking_s, ns / NS / 4),
         bandwidth=sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
         unpack=unpack,
@@ -117,27 +117,27 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
     """What ops and weights of each shape take, times what the rates of `device` (which knows no shapes) say."""
     assert not device.shapes
     cost = CostModel(runs.whole.graph, device)
-    spent: dict[str, float] = defaultdict(float)
-    expected: dict[str, float] = defaultdict(float)
+    spent_ns: dict[str, float] = defaultdict(float)
+    expected_ns: dict[str, float] = defaultdict(float)
 
-    def add(shape: str, ns: float, expected_ns: float) -> None:
-        spent[shape] += ns
-        expected[shape] += expected_ns
+    def add(shape: str, taken: float, expected: float) -> None:
+        spent_ns[shape] += taken
+        expected_ns[shape] += expected
 
     for _, op, taken_ns in (*runs.whole.ops(), *_weightless(runs.streamed), *_weightless(runs.narrow)):
         if op.kind not in ("embed", "head"):
             add(shape_of(op), taken_ns, _own_ns(cost, op))
-    own = {shape: spent[shape] / expected_ns for shape, expected_ns in expected.items() if expected_ns}
+    own = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     for weight, taken_ns in runs.whole.unpacked():
         add(unpacked_shape(weight.rows, weight.cols, weight.format), taken_ns, cost.unpack_ns(weight))
     for timed in (runs.streamed, runs.narrow):
         for op, weight, taken_ns in timed.streamed():
-            above = taken_ns - own.get(shape_of(op), 1.0) * _own_ns(cost, op)
-            add(unpacked_shape(weight.rows, weight.cols, weight.format), above, cost.unpack_ns(weight))
-    factors = {shape: spent[shape] / expected_ns for shape, expected_ns in expected.items() if expected_ns}
+            above_ns = taken_ns - own.get(shape_of(op), 1.0) * _own_ns(cost, op)
+            add(unpacked_shape(weight.rows, weight.cols, weight.format), above_ns, cost.unpack_ns(weight))
+    factors = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     factors |= _head_factors(cost, runs)
     low, high = SHAPE_FACTOR
-    return {shape: factor for shape, factor in sorted(factors.items()) if low < factor < high}
+    return {shape: min(high, max(low, factor)) for shape, factor in sorted(factors.items())}
 
 
 def _weightless(timed: Timed) -> Iterator[tuple[Compute, Op, int]]:
@@ -149,24 +149,25 @@ def _own_ns(cost: CostModel, op: Op, tile: int = 0) -> int:
     """What the rates say of an op, its weight unpacked and its launches not counted."""
     kind = KINDS[op.kind]
     tiles = -(-op.dims.outs // tile) if tile else 0
-    return cost.op_parts(op, streamed=False, tile=tile)[kind.part] - tiles * cost.launch_ns
+    return cost.op_parts(op, streamed=False, tile=tile)[kind.part] - round(tiles * cost.head_tile_ns(op))
 
 
 def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
     """The head's time is one part that goes with its products, and one for each tile; in one piece it is a case of its own."""
-    points: dict[int, float] = {}
+    taken_ns: dict[int, float] = {}
     for timed in (runs.streamed, runs.narrow):
-        head, tile, taken_ns = timed.head()
-        points[-(-head.dims.outs // tile)] = _without_unpacking(cost, head, tile, taken_ns)
-    head, tile, whole_ns = runs.whole.head()
+        head, tile, ns = timed.head()
+        taken_ns[-(-head.dims.outs // tile)] = _without_unpacking(cost, head, tile, ns)
+    num_wide, num_narrow = min(taken_ns), max(taken_ns)
+    per_tile_ns = cost.head_tile_ns(head)
+    if num_narrow > num_wide:
+        per_tile_ns = max(0.0, (taken_ns[num_narrow] - taken_ns[num_wide]) / (num_narrow - num_wide))
     own_ns = _own_ns(cost, head, tile)
-    found = {shape_of(head, tile): (_without_unpacking(cost, head, tile, whole_ns) - cost.launch_ns) / own_ns}
-    (few, wide_ns), (many, narrow_ns) = min(points.items()), max(points.items())
-    per_tile = max(float(cost.launch_ns), (narrow_ns - wide_ns) / (many - few)) if many > few else float(cost.launch_ns)
-    if cost.launch_ns:
-        found[head_tile_of(head)] = per_tile / cost.launch_ns
-    if few > 1:
-        found[shape_of(head, 1)] = (wide_ns - few * per_tile) / own_ns
+    found = {head_tile_of(head): per_tile_ns / cost.head_sums_ns(head)}
+    if num_narrow > 1:
+        found[shape_of(head, 1)] = (taken_ns[num_narrow] - num_narrow * per_tile_ns) / own_ns
+    head, tile, ns = runs.whole.head()
+    found[shape_of(head, tile)] = (_without_unpacking(cost, head, tile, ns) - per_tile_ns) / own_ns
     return found
 
 

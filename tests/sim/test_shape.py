@@ -1,0 +1,69 @@
+"""Shapes: what a profile knows of them, and what becomes of that when a machine is measured again."""
+
+from dataclasses import replace
+
+import pytest
+
+from mebp.models.build import build_graph
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph, OpId
+from mebp.models.kind import LINEAR_KINDS
+from mebp.models.workload import Lora
+from mebp.sim.cost import CostModel
+from mebp.sim.device import Device
+from mebp.sim.shape import head_tile_of, knows, remember, shape_of, unpacked_shape
+from tests.conftest import small_config, small_workload
+
+
+def machine(graph: Graph, device: Device) -> Device:
+    """A machine where every shape takes some times what the rates of `device` say."""
+    shapes = {shape_of(op): 0.5 + (7 * number % 10) / 4 for number, op in enumerate(graph.ops) if op.kind != "head"}
+    for weight in graph.weights.values():
+        shapes[unpacked_shape(weight.rows, weight.cols, weight.format)] = 0.5 + weight.rows % 7 / 3
+    head = next(op for op in graph.ops if op.kind == "head")
+    shapes |= {shape_of(head, 1): 1.4, shape_of(head, head.dims.outs): 0.8, head_tile_of(head): 3.0}
+    origin = device.sources["runtime.unpack_rate"]
+    return replace(device, shapes=shapes, sources={**device.sources, **{f"shapes.{shape}": origin for shape in shapes}})
+
+
+def test_a_shape_that_is_measured_times_its_ops_alone(small_graph: Graph, device: Device) -> None:
+    op, other = small_graph.op[OpId("0.q")], small_graph.op[OpId("0.gate")]
+    plain = CostModel(small_graph, device)
+    slow = CostModel(small_graph, replace(device, shapes={shape_of(op): 3.0}))
+    took_ns = plain.op_ns(op, streamed=False) - plain.launch_ns
+    assert slow.op_ns(op, streamed=False) - slow.launch_ns == pytest.approx(3 * took_ns, abs=2)
+    assert slow.op_ns(other, streamed=False) == plain.op_ns(other, streamed=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seq_len": 32, "batch_size": 2}, {"weights": weight_format("ternary")}, {"lora": Lora(rank=8)}, {"precision": "fp32"}],
+)
+def test_a_profile_knows_the_shapes_that_it_was_measured_at(change: dict[str, object], small_graph: Graph, device: Device) -> None:
+    """As many tokens in more sequences, or other weights behind the same products, are not the same."""
+    there = machine(small_graph, device)
+    assert knows(there, small_graph)
+    assert not knows(there, build_graph(small_config(), small_workload(**change)))
+    assert not knows(device, small_graph)
+
+
+def test_a_profile_keeps_what_it_knew_of_other_shapes(small_graph: Graph, device: Device) -> None:
+    """The rates are measured anew, but a shape that was not met again takes what it took."""
+    other = build_graph(small_config(hidden=512, head_dim=128, ffn=1024), small_workload(seq_len=2048))
+    before = machine(other, device)
+    was = device.runtime
+    moved = {"product_fraction": was.product_fraction / 2, "backward_fraction": was.backward_fraction / 3, "unpack_rate": 7e9}
+    other_rates = replace(was, bandwidth_fraction=was.bandwidth_fraction * 0.9, **moved)
+    now = remember(replace(machine(small_graph, device), runtime=other_rates), before)
+    assert knows(now, small_graph)
+    assert knows(now, other)
+    for op in other.ops:
+        if op.kind == "glu" or (op.kind in LINEAR_KINDS and op.weights):
+            then_ns, now_ns = (CostModel(other, one).op_ns(op, streamed=bool(op.weights)) for one in (before, now))
+            assert now_ns == pytest.approx(then_ns, rel=1e-3)
+    assert {f"shapes.{shape}" for shape in now.shapes} <= set(now.sources)
+
+
+def test_names_that_no_op_has_are_not_carried_on(small_graph: Graph, device: Device) -> None:
+    before = replace(device, shapes={"gone rows=3": 2.0})
+    assert "gone rows=3" not in remember(machine(small_graph, device), before).shapes
