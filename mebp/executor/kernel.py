@@ -1,9 +1,9 @@
 """The one compiled kernel: decompress rows of a weight in one pass, from codes to bf16 or fp32.
 
-Built from C on first use where a compiler exists, kept in the user's cache folder by the hash of its source and of the machine's
-compiler, and loaded with ctypes. It runs on torch's own OpenMP threads: a second pool beside torch's makes both many times slower,
-so where torch's OpenMP library is not found it runs on the calling thread alone. Without a compiler, or with MEBP_KERNEL=0,
-packing.py does the same in torch, bit for bit.
+Built from unpack.c on first use where a compiler exists, kept in the cache folder of the user by the hash of its source and of the
+compiler of the machine, and loaded with ctypes. It runs on the OpenMP threads of torch itself: a second pool beside them makes both
+many times slower, so where that library is not found it runs on the calling thread alone. Without a compiler, or with
+MEBP_KERNEL=0, packing.py does the same in torch, bit for bit.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import platformdirs
@@ -22,63 +23,7 @@ from torch import Tensor
 
 from mebp.models.format import WeightFormat
 
-SOURCE = r"""
-#include <stdint.h>
-#include <string.h>
-
-static inline float step_of(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-static inline uint16_t to_bf16(float value) { /* round to nearest, ties to even; weights are finite */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-/* A slot's codes of one group: shifted to the top bits of a byte, where byte x step is the weight. */
-#define GROUP(SHIFT, MASK, STORE)                                                                   \
-    for (int64_t j = 0; j < count; j++) {                                                            \
-        float value = (float)(int8_t)(uint8_t)(((uint8_t)codes[j] << (SHIFT)) & (MASK)) * step;      \
-        out[j] = STORE(value);                                                                       \
-    }
-
-#define AS_IS(value) (value)
-
-#define ROWS(NAME, TYPE, STORE)                                                                      \
-void NAME(const int8_t *codes_of, const uint16_t *steps_of, TYPE *out_of, int64_t rows, int64_t cols, int64_t group, int64_t bits) \
-{                                                                                                    \
-    const int64_t slots = 8 / bits, width = cols / slots, groups = cols / group;                     \
-    const uint8_t mask = (uint8_t)(0xff << (8 - bits));                                              \
-    _Pragma("omp parallel for schedule(static)")                                                     \
-    for (int64_t row = 0; row < rows; row++) {                                                       \
-        const int8_t *line = codes_of + row * width;                                                 \
-        const uint16_t *steps = steps_of + row * groups;                                             \
-        for (int64_t slot = 0; slot < slots; slot++) {                                               \
-            const int shift = (int)(8 - bits * (slot + 1));                                          \
-            int64_t column = slot * width;                                                           \
-            const int64_t end = column + width;                                                      \
-            while (column < end) {                                                                   \
-                const int64_t last = (column / group + 1) * group < end ? (column / group + 1) * group : end; \
-                const int64_t count = last - column;                                                 \
-                const float step = step_of(steps[column / group]);                                   \
-                const int8_t *restrict codes = line + (column - slot * width);                       \
-                TYPE *restrict out = out_of + row * cols + column;                                   \
-                if (shift == 0) { GROUP(0, mask, STORE) }                                            \
-                else if (shift == 4) { GROUP(4, mask, STORE) }                                       \
-                else { GROUP(shift, mask, STORE) }                                                   \
-                column = last;                                                                       \
-            }                                                                                        \
-        }                                                                                            \
-    }                                                                                                \
-}
-
-ROWS(unpack_bf16, uint16_t, to_bf16)
-ROWS(unpack_fp32, float, AS_IS)
-"""
+SOURCE = resources.files("mebp.executor").joinpath("unpack.c").read_text(encoding="utf-8")
 FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp", "-fno-math-errno", "-w")
 COMPILERS = ("cc", "gcc", "clang")
 SWITCH = "MEBP_KERNEL"

@@ -53,8 +53,9 @@ def knows(device: Device, graph: Graph) -> bool:
 
 
 def remember(device: Device, before: Device) -> Device:
-    """A profile measured anew, with the shapes that only the one `before` knew: what they take stays, while the rates move. That is so
-    for an op whose time goes with the same rate as before; one that is now bound by memory, and was not, comes out too slow.
+    """A profile measured anew, with the shapes that only the one `before` knew: what they take stays, while the rates move.
+
+    That is so for an op whose time goes with the same rate as before; one that is now bound by memory, and was not, comes out slow.
     """
     others = {shape: factor for shape, factor in before.shapes.items() if shape not in device.shapes and _kind(shape) in MEASURED}
     low, high = SHAPE_FACTOR
