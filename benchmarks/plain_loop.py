@@ -19,7 +19,7 @@ from mebp.executor.synthetic import synthesize
 from mebp.plan import dump_plan
 from mebp.planner.problem import pose
 from mebp.planner.solve import solve
-from mebp.sim.device import override
+from mebp.sim.profile import override
 
 LOOP = Path(__file__).with_name("loop.py")
 ROOM = {"solved, 99 MB": 99_000_000, "solved, 453 MB": 453_000_000}  # what the loop takes, recomputed and kept

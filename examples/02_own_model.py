@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, load_model, simulate, weight_format
-from mebp.sim.device import override
+from mebp.sim.profile import override
 
 CONFIG = {
     "model_type": "qwen3",

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mebp.planner.search import Limits
     from mebp.planner.strategies import STRATEGIES
     from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
-    from mebp.sim.device import Device, load_device
+    from mebp.sim.device import Device
+    from mebp.sim.profile import load_device
     from mebp.sim.simulate import Prediction, simulate
 
 __version__ = "0.1.0"
@@ -41,7 +42,7 @@ _HOMES = {
     "Workload": "mebp.models.workload",
     "build_graph": "mebp.models.build",
     "dump_plan": "mebp.plan",
-    "load_device": "mebp.sim.device",
+    "load_device": "mebp.sim.profile",
     "load_model": "mebp.models.catalogue",
     "read_plan": "mebp.plan",
     "run_plan": "mebp.executor.worker",

@@ -8,7 +8,8 @@ from mebp.models.config import Family, ModelConfig, Rope
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora, Workload
-from mebp.sim.device import Device, load_device
+from mebp.sim.device import Device
+from mebp.sim.profile import load_device
 
 
 def small_config(layers: int = 4, **changes: object) -> ModelConfig:

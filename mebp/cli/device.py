@@ -14,7 +14,8 @@ from mebp.cli.validate import PAPER_DEVICE, calibrate_from
 from mebp.errors import InputError, MebpError, ProfileError
 from mebp.models.config import ModelConfig
 from mebp.models.workload import Workload
-from mebp.sim.device import KEYS, SHAPES, Device, device_names, dump_device, load_device, user_device_dir
+from mebp.sim.device import KEYS, SHAPES, Device
+from mebp.sim.profile import device_names, dump_device, load_device, user_device_dir
 from mebp.sim.shape import remember
 
 if TYPE_CHECKING:

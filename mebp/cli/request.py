@@ -17,7 +17,8 @@ from mebp.models.config import ModelConfig
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets
-from mebp.sim.device import Device, load_device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import load_device, override
 
 Flag = typer.Option
 DEFAULT_MODEL = "0.5b"

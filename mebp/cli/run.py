@@ -23,7 +23,8 @@ from mebp.models.format import STORE_VERSION, WeightFormat
 from mebp.models.graph import Graph, signature
 from mebp.models.workload import Workload
 from mebp.plan import Plan, dump_plan, read_plan
-from mebp.sim.device import Device, load_device, override, user_device_dir
+from mebp.sim.device import Device
+from mebp.sim.profile import load_device, override, user_device_dir
 from mebp.sim.shape import knows
 from mebp.sim.simulate import Prediction, simulate
 

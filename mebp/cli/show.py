@@ -11,7 +11,8 @@ from mebp.cli.screen import stdout, working
 from mebp.cli.unit import show_nbytes, show_ns
 from mebp.errors import InputError
 from mebp.plan import Plan, listing, read_plan
-from mebp.sim.device import Device, load_device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import load_device, override
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from mebp.cli.request import Flag
 from mebp.cli.screen import note, stdout, write_file
 from mebp.cli.unit import show_nbytes, show_ns
 from mebp.errors import InputError
-from mebp.sim.device import dump_device, load_device
+from mebp.sim.profile import dump_device, load_device
 
 if TYPE_CHECKING:
     from mebp.planner.fit import Fit

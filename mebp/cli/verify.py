@@ -18,7 +18,8 @@ from mebp.errors import Disagreement, InfeasibleBudget, InputError
 from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.sim.cost import floor_ns
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import override
 from mebp.sim.simulate import Prediction, simulate
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from mebp.planner.frontier import best_step_ns
 from mebp.planner.problem import pose
 from mebp.planner.search import Limits, Stop
 from mebp.planner.solve import least_plan
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import override
 
 FIRST_CAP = 256e6  # bytes a step, offered where none may be written
 WRITE_CAP = "runtime.flash_write_cap_bytes"

@@ -8,7 +8,7 @@ import pytest
 
 from mebp.cli.verify import Comparison
 from mebp.executor.worker import Measurement
-from mebp.sim.device import dump_device, load_device
+from mebp.sim.profile import dump_device, load_device
 from tests.cli.test_command import QUICK, command, own_folders, refused, tiny  # noqa: F401  (fixtures)
 from tests.executor.families import hf_config
 

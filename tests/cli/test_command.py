@@ -21,7 +21,7 @@ from mebp.executor.worker import GradientCheck, Measurement
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format
 from mebp.plan import read_plan
-from mebp.sim.device import dump_device, load_device
+from mebp.sim.profile import dump_device, load_device
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 320}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}

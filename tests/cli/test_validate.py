@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mebp.cli.main import main
-from mebp.sim.device import load_device, read_device
+from mebp.sim.profile import load_device, read_device
 
 FIGURES = Path(__file__).parents[2] / "mebp" / "planner" / "paper.csv"
 

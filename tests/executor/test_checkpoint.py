@@ -16,7 +16,7 @@ from mebp.executor.store import WEIGHTS_FILE, checksum, open_store
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.planner.strategies import STRATEGIES
-from mebp.sim.device import load_device
+from mebp.sim.profile import load_device
 from tests.executor.families import FAMILIES, hf_config, reference_weights, tiny_workload
 
 

@@ -14,7 +14,7 @@ from mebp.models.build import build_graph
 from mebp.models.workload import Workload
 from mebp.plan import Plan
 from mebp.planner.strategies import STRATEGIES
-from mebp.sim.device import load_device
+from mebp.sim.profile import load_device
 from tests.executor.families import Trial, trial
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's limits")

@@ -19,7 +19,7 @@ from mebp.planner.problem import pose
 from mebp.planner.search import Limits
 from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES
-from mebp.sim.device import load_device, override
+from mebp.sim.profile import load_device, override
 from tests.executor.families import FAMILIES, Trial, trial
 
 DEVICE = load_device("iphone15promax")

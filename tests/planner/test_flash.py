@@ -10,7 +10,8 @@ from mebp.planner.lower import lower
 from mebp.planner.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
 from mebp.planner.schedule import Run, Step, Unpacked, schedule
 from mebp.sim.cost import CostModel
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 
 

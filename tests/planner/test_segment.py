@@ -26,7 +26,8 @@ from mebp.planner.solve import least_plan, solve
 from mebp.planner.strategies import STRATEGIES
 from mebp.planner.variables import HeadOption, Variables
 from mebp.sim.cost import CostModel
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
 from tests.planner.test_bound import random_option

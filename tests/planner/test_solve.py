@@ -26,7 +26,8 @@ from mebp.planner.search import Limits
 from mebp.planner.solve import least_plan, solve
 from mebp.planner.tradeoff import require_fit, tradeoff
 from mebp.sim.cost import CostModel
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
+from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
 

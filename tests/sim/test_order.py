@@ -5,8 +5,9 @@ import pytest
 from mebp.models.graph import Graph, TensorId
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.planner.strategies import STRATEGIES
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
 from mebp.sim.order import predecessors
+from mebp.sim.profile import override
 
 Extent = tuple[int, int]
 

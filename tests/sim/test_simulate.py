@@ -9,8 +9,9 @@ from mebp.models.graph import Graph
 from mebp.plan import Engine, Plan
 from mebp.planner.strategies import STRATEGIES
 from mebp.sim.cost import CostModel
-from mebp.sim.device import Device, override
+from mebp.sim.device import Device
 from mebp.sim.order import predecessors
+from mebp.sim.profile import override
 from mebp.sim.simulate import outside_bytes, simulate
 
 

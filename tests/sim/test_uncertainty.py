@@ -11,7 +11,8 @@ from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.planner.strategies import STRATEGIES
 from mebp.planner.tradeoff import Tradeoff, row_of
-from mebp.sim.device import Device, Source, dump_device, load_device, override, parse_device
+from mebp.sim.device import Device, Source
+from mebp.sim.profile import dump_device, load_device, override, parse_device
 from mebp.sim.simulate import simulate
 from mebp.sim.uncertainty import UNCERTAIN, number_range, uncertainty
 from tests.conftest import small_config, small_workload

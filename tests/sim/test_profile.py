@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mebp.errors import ProfileError
-from mebp.sim.device import KEYS, RANGES, device_names, dump_device, load_device, override, parse_device, read_device
+from mebp.sim.device import KEYS, RANGES
+from mebp.sim.profile import device_names, dump_device, load_device, override, parse_device, read_device
 
 TEXT = dump_device(load_device("iphone15promax"))
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "mebp/sim/devices").glob("*.toml"))

@@ -1,0 +1,201 @@
+"""Read and write device profiles: one TOML file a device, shipped, calibrated or the user's own.
+
+Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`, with `range = [low, high]` where that
+is known (see uncertainty.py). A measured machine may have a section [shapes] too (see shape.py). A file is refused by name, key and
+line where an entry is missing, misspelt, negative or without provenance.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import platformdirs
+
+from mebp.errors import ProfileError
+from mebp.sim.device import KEYS, RANGES, SECTIONS, SHAPE_FACTOR, SHAPES, Device, Provenance, Source
+
+
+def user_device_dir() -> Path:
+    """Where `calibrate` writes profiles of this user's machines."""
+    return platformdirs.user_config_path("mebp-plan") / "devices"
+
+
+def device_names() -> list[str]:
+    """Names of all profiles: shipped ones and the user's own."""
+    shipped = {Path(entry.name).stem for entry in resources.files("mebp.sim").joinpath("devices").iterdir()}
+    own = {path.stem for path in user_device_dir().glob("*.toml")} if user_device_dir().is_dir() else set()
+    return sorted(shipped | own)
+
+
+def load_device(spec: str) -> Device:
+    """Find the profile that `spec` names: a shipped or calibrated device, or a TOML file."""
+    if spec.endswith(".toml") or "/" in spec:
+        return read_device(Path(spec))
+    own = user_device_dir() / f"{spec}.toml"
+    if own.is_file():
+        return read_device(own)
+    shipped = resources.files("mebp.sim").joinpath("devices", f"{spec}.toml")
+    if shipped.is_file():
+        return parse_device(shipped.read_text(encoding="utf-8"), f"{spec}.toml")
+    near = difflib.get_close_matches(spec, device_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    calibrate = (
+        "run `mebp-plan calibrate` first" if spec == "host" else "take a name that `mebp-plan devices` lists, or a .toml file"
+    )
+    raise ProfileError(f"unknown device {spec!r}: {hint}{calibrate}")
+
+
+def read_device(path: Path) -> Device:
+    """Read a profile from a TOML file."""
+    try:
+        return parse_device(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"cannot read device profile {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def parse_device(text: str, source: str) -> Device:
+    """Parse a profile; ProfileError names `source`, the key and its line."""
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{source}: {error}") from None
+    for key in raw:
+        _require_known(key, ("name", "title", *SECTIONS, SHAPES), source, text)
+    sources: dict[str, Source] = {}
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        entries = raw.get(section)
+        if not isinstance(entries, dict):
+            raise ProfileError(f"{source}: section [{section}] is missing")
+        names = tuple(f.name for f in fields(cls))
+        for key in entries:
+            _require_known(key, names, source, text)
+        values = {name: _entry(f"{section}.{name}", entries.get(name), source, text, sources) for name in names}
+        sections[section] = cls(**values)
+    shapes = raw.get(SHAPES, {})
+    if not isinstance(shapes, dict):
+        raise ProfileError(f"{source}:{_line(SHAPES, text)}: {SHAPES} must be a section of entries")
+    factors = {shape: _entry(f"{SHAPES}.{shape}", entry, source, text, sources) for shape, entry in shapes.items()}
+    name = raw.get("name")
+    if not isinstance(name, str) or not name:
+        raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
+    return Device(name=name, title=str(raw.get("title", name)), shapes=factors, sources=sources, **sections)
+
+
+def _require_known(key: str, known: tuple[str, ...], source: str, text: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ProfileError(f"{source}:{_line(key, text)}: unknown entry {key!r}{hint}")
+
+
+def _entry(key: str, entry: Any, source: str, text: str, sources: dict[str, Source]) -> float:
+    name = key.partition(".")[2]
+    where = f"{source}:{_line(name, text)}: {key}"
+    if entry is None:
+        raise ProfileError(f"{source}: {key} is missing: write {{ value = ..., kind = ..., source = ... }}")
+    if not isinstance(entry, dict) or set(entry) - {"range"} != {"value", "kind", "source"}:
+        raise ProfileError(
+            f"{where} = {entry!r}: must be {{ value = ..., kind = ..., source = ... }}, and range = [low, high] if known"
+        )
+    if entry["kind"] not in get_args(Provenance):
+        raise ProfileError(f"{where} has kind {entry['kind']!r}: must be one of {', '.join(get_args(Provenance))}")
+    if not isinstance(entry["source"], str) or not entry["source"].strip():
+        raise ProfileError(f"{where} has no source: say where the number comes from")
+    value = _number(key, entry["value"], where)
+    sources[key] = Source(kind=entry["kind"], source=entry["source"], range=_range(key, entry.get("range"), value, where))
+    return value
+
+
+def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 2:
+        raise ProfileError(f"{where} has range {given!r}: must be [low, high]")
+    low, high = (_number(key, end, f"{where}: range") for end in given)
+    if not low <= value <= high:
+        raise ProfileError(f"{where} has range {given!r}: must hold its value {value:g}")
+    return low, high
+
+
+def _number(key: str, value: Any, where: str) -> float:
+    low, high = RANGES.get(key, SHAPE_FACTOR)
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not low <= value <= high:
+        raise ProfileError(f"{where} = {value!r}: must be a number between {low:g} and {high:g}")
+    return float(value)
+
+
+def _line(key: str, text: str) -> int:
+    """The first line that begins with a key, bare, quoted or as a section; 1 where none does."""
+    return _lines(text).get(key, 1)
+
+
+@lru_cache(maxsize=1)
+def _lines(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if key := re.match(r'\s*\[?\s*(?:"([^"]*)"|([\w.-]+))', line):
+            found.setdefault(key[1] or key[2], number)
+    return found
+
+
+def override(device: Device, assignments: Sequence[str]) -> Device:
+    """Apply `key=value` overrides, the key as `devices show` prints it."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if key.startswith(f"{SHAPES}."):
+            raise ProfileError(
+                f"--set {assignment}: what a shape takes is measured, not set: calibrate, or edit the profile's file"
+            )
+        if not equals:
+            raise ProfileError(f"--set {assignment}: expected KEY=VALUE, such as --set runtime.unpack_rate=3e9")
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ProfileError(
+                f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them"
+            )
+        try:
+            value: float | str = float(text)
+        except ValueError:
+            value = text
+        section, _, name = key.partition(".")
+        number = _number(key, value, f"--set {key}")
+        changed = replace(getattr(device, section), **{name: number})
+        asked = Source(kind="assumed", source="--set on the command line", range=(number, number))
+        sources = {**device.sources, key: asked}
+        overrides = (*device.overrides, assignment)
+        device = replace(device, sources=sources, overrides=overrides, **{section: changed})
+    return device
+
+
+def dump_device(device: Device) -> str:
+    """Write a profile as TOML; `parse_device` reads it back equal."""
+    lines = [f'name = "{device.name}"', f"title = {_quoted(device.title)}"]
+    for section, cls in SECTIONS.items():
+        lines += ["", f"[{section}]", *(f"{f.name} = {_written(device, f'{section}.{f.name}')}" for f in fields(cls))]
+    if device.shapes:
+        lines += ["", f"[{SHAPES}]", *(f"{_quoted(shape)} = {_written(device, f'{SHAPES}.{shape}')}" for shape in device.shapes)]
+    return "\n".join(lines) + "\n"
+
+
+def _written(device: Device, key: str) -> str:
+    origin = device.sources[key]
+    ends = f", range = [{', '.join(map(_shown, origin.range))}]" if origin.range else ""
+    return f'{{ value = {_shown(device.value(key))}, kind = "{origin.kind}", source = {_quoted(origin.source)}{ends} }}'
+
+
+def _shown(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
