@@ -13,6 +13,7 @@ from mebp.cli.unit import show_nbytes
 from mebp.cli.validate import PAPER_DEVICE, calibrate_from
 from mebp.errors import InputError, MebpError, ProfileError
 from mebp.models.config import ModelConfig
+from mebp.models.kind import LINEAR_KINDS
 from mebp.models.workload import Workload
 from mebp.sim.device import KEYS, SHAPES, Device
 from mebp.sim.profile import device_names, dump_device, load_device, user_device_dir
@@ -127,13 +128,15 @@ def calibration_plans(graph: "Graph") -> "Plans":
     from mebp.executor.calibrate import Plans  # noqa: PLC0415
     from mebp.planner.lower import lower  # noqa: PLC0415
     from mebp.planner.problem import head_tiles  # noqa: PLC0415
+    from mebp.planner.recipe import Unpacking  # noqa: PLC0415
     from mebp.planner.strategies import STRATEGIES  # noqa: PLC0415
 
     device = load_device("iphone15promax")
     streamed = STRATEGIES["checkpoint-1"]
-    narrow = replace(streamed.recipe(graph, device, 0), head_tile=min(head_tiles(graph)))
+    unpacking = {weight: Unpacking.RESIDENT for op in graph.ops if op.kind in LINEAR_KINDS for weight in op.weights}
+    resident = replace(streamed.recipe(graph, device, 0), unpacking=unpacking, head_tile=min(head_tiles(graph)))
     return Plans(
-        whole=STRATEGIES["mesp"].plan(graph, device, 0),
         streamed=streamed.plan(graph, device, 0),
-        narrow=lower(graph, device, narrow, name="narrow", budget_bytes=0),
+        resident=lower(graph, device, resident, name="resident", budget_bytes=0),
+        whole=STRATEGIES["mesp"].plan(graph, device, 0),
     )

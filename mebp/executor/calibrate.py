@@ -32,6 +32,7 @@ from mebp.sim.device import KEYS, SHAPES, Device, Hardware, Runtime, Source
 COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
 VOCAB = 49_152
 STEPS, ROUNDS = 3, 2
+LONG_TOKENS = 1024  # above them a step is long enough to be timed once
 SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to run
 LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
@@ -45,11 +46,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plans:
-    """What calibration runs: every weight unpacked whole; streamed, with wide tiles of logits; and with narrow ones."""
+    """What calibration runs: weights streamed, with wide tiles of logits; all resident, with narrow ones; each unpacked whole."""
 
-    whole: Plan
     streamed: Plan
-    narrow: Plan
+    resident: Plan
+    whole: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,8 @@ def calibrate(
         rates = measure_rates(graph)
         report("a few layers of the model")
         store = _small_store(graph, Path(scratch) / "store")
-        runs, spread = _run(plans_of(graph), Job(store=store, steps=STEPS, spill_dir=Path(scratch)), graph)
+        steps, rounds = (STEPS, ROUNDS) if workload.tokens <= LONG_TOKENS else (1, 1)
+        runs, spread = _run(plans_of(graph), Job(store=store, steps=steps, spill_dir=Path(scratch)), graph, rounds)
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
@@ -102,21 +104,20 @@ def calibrate(
     return replace(device, shapes=shapes, sources=sources)
 
 
-def _run(plans: Plans, job: Job, graph: Graph) -> tuple[Runs, float]:
-    """The plans run one after another, twice, and the faster run of each, all brought to the speed that the machine had in the
-    streamed one; and how many times the fastest step of a plan its slowest took. A neighbour that comes and goes slows what is
-    measured, and never speeds it up.
+def _run(plans: Plans, job: Job, graph: Graph, rounds: int) -> tuple[Runs, float]:
+    """The plans run one after another, some rounds of them, and the fastest run of each, all brought to the speed that the machine
+    had in the streamed one; and how many times the fastest step of a plan its slowest took. A neighbour that comes and goes slows
+    what is measured, and never speeds it up.
     """
-    order = (plans.streamed, plans.whole, plans.narrow)
-    rounds = [[run_plan(plan, job) for plan in order] for _ in range(ROUNDS)]
-    by_plan = list(zip(*rounds, strict=True))
-    streamed, whole, narrow = (min(runs, key=lambda run: statistics.median(run.step_s)) for runs in by_plan)
+    order = (plans.streamed, plans.resident, plans.whole)
+    by_plan = list(zip(*([run_plan(plan, job) for plan in order] for _ in range(rounds)), strict=True))
+    streamed, resident, whole = (min(runs, key=lambda run: statistics.median(run.step_s)) for runs in by_plan)
     steps = [[second for run in runs for second in run.step_s] for runs in by_plan]
     spread = max(LEAST_SPREAD, *(max(seconds) / min(seconds) for seconds in steps))
     runs = Runs(
-        whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
         streamed=Timed(graph=graph, plan=plans.streamed, run=streamed),
-        narrow=Timed(graph=graph, plan=plans.narrow, run=at_speed_of(narrow, streamed)),
+        resident=Timed(graph=graph, plan=plans.resident, run=at_speed_of(resident, streamed)),
+        whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
     )
     return runs, spread
 

@@ -29,6 +29,12 @@ def fix_allocator() -> bool:
     return bool(libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES) and libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD_BYTES))
 
 
+def trim() -> None:
+    """Give back what glibc holds free, whatever its size."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def memory_now() -> tuple[int, int]:
     """(anonymous, file-backed) resident bytes: RssAnon + RssShmem and RssFile; elsewhere all of the resident set and 0."""
     try:

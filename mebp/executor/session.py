@@ -14,7 +14,7 @@ from mebp.errors import InputError, StoreError
 from mebp.executor.floor import floor_seconds
 from mebp.executor.kernel import kernel
 from mebp.executor.limit import limit_data
-from mebp.executor.measure import Sampler, fix_allocator, memory_now
+from mebp.executor.measure import Sampler, fix_allocator, memory_now, trim
 from mebp.executor.reference import compare_gradients
 from mebp.executor.run import Executor, StepResult, new_adapters
 from mebp.executor.store import open_store
@@ -42,6 +42,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
     gc.collect()
+    trim()  # reading the plan left a megabyte or two
     with Sampler() as sampler:
         executor = Executor(
             plan,

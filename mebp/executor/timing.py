@@ -1,11 +1,13 @@
 """What runs of plans say of a machine: the rate that every part of a step attains, and what each shape takes beside it.
 
-Three runs of a few layers: `whole` unpacks every weight before its product, `streamed` unpacks within products and has wide tiles
-of logits, `narrow` is the same with narrow ones. All are taken at one speed of the machine (see at_speed_of).
+Three runs of a few layers: `streamed` unpacks weights within products and has wide tiles of logits; `resident` finds every weight
+unpacked and has narrow ones; `whole` unpacks each weight right before its product. What a product takes is what it takes on a
+resident weight, which has to come from memory; what unpacking takes is what the other two take above that. All are taken at one
+speed of the machine (see at_speed_of).
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mebp.executor.worker import Measurement
@@ -37,11 +39,9 @@ class Timed:
             if isinstance(instruction, Unpack):
                 yield self.graph.weights[instruction.weight], ns
 
-    def streamed(self) -> Iterator[tuple[Op, Weight, int]]:
-        """Every product that unpacked its weight tile by tile, and its ns."""
-        for instruction, op, ns in self.ops():
-            if instruction.streamed and op.kind in LINEAR_KINDS:
-                yield op, self.graph.weights[op.weights[0]], ns
+    def products(self) -> Iterator[tuple[Compute, Op, int]]:
+        """Every product with a weight of a layer, and its ns."""
+        return (found for found in self.ops() if found[1].kind in LINEAR_KINDS and found[1].weights)
 
     def head(self) -> tuple[Op, int, int]:
         """The head, its tile, and its ns."""
@@ -52,9 +52,9 @@ class Timed:
 class Runs:
     """The three runs that calibration reads."""
 
-    whole: Timed
     streamed: Timed
-    narrow: Timed
+    resident: Timed
+    whole: Timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,29 +76,30 @@ def at_speed_of(run: Measurement, other: Measurement) -> Measurement:
 
 
 def attained(runs: Runs) -> Attained:
-    """Products, attention and the rest from the run with unpacked weights, the head from the streamed one."""
-    product, backward = (_flop_rate(runs.whole, kind) for kind in LINEAR_KINDS)
+    """Products from the run with resident weights, attention and the rest from all, the head from the streamed one."""
+    product, backward = (_flop_rate((runs.resident,), kind) for kind in LINEAR_KINDS)
     extra_s, streamed_weights = streaming(runs.streamed, {"linear": product, "linear_backward": backward})
     alone = list(runs.whole.unpacked())
     unpack = (sum(weight.count for weight, _ in alone) + streamed_weights) / (sum(ns for _, ns in alone) / NS + extra_s)
+    every = (runs.streamed, runs.resident, runs.whole)
     head, tile, ns = runs.streamed.head()
     weight = runs.streamed.graph.weights[head.weights[0]]
     in_place = reads_in_place(weight.format, head.dims.itemsize)
     unpacking_s = 0.0 if in_place else head_passes(head, tile) * weight.count / unpack
-    moved = [(KINDS[op.kind].moved(op), ns) for _, op, ns in runs.whole.ops() if KINDS[op.kind].part is Part.ELEMENTWISE]
+    moved = [(KINDS[op.kind].moved(op), ns) for one in every for _, op, ns in one.ops() if KINDS[op.kind].part is Part.ELEMENTWISE]
     return Attained(
         product=product,
         backward=backward,
-        attention=_flop_rate(runs.whole, *ATTENTION_KINDS),
+        attention=_flop_rate(every, *ATTENTION_KINDS),
         head=KINDS["head"].flops(head) / max(ns / NS - unpacking_s, ns / NS / 4),
         bandwidth=sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
         unpack=unpack,
     )
 
 
-def _flop_rate(timed: Timed, *kinds: str) -> float:
+def _flop_rate(runs: Iterable[Timed], *kinds: str) -> float:
     """FLOP/s over all ops of some kinds."""
-    found = [(KINDS[op.kind].flops(op), ns) for _, op, ns in timed.ops() if op.kind in kinds]
+    found = [(KINDS[op.kind].flops(op), ns) for one in runs for _, op, ns in one.ops() if op.kind in kinds]
     return sum(flops for flops, _ in found) / sum(ns for _, ns in found) * NS
 
 
@@ -107,16 +108,17 @@ def streaming(timed: Timed, rates: dict[str, float]) -> tuple[float, int]:
     either where noise has eaten the difference.
     """
     seconds, weights = 0.0, 0
-    for op, weight, ns in timed.streamed():
-        seconds += ns / NS - KINDS[op.kind].flops(op) / rates[op.kind]
-        weights += weight.count
+    for instruction, op, ns in timed.products():
+        if instruction.streamed:
+            seconds += ns / NS - KINDS[op.kind].flops(op) / rates[op.kind]
+            weights += timed.graph.weights[op.weights[0]].count
     return (seconds, weights) if seconds > 0 else (0.0, 0)
 
 
 def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
     """What ops and weights of each shape take, times what the rates of `device` (which knows no shapes) say."""
     assert not device.shapes
-    cost = CostModel(runs.whole.graph, device)
+    cost = CostModel(runs.resident.graph, device)
     spent_ns: dict[str, float] = defaultdict(float)
     expected_ns: dict[str, float] = defaultdict(float)
 
@@ -124,16 +126,18 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
         spent_ns[shape] += taken
         expected_ns[shape] += expected
 
-    for _, op, taken_ns in (*runs.whole.ops(), *_weightless(runs.streamed), *_weightless(runs.narrow)):
+    for _, op, taken_ns in (*runs.resident.ops(), *_weightless(runs.streamed), *_weightless(runs.whole)):
         if op.kind not in ("embed", "head"):
             add(shape_of(op), taken_ns, _own_ns(cost, op))
     own = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     for weight, taken_ns in runs.whole.unpacked():
         add(unpacked_shape(weight.rows, weight.cols, weight.format), taken_ns, cost.unpack_ns(weight))
-    for timed in (runs.streamed, runs.narrow):
-        for op, weight, taken_ns in timed.streamed():
+    for timed in (runs.streamed, runs.whole):
+        for instruction, op, taken_ns in timed.products():
+            weight = cost.graph.weights[op.weights[0]]
             above_ns = taken_ns - own.get(shape_of(op), 1.0) * _own_ns(cost, op)
-            add(unpacked_shape(weight.rows, weight.cols, weight.format), above_ns, cost.unpack_ns(weight))
+            unpacked_ns = cost.unpack_ns(weight) if instruction.streamed else 0
+            add(unpacked_shape(weight.rows, weight.cols, weight.format), above_ns, unpacked_ns)
     factors = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     factors |= _head_factors(cost, runs)
     low, high = SHAPE_FACTOR
@@ -155,7 +159,7 @@ def _own_ns(cost: CostModel, op: Op, tile: int = 0) -> int:
 def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
     """The head's time is one part that goes with its products, and one for each tile; in one piece it is a case of its own."""
     taken_ns: dict[int, float] = {}
-    for timed in (runs.streamed, runs.narrow):
+    for timed in (runs.streamed, runs.resident):
         head, tile, ns = timed.head()
         taken_ns[-(-head.dims.outs // tile)] = _without_unpacking(cost, head, tile, ns)
     num_wide, num_narrow = min(taken_ns), max(taken_ns)

@@ -21,6 +21,7 @@ from mebp.sim.shape import knows
 from tests.conftest import small_config, small_workload
 from tests.sim.test_shape import machine
 
+NAMES = ("streamed", "resident", "whole")
 RUN = Measurement(arena_bytes=0, baseline_bytes=0, peak_bytes=0, file_bytes=0, step_s=(1.0,), loss=(0.0,), spans_ns=(), floor_s=0.1)
 
 
@@ -72,7 +73,7 @@ def test_rates_and_shapes_read_off_three_runs_predict_them(
     graph = build_graph(small_config(**config), small_workload(**workload))
     plans = calibration_plans(graph)
     there = machine(graph, device)
-    runs = Runs(**{name: timed_on(graph, getattr(plans, name), there) for name in ("whole", "streamed", "narrow")})
+    runs = Runs(**{name: timed_on(graph, getattr(plans, name), there) for name in NAMES})
     found = attained(runs)
     peak = device.hardware.product_flops / (device.runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0)
     runtime = replace(
@@ -87,7 +88,7 @@ def test_rates_and_shapes_read_off_three_runs_predict_them(
     profile = replace(device, runtime=runtime)
     profile = replace(profile, shapes=shape_factors(profile, runs))
     assert knows(profile, graph)
-    for one in (runs.whole, runs.streamed, runs.narrow):
+    for one in (runs.streamed, runs.resident, runs.whole):
         again = timed_on(graph, one.plan, profile)
         assert sum(again.run.durations_ns) == pytest.approx(sum(one.run.durations_ns), rel=5e-3)
 
@@ -95,10 +96,8 @@ def test_rates_and_shapes_read_off_three_runs_predict_them(
 def test_factors_stay_within_what_a_profile_may_hold(small_graph: Graph, device: Device) -> None:
     """Where streaming seems to cost less than nothing, or a tile of logits thousands of passes, the bound is written."""
     plans = calibration_plans(small_graph)
-    runs = {
-        name: timed_on(small_graph, getattr(plans, name), machine(small_graph, device)) for name in ("whole", "streamed", "narrow")
-    }
-    noisy = {"streamed": 0.01, "narrow": 1e9, "whole": 1.0}
+    runs = {name: timed_on(small_graph, getattr(plans, name), machine(small_graph, device)) for name in NAMES}
+    noisy = {"streamed": 0.01, "resident": 1e9, "whole": 1.0}
     scaled = {
         name: replace(one, run=replace(one.run, durations_ns=tuple(round(ns * noisy[name]) for ns in one.run.durations_ns)))
         for name, one in runs.items()
