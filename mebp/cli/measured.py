@@ -72,14 +72,20 @@ def merged(predicted: Prediction) -> dict[str, int]:
 
 
 def measured_parts(plan: Plan, graph: Graph, measured: Measurement) -> dict[str, int]:
-    """Measured time by part: medians over the last steps; what they leave of the median step is other."""
+    """Measured time by part, medians over the last steps; and other: what lay between instructions in the last one."""
     found: dict[str, int] = dict.fromkeys(("products and unpacking", "head", "attention", "element-wise", "other"), 0)
     for instruction, ns in zip(plan.instructions, measured.durations_ns, strict=True):
         if instruction.engine is Engine.COMPUTE:
             part = KINDS[graph.op[instruction.op].kind].part if isinstance(instruction, Compute) else Part.UNPACK
             found[_measurable(part)] += ns
-    found["other"] = max(0, found["other"] + round(median(measured.step_s) * 1e9) - sum(found.values()))
+    between_ns = round(measured.step_s[-1] * 1e9) - sum(end - start for start, end in _processor_spans(plan, measured))
+    found["other"] += max(0, between_ns)
     return found
+
+
+def _processor_spans(plan: Plan, measured: Measurement) -> list[tuple[int, int]]:
+    spans = zip(plan.instructions, measured.spans_ns, strict=True)
+    return [span for instruction, span in spans if instruction.engine is Engine.COMPUTE]
 
 
 def _measurable(part: Part) -> str:

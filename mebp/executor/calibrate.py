@@ -210,6 +210,7 @@ def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
     known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
     workspace = run.peak_bytes - run.baseline_bytes - known
     launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
+    between_s = run.step_s[-1] - run.busy_ns / NS
     return Runtime(
         product_fraction=found.product / peak,
         backward_fraction=found.backward / peak,
@@ -218,7 +219,7 @@ def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
         bandwidth_fraction=found.bandwidth / rates.memory_bandwidth,
         unpack_rate=found.unpack,
         fp32_factor=rates.fp32_factor,
-        launch_seconds=max(1e-6, statistics.median(run.step_s) - sum(run.durations_ns) / NS) / launches,
+        launch_seconds=max(1e-6, between_s) / launches,
         flash_latency_seconds=1e-4,
         unpack_beside=0.0,
         footprint_bytes=run.baseline_bytes + SPARE_BYTES,

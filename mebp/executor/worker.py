@@ -78,6 +78,11 @@ class Measurement:
     floor_s: float = 0.0
     gradients: GradientCheck | None = None
 
+    @property
+    def busy_ns(self) -> int:
+        """What all instructions of the last step took together."""
+        return sum(end - start for start, end in self.spans_ns)
+
 
 def run_plan(plan: Plan, job: Job, progress: Progress | None = None) -> Measurement:
     """Run `plan` in a fresh process; raises what went wrong there with its message and exit code."""
