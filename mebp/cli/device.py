@@ -1,5 +1,6 @@
 """`mebp-plan devices` and `mebp-plan calibrate`: profiles, what each number is worth, and this machine's own."""
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -92,12 +93,29 @@ def calibrate(
         require_apart(request, {"--from": measurements, "-o": output})
         calibrate_from(measurements, request.device_name or PAPER_DEVICE, output)
         return
+    if refused := sorted(request.given & {"device", "budget", "set"}):
+        raise InputError(f"calibrate measures this machine: leave --{refused[0]} out, or fit a phone to a CSV with --from")
     target = output or user_device_dir() / f"{HOST}.toml"
+    _require_writable(target, spill_dir)
     device = measure_host(request.config, request.workload, spill_dir, target)
     runtime = device.runtime
-    typer.echo(f"{device.title}\nwrote {target}" if target.is_file() else device.title)
+    typer.echo(f"{device.title}\nwrote {target}")
     products = device.hardware.product_flops * runtime.product_fraction / 1e9
     typer.echo(f"products {products:.0f} GFLOP/s, unpacking {runtime.unpack_rate / 1e9:.2f} G weights/s")
+
+
+def _require_writable(target: Path, spill_dir: Path | None) -> None:
+    """Refuse, before anything is measured, what could not be kept or measured."""
+    if spill_dir is not None and not spill_dir.is_dir():
+        raise InputError(f"--spill-dir {spill_dir}: no such folder: make it, or leave the flag out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}: name another file with -o") from None
+    if target.exists() and not target.is_file():
+        raise InputError(f"cannot write {target}: it is no file: name another with -o")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}: permission denied: name another file with -o")
 
 
 def measure_host(config: ModelConfig, workload: Workload, spill_dir: Path | None, target: Path) -> Device:

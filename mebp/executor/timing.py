@@ -167,9 +167,10 @@ def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
     if num_narrow > num_wide:
         per_tile_ns = max(0.0, (taken_ns[num_narrow] - taken_ns[num_wide]) / (num_narrow - num_wide))
     own_ns = _own_ns(cost, head, tile)
-    found = {head_tile_of(head): per_tile_ns / cost.head_sums_ns(head)}
-    if num_narrow > 1:
-        found[shape_of(head, 1)] = (taken_ns[num_narrow] - num_narrow * per_tile_ns) / own_ns
+    found = {}
+    products_ns = taken_ns[num_narrow] - num_narrow * per_tile_ns
+    if num_narrow > 1 and products_ns > 0:  # else the tiles' time is noise, as it is where the head takes microseconds
+        found = {head_tile_of(head): per_tile_ns / cost.head_sums_ns(head), shape_of(head, 1): products_ns / own_ns}
     head, tile, ns = runs.whole.head()
     found[shape_of(head, tile)] = (_without_unpacking(cost, head, tile, ns) - per_tile_ns) / own_ns
     return found

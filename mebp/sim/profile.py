@@ -6,6 +6,7 @@ line where an entry is missing, misspelt, negative or without provenance.
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -198,4 +199,4 @@ def _shown(value: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(text, ensure_ascii=False)  # a TOML string escapes as JSON does

@@ -258,6 +258,35 @@ def test_run_calibrates_synthesizes_executes_and_agrees(tiny: str, capsys: pytes
     assert "calibrating" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "runtime.unpack_rate=1e9"], "leave --set out"),
+        (["--device", "pixel8"], "leave --device out"),
+        (["-o", "."], "it is no file"),
+        (["-o", "/proc/no/host.toml"], "cannot write /proc/no/host.toml"),
+        (["--spill-dir", "/nowhere"], "no such folder"),
+    ],
+)
+def test_calibrate_refuses_what_it_cannot_keep_or_use_before_it_measures(
+    arguments: list[str], says: str, tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mebp.cli.device.calibrated", lambda *_: pytest.fail("measured"))
+    assert says in refused(capsys, "calibrate", "--model", tiny, *arguments)
+
+
+@pytest.mark.parametrize("extra", [["--seq-len", "2"], ["--seq-len", "8", "--accumulate", "2", "--clip-norm", "1.0"]])
+def test_gradients_are_checked_where_some_are_zero_or_held(
+    extra: list[str], tiny: str, host: None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lone counted token's query and key have no gradient; held gradients are checked before they are applied."""
+    asked = ["--weights", "int4-g32", "--precision", "fp32", "--steps", "1", "--check-gradients", "--json", "--store", str(store)]
+    assert command("run", "--model", tiny, *extra, *asked) in (0, 4)
+    found = json.loads(capsys.readouterr().out)["gradients"]
+    assert found["checked"]
+    assert found["max_relative_error"] <= 1e-4
+
+
 def test_run_refuses_a_plan_for_another_model(plan_file: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a plan for" in refused(capsys, "run", plan_file, "--model", "0.5b")
 
