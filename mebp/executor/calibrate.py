@@ -55,7 +55,7 @@ class Plans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What torch attains here on copies, and how much slower fp32 products are."""
+    """What plain torch attains here: bytes/s of copies, and how much slower fp32 products are."""
 
     memory_bandwidth: float
     fp32_factor: float

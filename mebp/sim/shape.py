@@ -44,12 +44,11 @@ def _extents(dims: Dims) -> Iterable[str]:
 
 def knows(device: Device, graph: Graph) -> bool:
     """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack."""
-    linears = [op for op in graph.ops if op.kind in LINEAR_KINDS]
-    shapes = {shape_of(op) for op in (*linears, *(op for op in graph.ops if op.kind in ATTENTION_KINDS))}
-    for weight in {graph.weights[weight] for op in linears for weight in op.weights}:
-        if not reads_in_place(weight.format, graph.workload.itemsize):
-            shapes.add(unpacked_shape(weight.rows, weight.cols, weight.format))
-    return shapes <= set(device.shapes)
+    products = [op for op in graph.ops if op.kind in (*LINEAR_KINDS, *ATTENTION_KINDS)]
+    weights = (graph.weights[weight] for op in products for weight in op.weights)
+    unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
+    needed = {shape_of(op) for op in products} | {unpacked_shape(w.rows, w.cols, w.format) for w in unpacked}
+    return needed <= device.shapes.keys()
 
 
 def remember(device: Device, before: Device) -> Device:
