@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mebp.executor.measure import Sampler, memory_now
-from mebp.executor.packing import unpack
+from mebp.executor.measure.memory import Sampler, memory_now
 from mebp.executor.rope import rope_tables
-from mebp.executor.store import Store, open_store
 from mebp.models.step import adapter_shapes
 from mebp.models.workload import Lora, Workload
+from mebp.store.codec import unpack
+from mebp.store.reader import Store, open_store
 
 BLOCK = 1 << 20  # weights unpacked at a time
 HEAD_ROWS = 1024

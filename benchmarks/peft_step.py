@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mebp import load_model
-from mebp.executor.measure import Sampler, memory_now
+from mebp.executor.measure.memory import Sampler, memory_now
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STD = 0.02

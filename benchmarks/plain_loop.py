@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mebp import Job, Limits, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
-from mebp.executor.synthetic import synthesize
 from mebp.plan import dump_plan
-from mebp.planner.problem import pose
-from mebp.planner.solve import solve
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.solve import solve
 from mebp.sim.profile import override
+from mebp.store.synthetic import synthesize
 
 LOOP = Path(__file__).with_name("loop.py")
 ROOM = {"solved, 99 MB": 99_000_000, "solved, 453 MB": 453_000_000}  # what the loop takes, recomputed and kept

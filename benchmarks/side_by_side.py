@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mebp import STRATEGIES, Job, Limits, Lora, Workload, build_graph, load_model, run_plan, weight_format
-from mebp.cli.device import calibrated
-from mebp.executor.synthetic import synthesize
+from mebp.cli.command.device import calibrated
 from mebp.plan import Plan
-from mebp.planner.budget import outside_arena
-from mebp.planner.problem import pose
-from mebp.planner.solve import least_plan, solve
+from mebp.sim.footprint import outside_arena
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.solve import least_plan, solve
+from mebp.store.synthetic import synthesize
 
 PEFT = Path(__file__).with_name("peft_step.py")
 CHECKPOINTED = "PEFT, gradient checkpointing"

@@ -13,9 +13,9 @@ from mebp import STRATEGIES, Limits, Lora, Workload, build_graph, load_device, l
 from mebp.errors import MebpError
 from mebp.models.catalogue import CATALOGUE
 from mebp.models.graph import Graph
-from mebp.planner.budget import outside_arena
-from mebp.planner.problem import Problem, pose
-from mebp.planner.solve import least_plan, solve
+from mebp.sim.footprint import outside_arena
+from mebp.planner.solver.problem import Problem, pose
+from mebp.planner.solver.solve import least_plan, solve
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction
 

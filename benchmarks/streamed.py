@@ -13,12 +13,12 @@ from statistics import median
 import torch
 
 from mebp import Lora, Workload, build_graph, load_device, load_model, weight_format
-from mebp.executor.measure import fix_allocator
-from mebp.executor.run import Executor, new_adapters
-from mebp.executor.store import open_store
-from mebp.executor.synthetic import synthesize
+from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.measure.memory import fix_allocator
 from mebp.plan import Compute
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.store.reader import open_store
+from mebp.store.synthetic import synthesize
 
 ROWS, COLS, TOKENS = 10240, 2560, 256
 STEPS = 15

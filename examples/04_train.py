@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_format
-from mebp.executor.run import Executor, new_adapters
-from mebp.executor.store import open_store
-from mebp.executor.synthetic import synthesize
+from mebp.executor.executor import Executor, new_adapters
 from mebp.models.huggingface import config_from_dict
+from mebp.store.reader import open_store
+from mebp.store.synthetic import synthesize
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 256}
 CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}

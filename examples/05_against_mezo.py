@@ -13,10 +13,10 @@ from rich.console import Console
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_format
 from mebp.executor.env import Adapter
-from mebp.executor.run import Executor, new_adapters
-from mebp.executor.store import Store, open_store
-from mebp.executor.synthetic import synthesize
+from mebp.executor.executor import Executor, new_adapters
 from mebp.models.huggingface import config_from_dict
+from mebp.store.reader import Store, open_store
+from mebp.store.synthetic import synthesize
 
 torch.set_num_threads(1)  # tiny tensors
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 256}

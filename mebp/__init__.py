@@ -11,15 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mebp.executor.worker import Job, Measurement, run_plan
+    from mebp.executor.measure.worker import Job, Measurement, run_plan
     from mebp.models.build import build_graph
     from mebp.models.catalogue import load_model
     from mebp.models.format import weight_format
     from mebp.models.graph import Graph
     from mebp.models.workload import Lora, Workload
     from mebp.plan import Plan, dump_plan, read_plan
-    from mebp.planner.search import Limits
-    from mebp.planner.strategies import STRATEGIES
+    from mebp.planner.recipe.strategies import STRATEGIES
+    from mebp.planner.solver.search import Limits
     from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
     from mebp.sim.device import Device
     from mebp.sim.profile import load_device
@@ -30,14 +30,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Device": "mebp.sim.device",
     "Graph": "mebp.models.graph",
-    "Job": "mebp.executor.worker",
-    "Limits": "mebp.planner.search",
+    "Job": "mebp.executor.measure.worker",
+    "Limits": "mebp.planner.solver.search",
     "Lora": "mebp.models.workload",
-    "Measurement": "mebp.executor.worker",
+    "Measurement": "mebp.executor.measure.worker",
     "Plan": "mebp.plan",
     "Prediction": "mebp.sim.simulate",
     "Row": "mebp.planner.tradeoff",
-    "STRATEGIES": "mebp.planner.strategies",
+    "STRATEGIES": "mebp.planner.recipe.strategies",
     "Tradeoff": "mebp.planner.tradeoff",
     "Workload": "mebp.models.workload",
     "build_graph": "mebp.models.build",
@@ -45,7 +45,7 @@ _HOMES = {
     "load_device": "mebp.sim.profile",
     "load_model": "mebp.models.catalogue",
     "read_plan": "mebp.plan",
-    "run_plan": "mebp.executor.worker",
+    "run_plan": "mebp.executor.measure.worker",
     "simulate": "mebp.sim.simulate",
     "tradeoff": "mebp.planner.tradeoff",
     "weight_format": "mebp.models.format",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from mebp.errors import InvalidPlan
 from mebp.models.build import build_graph
-from mebp.models.graph import Graph, Op, OpId, TensorId, WeightId, signature
-from mebp.models.kind import ALIGNMENT, CHANGES_ADAPTERS, align, op_scratch, stream_rows, unpack_scratch
+from mebp.models.graph import Graph
+from mebp.models.op import Op, OpId
+from mebp.models.scratch import stream_rows, whole_scratch
+from mebp.models.tensor import ALIGNMENT, TensorId, WeightId, align
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack, require_signature
 
 
@@ -53,8 +55,9 @@ def check(plan: Plan, graph: Graph) -> Checked:
 
 def graph_of(plan: Plan, what: str) -> Graph:
     """Build the graph that `plan` is for; refuse a plan whose model or workload was changed since (`what` names it)."""
-    require_signature(plan, signature(plan.config, plan.workload), f"what {what} says of its model")
-    return build_graph(plan.config, plan.workload)
+    graph = build_graph(plan.config, plan.workload)
+    require_signature(plan, graph.signature, f"what {what} says of its model")
+    return graph
 
 
 class _Walk:
@@ -141,8 +144,7 @@ class _Walk:
         self._require_weight(op, run)
         for place in run.writes:
             self.put(place)
-        weight = self.graph.weights[op.weights[0]] if op.weights else None
-        self.workspace(run.scratch, op_scratch(op, weight, streamed=run.streamed, tile=run.tile))
+        self.workspace(run.scratch, self.graph.scratch(op, streamed=run.streamed, tile=run.tile).nbytes)
         self.done.add(op.id)
         self.stored -= set(run.updates)  # what was stored of them is out of date
 
@@ -157,8 +159,7 @@ class _Walk:
     def _require_order(self, op: Op, run: Compute) -> None:
         """First runs in an order that the graph allows; second runs of pure ops only."""
         self.require(run.recompute == (op.id in self.done), "a second run is marked, a first is not", f"{op.id}")
-        pure = not op.updates and not op.backward and op.kind not in ("head", *CHANGES_ADAPTERS)
-        self.require(pure or not run.recompute, "only forward ops run again", f"{op.id}")
+        self.require(op.kind.recomputable or not run.recompute, "only forward ops are recomputed", f"{op.id}")
         for touched in (*op.touched, *op.adapters):
             self._require_settled(op, touched)
 
@@ -170,11 +171,11 @@ class _Walk:
 
     def _require_weight(self, op: Op, run: Compute) -> None:
         self.require(bool(op.weights) or not run.streamed, "only weights are streamed", f"{op.id} has none")
-        self.require((op.kind == "head") == (run.tile > 0), "the head has a tile, nothing else has", f"{op.id}")
+        self.require(op.kind.makes_loss == (run.tile > 0), "the head has a tile, nothing else has", f"{op.id}")
         self.require(run.tile >= 0, "a tile is a number of logits", f"{run.tile}")
         whole_or_streamable = run.tile == 0 or run.tile <= min(stream_rows(op.dims.cols), op.dims.outs) or run.tile == op.dims.outs
         self.require(whole_or_streamable, "a head tile is one tile of weights at most, or the whole vocabulary", f"{run.tile}")
-        self.require(op.kind != "embed" or run.streamed, "the embedding is gathered, never unpacked", f"{op.id}")
+        self.require(not op.kind.gathers or run.streamed, "the embedding is gathered, never unpacked", f"{op.id}")
 
     def unpack(self, unpack: Unpack) -> None:
         """Decompress a weight."""
@@ -184,8 +185,7 @@ class _Walk:
         self.require(unpack.engine in (Engine.COMPUTE, Engine.UNPACK), "weights unpack on compute or unpack", unpack.engine)
         self.require(unpack.place.tensor == TensorId(weight.id), "unpack into the weight's own tensor", f"{unpack.place.tensor}")
         self.put(unpack.place)
-        rows = min(stream_rows(weight.cols), weight.rows)
-        self.workspace(unpack.scratch, unpack_scratch(weight.format, rows, weight.cols))
+        self.workspace(unpack.scratch, whole_scratch(weight))
 
     def note_peak(self) -> None:
         assert self.index is not None
@@ -209,4 +209,4 @@ class _Walk:
 
 def _changed(op: Op) -> tuple[str, ...]:
     """Tensors and adapters that `op` changes in place."""
-    return (*op.updates.values(), *(op.adapters if op.kind in CHANGES_ADAPTERS else ()))
+    return (*op.updates.values(), *(op.adapters if op.kind.changes_adapters else ()))

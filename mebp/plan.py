@@ -24,7 +24,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mebp.errors import InputError, InvalidPlan
 from mebp.models.config import ModelConfig
-from mebp.models.graph import OpId, TensorId, WeightId
+from mebp.models.op import OpId
+from mebp.models.tensor import TensorId, WeightId
 from mebp.models.workload import Workload
 
 if TYPE_CHECKING:

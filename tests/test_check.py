@@ -10,9 +10,11 @@ from mebp.errors import InvalidPlan
 from mebp.models.build import build_graph
 from mebp.models.catalogue import catalogue_model
 from mebp.models.format import weight_format
-from mebp.models.graph import Graph, OpId, TensorId, WeightId
+from mebp.models.graph import Graph
+from mebp.models.op import OpId
+from mebp.models.tensor import TensorId, WeightId
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
 from tests.conftest import small_workload
 

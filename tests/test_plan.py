@@ -8,7 +8,7 @@ from mebp.errors import InputError, InvalidPlan
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.plan import dump_plan, listing, parse_plan, read_plan, require_signature
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
 from tests.conftest import small_config, small_workload
 

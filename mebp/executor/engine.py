@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 from mebp.errors import MebpError
+from mebp.order import predecessors
 from mebp.plan import Engine, Instruction, Plan
-from mebp.sim.order import predecessors
 
 
 def cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mebp.executor.packing import unpack
-from mebp.executor.store import Frozen, Store
-from mebp.models.graph import Graph, Op, TensorId, WeightId
-from mebp.models.kind import GATHER_ROWS, align, reads_in_place, stream_rows, unpack_scratch
+from mebp.models.graph import Graph
+from mebp.models.kind import unpack_scratch
+from mebp.models.op import Op
+from mebp.models.scratch import GATHER_ROWS, reads_in_place, stream_rows
+from mebp.models.tensor import TensorId, WeightId, align
 from mebp.plan import Place
+from mebp.store.codec import unpack
+from mebp.store.reader import Frozen, Store
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.executor.writer import reserve
-from mebp.models.graph import TensorId
+from mebp.models.tensor import TensorId
+from mebp.store.writer import reserve
 
 MS_SYNC = 4 if sys.platform.startswith("linux") else 0x10
 _libc = ctypes.CDLL(None, use_errno=True)

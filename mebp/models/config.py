@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+Activation = Literal["silu", "gelu_tanh"]
 LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 LINEARS: tuple[LinearName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -52,7 +53,7 @@ class ModelConfig:
     norm_offset: float
     attention_scale: float
     embedding_scale: float
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Activation
     tied: bool
     qkv_bias: bool
     qk_norm: bool
@@ -70,11 +71,14 @@ class ModelConfig:
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
 
-    def linear_shape(self, linear: LinearName) -> tuple[int, int]:
-        """(rows, cols) = (out, in features) of one of a layer's seven linears."""
+    def linear_shapes(self) -> dict[LinearName, tuple[int, int]]:
+        """(rows, cols) = (out, in features) of each of a layer's linears."""
         d, f, q, kv = self.hidden, self.ffn, self.q_width, self.kv_width
-        shapes = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q), "gate": (f, d), "up": (f, d), "down": (d, f)}
-        return shapes[linear]
+        return {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q), "gate": (f, d), "up": (f, d), "down": (d, f)}
+
+    def linear_shape(self, linear: LinearName) -> tuple[int, int]:
+        """(rows, cols) of one of a layer's linears."""
+        return self.linear_shapes()[linear]
 
     def vectors(self) -> dict[str, int]:
         """Uncompressed vectors of the model (norm weights and biases), name to length."""

@@ -22,7 +22,7 @@ class WeightFormat:
     group: int
 
     @property
-    def packed(self) -> bool:
+    def compressed(self) -> bool:
         """Whether a weight must be unpacked before a product can read it."""
         return self.bits < 16
 
@@ -34,15 +34,19 @@ class WeightFormat:
         """Bytes of the codes."""
         return rows * cols * self.bits // 8
 
+    def code_elements(self, cols: int) -> int:
+        """Stored elements of one row: bytes of codes, or bf16 weights."""
+        return cols * self.bits // 8 if self.compressed else cols
+
     def nbytes(self, rows: int, cols: int) -> int:
         """Bytes of a stored (rows, cols) weight, steps included."""
-        steps = rows * (cols // self.group_cols(cols)) * STEP_BYTES if self.packed else 0
+        steps = rows * (cols // self.group_cols(cols)) * STEP_BYTES if self.compressed else 0
         return self.code_bytes(rows, cols) + steps
 
     def require_fits(self, name: str, cols: int) -> None:
         """Refuse a weight whose row does not divide into groups, or a group into whole bytes."""
         group = self.group_cols(cols)
-        if self.packed and (cols % group or cols * self.bits % 8):
+        if self.compressed and (cols % group or cols * self.bits % 8):
             remedy = REMEDY.get(self.name, REMEDIES)
             raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: take {remedy}")
 

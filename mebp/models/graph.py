@@ -1,128 +1,52 @@
-"""The nouns of a training step: Tensor, Weight, Op, Graph. Plain data; mebp/models/kind.py says what an op costs."""
+"""One training step as data: ops in program order, their tensors and weights, and the layers that they form."""
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NewType
 
 from mebp.models.config import ModelConfig
-from mebp.models.format import WeightFormat
+from mebp.models.op import Op, OpId, Scratch, WeightUse
+from mebp.models.tensor import Tensor, TensorId, Weight, WeightId
 from mebp.models.workload import Workload
 
-TensorId = NewType("TensorId", str)
-WeightId = NewType("WeightId", str)
-OpId = NewType("OpId", str)
-
-
-class Role(StrEnum):
-    """What the bytes of an arena tensor are, as the memory breakdown names them."""
-
-    ACTIVATION = "activations"
-    GRADIENT = "gradients"
-    ADAPTER_GRADIENT = "adapter gradients"
-    WEIGHT = "unpacked weights"
-    LOSS = "loss"
+AdapterShape = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
-    """A tensor that may live in the arena; `layer` is None outside the decoder layers."""
+class Layer:
+    """One decoder layer: its input (part of the residual stream), its ops in program order, its weights by role in order of use."""
 
-    id: TensorId
-    shape: tuple[int, ...]
-    itemsize: int
-    role: Role
-    layer: int | None
-
-    @property
-    def nbytes(self) -> int:
-        count = self.itemsize
-        for extent in self.shape:
-            count *= extent
-        return count
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """A frozen matrix of (rows, cols) = (out, in features), stored in `format`; unpacked it is the tensor of the same id."""
-
-    id: WeightId
-    rows: int
-    cols: int
-    format: WeightFormat
+    number: int
+    input: TensorId
+    forward: tuple[Op, ...]
+    backward: tuple[Op, ...]
+    weights: Mapping[str, WeightId]
 
     @property
-    def count(self) -> int:
-        return self.rows * self.cols
-
-    @property
-    def nbytes(self) -> int:
-        return self.format.nbytes(self.rows, self.cols)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dims:
-    """Extents of an op; those that do not apply are 0.
-
-    rows: tokens, or tokens x heads for a norm over head_dim. cols, outs: in and out features. pairs: (query, key) pairs
-    that one head of one sequence attends to.
-    """
-
-    rows: int
-    cols: int = 0
-    outs: int = 0
-    rank: int = 0
-    batch: int = 0
-    seq: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    window: int = 0
-    pairs: int = 0
-    itemsize: int = 2
-    state: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Op:
-    """One fused op. Tensors sit in named slots: `reads`, `writes` (made new) and `updates` (changed in place).
-
-    `weights` are frozen matrices (at most one), `vectors` uncompressed parameters, `adapters` the linears whose LoRA pair the
-    op reads (or, for an update, changes).
-    """
-
-    id: OpId
-    kind: str
-    layer: int | None
-    backward: bool
-    dims: Dims
-    reads: Mapping[str, TensorId]
-    writes: Mapping[str, TensorId]
-    updates: Mapping[str, TensorId]
-    weights: tuple[WeightId, ...] = ()
-    vectors: tuple[str, ...] = ()
-    adapters: tuple[str, ...] = ()
-    sign: int = 0
-
-    @property
-    def touched(self) -> tuple[TensorId, ...]:
-        """Tensors that must be in the arena before the op runs."""
-        return (*self.reads.values(), *self.updates.values())
+    def ops(self) -> tuple[Op, ...]:
+        return (*self.forward, *self.backward)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One training step in program order, every tensor and weight that it names, and the bytes that live outside the arena."""
+    """One training step in program order, every tensor and weight that it names, and the bytes that live outside the arena.
+
+    `stream` is the residual stream: the input of every layer, and what the last layer makes. `stream_gradient` is dL/d(stream), one
+    tensor that every layer's backward adds to (None where there is no backward). `adapters` are the shapes of every LoRA pair:
+    A (rank, in), B (out, rank).
+    """
 
     config: ModelConfig
     workload: Workload
     tensors: Mapping[TensorId, Tensor]
     weights: Mapping[WeightId, Weight]
     ops: tuple[Op, ...]
+    stream: tuple[TensorId, ...]
+    stream_gradient: TensorId | None
+    adapters: Mapping[str, AdapterShape]
     outside_bytes: Mapping[str, int]
+    _scratch: dict[object, Scratch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def op(self) -> Mapping[OpId, Op]:
@@ -131,17 +55,64 @@ class Graph:
 
     @cached_property
     def producer(self) -> Mapping[TensorId, Op]:
-        """The op that makes each tensor new."""
+        """The op that writes each tensor."""
         return {tensor: op for op in self.ops for tensor in op.writes.values()}
 
     @cached_property
+    def head(self) -> Op:
+        """The op that makes the loss; of several the first."""
+        return next(op for op in self.ops if op.kind.makes_loss)
+
+    @cached_property
+    def around_head(self) -> tuple[Op, ...]:
+        """Ops that belong to no layer, from the end of the stream to its gradient: the final norm, the head, the norm's backward."""
+        end = self.stream[-1]
+        first = next(at for at, op in enumerate(self.ops) if end in op.reads.values())
+        return tuple(op for op in self.ops[first:] if op.layer is None and not op.kind.changes_adapters)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The decoder layers, lowest first."""
+        forward: dict[int, list[Op]] = {}
+        backward: dict[int, list[Op]] = {}
+        for op in self.ops:
+            if op.layer is not None:
+                (backward if op.backward else forward).setdefault(op.layer, []).append(op)
+        return tuple(
+            Layer(
+                number=number,
+                input=self.stream[number],
+                forward=tuple(forward[number]),
+                backward=tuple(backward.get(number, ())),
+                weights={self.weights[weight].role: weight for op in forward[number] for weight in op.weights},
+            )
+            for number in sorted(forward)
+        )
+
+    def layer_input(self, number: int) -> TensorId:
+        """The residual stream at the input of a layer."""
+        return self.stream[number]
+
+    def weight_of(self, op: Op) -> Weight | None:
+        """The frozen matrix that an op multiplies with or gathers from."""
+        return self.weights[op.weights[0]] if op.weights else None
+
+    def scratch(self, op: Op, *, streamed: bool, tile: int) -> Scratch:
+        """The workspace of one run of `op`."""
+        weight = self.weight_of(op)
+        key = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
+        if key not in self._scratch:
+            self._scratch[key] = op.kind.scratch(op, WeightUse(weight=weight, streamed=streamed, tile=tile))
+        return self._scratch[key]
+
+    @cached_property
     def signature(self) -> str:
-        """Hash of all that decides the graph: dimensions and workload, not the model's name."""
-        return signature(self.config, self.workload)
-
-
-def signature(config: ModelConfig, workload: Workload) -> str:
-    """Hash dimensions and workload; plans and stores carry it to be refused where they do not belong."""
-    fields = asdict(config) | {"name": ""}
-    text = json.dumps([fields, asdict(workload)], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Hash of all that decides what a step computes and what memory it takes: ops, tensors, weights, bytes outside the arena."""
+        digest = hashlib.sha256()
+        for op in self.ops:
+            slots = [list(slots.items()) for slots in (op.reads, op.writes, op.updates)]
+            names = (op.weights, op.vectors, op.adapters)
+            digest.update(repr((op.id, op.kind.name, op.layer, op.dims, op.params, slots, names)).encode())
+        for found in (self.tensors, self.weights, self.adapters, self.outside_bytes):
+            digest.update(repr(list(found.values())).encode())
+        return digest.hexdigest()[:16]

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mebp.models.config import LinearName, ModelConfig
-from mebp.models.graph import Dims, Op, OpId, Role, Tensor, TensorId, Weight, WeightId
-from mebp.models.kind import FLOAT_BYTES, attended_pairs
+from mebp.models.graph import AdapterShape
+from mebp.models.kind import KINDS, attended_pairs
+from mebp.models.op import Dims, Op, OpId
+from mebp.models.params import Params
+from mebp.models.tensor import FLOAT_BYTES, Role, Tensor, TensorId, Weight, WeightId
 from mebp.models.workload import Workload
 
 
@@ -15,75 +18,72 @@ class Step:
     def __init__(self, config: ModelConfig, workload: Workload) -> None:
         self.config = config
         self.workload = workload
+        self.adapters = adapter_shapes(config, workload)
         self.tensors: dict[TensorId, Tensor] = {}
         self.weights: dict[WeightId, Weight] = {}
         self.ops: list[Op] = []
-        for name, (rows, cols) in config.matrices().items():
-            self._weight(WeightId(f"{name}.weight"), rows, cols)
-
-    def _op(
-        self,
-        kind: str,
-        name: str,
-        layer: int | None,
-        reads: Mapping[str, TensorId],
-        outputs: Mapping[str, tuple[str, int]],
-        dims: Dims,
-        vectors: tuple[str, ...] = (),
-        weights: tuple[WeightId, ...] = (),
-        adapters: tuple[str, ...] = (),
-    ) -> dict[str, TensorId]:
-        """Append a forward op whose outputs are activations of shape (tokens, width); returns them by slot."""
-        N = self.workload.tokens
-        writes = {slot: self._tensor(tid, (N, width), Role.ACTIVATION, layer) for slot, (tid, width) in outputs.items()}
-        self._append(kind, name, layer, reads, writes, {}, dims, vectors, weights, adapters)
-        return writes
+        for role in ("embedding",) if config.tied else ("embedding", "head"):
+            self._weight(role, None, config.vocab, config.hidden)
+        for layer in range(config.num_layers):
+            for linear, (rows, cols) in config.linear_shapes().items():
+                self._weight(linear, layer, rows, cols)
 
     def _append(
         self,
         kind: str,
         name: str,
         layer: int | None,
-        reads: Mapping[str, TensorId],
-        writes: Mapping[str, TensorId],
-        updates: Mapping[str, TensorId],
         dims: Dims,
+        *,
+        reads: Mapping[str, TensorId] | None = None,
+        writes: Mapping[str, TensorId] | None = None,
+        updates: Mapping[str, TensorId] | None = None,
+        params: Params | None = None,
+        weight: WeightId | None = None,
         vectors: tuple[str, ...] = (),
-        weights: tuple[WeightId, ...] = (),
         adapters: tuple[str, ...] = (),
-        sign: int = 0,
-    ) -> None:
-        self.ops.append(
-            Op(
-                id=OpId(name),
-                kind=kind,
-                layer=layer,
-                backward=kind.endswith("backward") or kind in ("update", "accumulate", "apply"),
-                dims=dims,
-                reads=dict(reads),
-                writes=dict(writes),
-                updates=dict(updates),
-                weights=weights,
-                vectors=vectors,
-                adapters=adapters,
-                sign=sign,
-            )
+    ) -> Op:
+        """Append an op; returns it."""
+        op = Op(
+            id=OpId(name),
+            kind=KINDS[kind],
+            layer=layer,
+            dims=dims,
+            params=params,
+            reads=dict(reads or {}),
+            writes=dict(writes or {}),
+            updates=dict(updates or {}),
+            weights=(weight,) if weight else (),
+            vectors=vectors,
+            adapters=adapters,
         )
+        self.ops.append(op)
+        return op
 
-    def _tensor(self, name: str, shape: tuple[int, ...], role: Role, layer: int | None, itemsize: int = 0) -> TensorId:
-        tid = TensorId(name)
-        self.tensors[tid] = Tensor(id=tid, shape=shape, itemsize=itemsize or self.workload.itemsize, role=role, layer=layer)
+    def _tensor(
+        self, prefix: str, name: str, shape: tuple[int, ...], role: Role, layer: int | None, *, itemsize: int = 0
+    ) -> TensorId:
+        """Add a tensor whose id is `prefix` and, behind it, the name within its layer."""
+        tid = TensorId(f"{prefix}{name}")
+        size = itemsize or self.workload.itemsize
+        self.tensors[tid] = Tensor(id=tid, name=name, shape=shape, itemsize=size, role=role, layer=layer)
         return tid
 
+    def _activation(self, prefix: str, name: str, layer: int | None, width: int) -> dict[str, TensorId]:
+        """The output of a forward op, (tokens, width), in slot y."""
+        return {"y": self._tensor(prefix, f"{name}.out", (self.workload.tokens, width), Role.ACTIVATION, layer)}
+
     def _gradient(self, layer: int, of: str, width: int) -> TensorId:
-        return self._tensor(f"{layer}.{of}.grad", (self.workload.tokens, width), Role.GRADIENT, layer)
+        return self._tensor(f"{layer}.", f"{of}.out.grad", (self.workload.tokens, width), Role.GRADIENT, layer)
 
-    def _weight(self, wid: WeightId, rows: int, cols: int) -> None:
-        self.weights[wid] = Weight(id=wid, rows=rows, cols=cols, format=self.workload.weights)
-        head = wid.split(".")[0]
-        self._tensor(wid, (rows, cols), Role.WEIGHT, int(head) if head.isdigit() else None)
+    def _weight(self, role: str, layer: int | None, rows: int, cols: int) -> None:
+        prefix = "" if layer is None else f"{layer}."
+        wid = WeightId(f"{prefix}{role}.weight")
+        fmt = self.workload.weights
+        self.weights[wid] = Weight(id=wid, name=f"{prefix}{role}", role=role, layer=layer, rows=rows, cols=cols, format=fmt)
+        self._tensor(prefix, f"{role}.weight", (rows, cols), Role.WEIGHT, layer)
 
-    def _layer_weight(self, layer: int, name: str) -> WeightId:
+    def _layer_weight(self, layer: int, name: LinearName) -> WeightId:
         return WeightId(f"{layer}.{name}.weight")
 
     def _adapters(self, layer: int, name: LinearName) -> tuple[str, ...]:
@@ -92,12 +92,10 @@ class Step:
     def _dims(self, *, rows: int = 0, cols: int = 0, outs: int = 0) -> Dims:
         return Dims(rows=rows or self.workload.tokens, cols=cols, outs=outs, itemsize=self.workload.itemsize)
 
-    def _norm_dims(self, heads: int) -> tuple[Dims, int]:
-        """Dims and output width of a norm over the hidden size, or over each of `heads` heads."""
+    def _norm_dims(self, heads: int) -> Dims:
+        """Dims of a norm over the hidden size, or over each of `heads` heads."""
         c = self.config
-        if heads:
-            return self._dims(rows=self.workload.tokens * heads, cols=c.head_dim), heads * c.head_dim
-        return self._dims(cols=c.hidden), c.hidden
+        return self._dims(rows=self.workload.tokens * heads, cols=c.head_dim) if heads else self._dims(cols=c.hidden)
 
     def _linear_dims(self, name: LinearName) -> Dims:
         rows, cols = self.config.linear_shape(name)
@@ -123,15 +121,14 @@ class Step:
         )
 
     def _adapter_dims(self, adapters: tuple[str, ...], states: int) -> Dims:
-        shapes = adapter_shapes(self.config, self.workload)
-        sizes = [rows * cols for name in adapters for rows, cols in shapes[name]]
+        sizes = [rows * cols for name in adapters for rows, cols in self.adapters[name]]
         return Dims(rows=sum(sizes), cols=max(sizes), itemsize=FLOAT_BYTES, state=states)
 
 
-def adapter_shapes(config: ModelConfig, workload: Workload) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+def adapter_shapes(config: ModelConfig, workload: Workload) -> dict[str, AdapterShape]:
     """Shapes of the LoRA pair (A, B) of every targeted linear: A is (rank, in), B is (out, rank)."""
     rank = workload.lora.rank
-    found = {}
+    found: dict[str, AdapterShape] = {}
     for layer in range(config.num_layers):
         for linear in workload.lora.targets:
             rows, cols = config.linear_shape(linear)

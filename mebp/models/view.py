@@ -1,10 +1,12 @@
-"""networkx views of a graph, for analysis: dominators, frontiers, the critical path. The Graph itself stays plain data."""
+"""networkx views of a graph, for analysis: dominators, live sets, the critical path. The Graph itself stays plain data."""
 
 from collections.abc import Callable
 
 import networkx as nx
 
-from mebp.models.graph import Graph, Op, OpId, TensorId
+from mebp.models.graph import Graph
+from mebp.models.op import Op, OpId
+from mebp.models.tensor import TensorId
 
 
 def dataflow(graph: Graph) -> nx.DiGraph:
@@ -22,24 +24,23 @@ def dataflow(graph: Graph) -> nx.DiGraph:
 def dominators(graph: Graph) -> list[OpId]:
     """Forward ops that every path from the embedding to the loss goes through, in order: the natural places for a checkpoint."""
     view = dataflow(graph)
-    head = next(op.id for op in graph.ops if op.kind == "head")
     parents = nx.immediate_dominators(view, graph.ops[0].id)
-    chain = [head]
+    chain = [graph.head.id]
     while parents.get(chain[-1]) not in (None, chain[-1]):
         chain.append(parents[chain[-1]])
     return chain[::-1]
 
 
-def frontier(graph: Graph, after: OpId) -> set[TensorId]:
-    """Tensors made up to and including op `after` that some later op reads: what any plan must keep, store or make again there."""
+def live_after(graph: Graph, after: OpId) -> set[TensorId]:
+    """Tensors written up to and including op `after` that some later op reads: what any plan must keep, store or recompute there."""
     position = {op.id: at for at, op in enumerate(graph.ops)}
     cut = position[after]
-    made = {tensor for op in graph.ops[: cut + 1] for tensor in (*op.writes.values(), *op.updates.values())}
-    return {tensor for op in graph.ops[cut + 1 :] for tensor in op.touched if tensor in made}
+    written = {tensor for op in graph.ops[: cut + 1] for tensor in (*op.writes.values(), *op.updates.values())}
+    return {tensor for op in graph.ops[cut + 1 :] for tensor in op.touched if tensor in written}
 
 
 def critical_path(graph: Graph, duration: Callable[[Op], int]) -> tuple[int, list[OpId]]:
-    """The longest chain of dependent ops and its length, each op taking `duration(op)`: no number of engines can beat it."""
+    """The longest chain of dependent ops and its length, each op taking `duration(op)`: no number of engines can be faster."""
     view = dataflow(graph)
     best: dict[OpId, tuple[int, OpId | None]] = {}
     for op in graph.ops:

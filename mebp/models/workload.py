@@ -51,8 +51,8 @@ class Workload:
     layer_copies: bool = False
 
     @property
-    def holds_gradients(self) -> bool:
-        """Whether all adapters' gradients are kept until one update, rather than one layer's at a time."""
+    def defers_gradients(self) -> bool:
+        """Whether the gradients of all adapters wait for one update, rather than one layer's at a time."""
         return self.method == "backprop" and (self.accumulate > 1 or self.clip_norm > 0)
 
     @property

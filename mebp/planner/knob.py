@@ -8,25 +8,33 @@ from mebp.models.build import build_graph
 from mebp.models.format import FORMATS
 from mebp.models.graph import Graph
 from mebp.models.workload import Workload
-from mebp.planner.budget import outside_arena
-from mebp.planner.frontier import best_step_ns
-from mebp.planner.problem import pose
-from mebp.planner.search import Limits, Stop
-from mebp.planner.solve import least_plan
+from mebp.planner.curve import best_step_ns
+from mebp.planner.effort import Effort
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.solve import least_plan
 from mebp.sim.device import Device
+from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 
-FIRST_CAP = 256e6  # bytes a step, offered where none may be written
+FIRST_CAP = 256e6  # bytes per step, offered where none may be written
 WRITE_CAP = "runtime.flash_write_cap_bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One setting (see errors.py on their names) and its new value."""
+
+    setting: str
+    value: int | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """One change: the flags that make it, the least budget under it, and a bound on the step time at the budget (None:
-    below the least), and the compressed weights.
+    """One change (None: none at all), the least budget under it, a bound on the step time at the budget (None: it is below the least),
+    and the compressed weights.
     """
 
-    flags: str
+    change: Change | None
     least_budget_bytes: int
     best_step_ns: int | None
     weight_file_bytes: int
@@ -36,46 +44,44 @@ def knobs(
     graph: Graph,
     device: Device,
     budget_bytes: int,
-    limits: Limits,
-    stop: Stop | None = None,
-    progress: Callable[[str], None] | None = None,
+    effort: Effort,
+    progress: Callable[[Change | None], None] | None = None,
 ) -> tuple[Knob, ...]:
-    """Solve for every change; the first is no change at all."""
-    stop = stop or Stop()
+    """Solve for every change; the first is no change at all. A stop ends it with the knobs so far."""
     found: list[Knob] = []
-    for flags, workload, changed in _changes(graph.workload, device):
-        if stop.asked:
+    for change, workload, changed in _changes(graph.workload, device):
+        if effort.stop.asked:
             break
         if progress:
-            progress(flags or "as asked")
+            progress(change)
         try:
             problem = pose(build_graph(graph.config, workload), changed)
-            least = outside_arena(problem.graph, changed) + least_plan(problem, budget_bytes, limits, stop).arena_bytes
+            least = outside_arena(problem.graph, changed) + least_plan(problem, budget_bytes, effort).arena_bytes
         except InputError:  # the model cannot take this change
             continue
         except NoPlanInTime:
             break  # nor will the next search find one
         best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
         size = sum(weight.nbytes for weight in problem.graph.weights.values())
-        found.append(Knob(flags=flags, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size))
+        found.append(Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size))
     return tuple(found)
 
 
-def _changes(workload: Workload, device: Device) -> Iterator[tuple[str, Workload, Device]]:
-    """Flags, and the workload and device that they make: halves of what is large, other groups, twice the write cap and none."""
-    yield "", workload, device
-    for name, flag, lowest in (("seq_len", "--seq-len", 32), ("batch_size", "--batch-size", 1)):
+def _changes(workload: Workload, device: Device) -> Iterator[tuple[Change | None, Workload, Device]]:
+    """Changes, and the workload and device that they make: halves of what is large, other groups, twice the write cap and none."""
+    yield None, workload, device
+    for name, lowest in (("seq_len", 32), ("batch_size", 1)):
         half = getattr(workload, name) // 2
         if half >= lowest:
-            yield f"{flag} {half}", replace(workload, **{name: half}), device
+            yield Change(setting=name, value=half), replace(workload, **{name: half}), device
     half = workload.lora.rank // 2
     if half:
-        yield f"--lora-r {half}", replace(workload, lora=replace(workload.lora, rank=half)), device
+        yield Change(setting="rank", value=half), replace(workload, lora=replace(workload.lora, rank=half)), device
     for name in _neighbours(workload.weights.name):
-        yield f"--weights {name}", replace(workload, weights=FORMATS[name]), device
+        yield Change(setting="weights", value=name), replace(workload, weights=FORMATS[name]), device
     cap = device.runtime.flash_write_cap_bytes
     for other in sorted({0.0, 2 * cap or FIRST_CAP} - {cap}):
-        yield f"--max-flash-write {int(other)}", workload, override(device, [f"{WRITE_CAP}={other}"])
+        yield Change(setting="max_flash_write", value=int(other)), workload, override(device, [f"{WRITE_CAP}={other}"])
 
 
 def _neighbours(weights: str) -> list[str]:

@@ -1,18 +1,19 @@
 """The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from mebp.check import check
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
-from mebp.planner.frontier import Corner, best_step_ns, outline
+from mebp.planner.curve import Corner, best_step_ns, outline
+from mebp.planner.effort import Effort, Phase
 from mebp.planner.knob import Knob, knobs
-from mebp.planner.problem import Problem, pose
-from mebp.planner.search import Limits, Progress, Stop, beside
-from mebp.planner.solve import least_plan, solve
-from mebp.planner.strategies import STRATEGIES, Strategy
+from mebp.planner.recipe.strategies import STRATEGIES, Strategy
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.solve import least_plan, solve
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
 from mebp.sim.uncertainty import Uncertainty
@@ -20,11 +21,10 @@ from mebp.sim.uncertainty import Uncertainty
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
 HELPS = 0.98  # of the least budget, the runtime's own footprint apart: a remedy leads to no more than that
-REMEDY_S = 0.3  # deterministic seconds of search for each remedy
-SOLVED, LEAST = "solved", "least"
+SOLVED, LEAST, PAPER = "solved", "least", "mebp"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
-    SOLVED: "CP-SAT: keep, store or recompute each activation, stream or hold each weight",
-    LEAST: "CP-SAT: the least memory found",
+    SOLVED: "the fastest plan that CP-SAT finds",
+    LEAST: "the plan with the least memory found",
 }
 
 
@@ -70,8 +70,8 @@ class Row:
 class Tradeoff:
     """All rows, the fastest exact one that fits (None: nothing does), and the least budget under which something is known to.
 
-    `out_of_time` where a search ended without an answer: then what does not fit is not known to. `interrupted` where one was cut
-    short. `outline` is the frontier by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the chosen
+    `out_of_time` where a search ended without a solution: then what does not fit is not known to. `interrupted` where one was cut
+    short. `outline` is the trade-off curve by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the chosen
     plan's step at most. `remedies` are changes that lower the least budget, where nothing fits. `uncertainty` is the range of the
     chosen plan's prediction.
     """
@@ -104,25 +104,25 @@ class Tradeoff:
         """The row called `name`, if there is one."""
         return next((row for row in self.rows if row.name == name), None)
 
+    def pick(self, name: str) -> "Tradeoff":
+        """The same table with the row called `name` chosen; KeyError where there is none."""
+        row = self.row(name)
+        if row is None:
+            raise KeyError(name)
+        return replace(self, chosen=row)
 
-def tradeoff(
-    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None = None
-) -> Tradeoff:
-    """Plan `graph` every way there is; `progress(name)` is asked for a callback before each search.
 
-    Ctrl-C while it searches ends the search with the best plans so far; a second one raises KeyboardInterrupt.
+def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None) -> Tradeoff:
+    """Plan `graph` every way there is. A stop ends the search with the best plans so far; Interrupted where there is none.
+
+    The solver runs concurrently with the fixed strategies: it leaves Python alone for most of its time.
     """
-    stop = Stop()
-    solved = beside(lambda: _solved(graph, device, budget_bytes, limits, progress, stop))
-    rows: list[Row] = []
-    try:
-        for strategy in STRATEGIES.values():
-            rows.append(strategy_row(strategy, graph, device, budget_bytes))
-        answer = solved.result()
-    except KeyboardInterrupt:
-        stop.ask()
-        answer = solved.result()
-    rows += [row_of(plan, graph, device) for plan in answer.plans]
+    effort = effort or Effort()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        solver = pool.submit(_solved, graph, device, budget_bytes, effort)
+        rows = [strategy_row(strategy, graph, device, budget_bytes) for strategy in STRATEGIES.values() if not effort.stop.asked]
+        solved = solver.result()
+    rows += [row_of(plan, graph, device) for plan in solved.plans]
     if not rows:
         raise Interrupted("interrupted")
     exact = [row for row in rows if row.plan.exact]
@@ -135,10 +135,10 @@ def tradeoff(
         rows=tuple(rows),
         chosen=chosen,
         least_budget_bytes=min(row.prediction.peak_bytes for row in exact if row.within_cap),
-        out_of_time=answer.out_of_time,
-        interrupted=stop.asked,
-        outline=answer.outline,
-        more_saves_ns=_more_saves_ns(chosen, answer.best_with_more_ns),
+        out_of_time=solved.out_of_time,
+        interrupted=effort.stop.asked,
+        outline=solved.outline,
+        more_saves_ns=_more_saves_ns(chosen, solved.best_with_more_ns),
     )
 
 
@@ -149,9 +149,28 @@ def _more_saves_ns(chosen: Row | None, best_with_more_ns: int | None) -> int | N
     return max(0, chosen.prediction.step_ns - best_with_more_ns)
 
 
+def require_fit(found: Tradeoff) -> Row:
+    """The chosen row; InfeasibleBudget naming the least budget and what binds there, or NoPlanInTime where that is not known."""
+    if found.chosen is not None:
+        return found.chosen
+    if found.out_of_time:
+        raise NoPlanInTime(
+            f"no plan within {found.budget_bytes} bytes found in time (one of {found.least_budget_bytes} is known):"
+            " raise `time_limit` or `budget`"
+        )
+    least = found.least
+    binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
+    raise InfeasibleBudget(
+        f"does not fit {found.budget_bytes} bytes: the least feasible budget is {found.least_budget_bytes} bytes"
+        f" (plan {least.name}; most of it {binding}): raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
+        found.budget_bytes,
+        found.least_budget_bytes,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Solved:
-    """The solved plans, whether a search found nothing in its time, and the frontier by its bound."""
+class _Solutions:
+    """The solved plans, whether a search found nothing in its time, and the trade-off curve by its bound."""
 
     plans: tuple[Plan, ...]
     out_of_time: bool
@@ -159,41 +178,19 @@ class _Solved:
     best_with_more_ns: int | None
 
 
-def require_fit(found: Tradeoff) -> Row:
-    """The chosen row, or InfeasibleBudget naming the least budget and what binds there."""
-    if found.chosen is not None:
-        return found.chosen
-    if found.out_of_time:
-        raise NoPlanInTime(
-            f"no plan within {found.budget_bytes} bytes found in time (one of {found.least_budget_bytes} is known):"
-            " raise --time-limit or --budget"
-        )
-    least = found.least
-    binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
-    raise InfeasibleBudget(
-        f"does not fit {found.budget_bytes} bytes: the least feasible budget is {found.least_budget_bytes} bytes"
-        f" (plan {least.name}; most of it {binding}): raise --budget, or lower --seq-len, --batch-size or --lora-r",
-        found.budget_bytes,
-        found.least_budget_bytes,
-    )
-
-
-def _solved(
-    graph: Graph, device: Device, budget_bytes: int, limits: Limits, progress: Callable[[str], Progress] | None, stop: Stop
-) -> _Solved:
-    problem: Problem = pose(graph, device)
-    smallest = _in_time(lambda: least_plan(problem, budget_bytes, limits, stop))
-    watch = progress(SOLVED) if progress else None
+def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> _Solutions:
+    problem = pose(graph, device)
+    smallest = _in_time(lambda: least_plan(problem, budget_bytes, replace(effort, progress=None)))
     found: Plan | None
     try:
-        found = _in_time(lambda: solve(problem, budget_bytes, limits, watch, stop, smallest))
+        found = _in_time(lambda: solve(problem, budget_bytes, effort, smallest))
         out_of_time = found is None or smallest is None
     except InfeasibleBudget:  # the least plan says what budget would do
         found, out_of_time = None, smallest is None
     plans = [plan for plan in (found, smallest) if plan is not None]
     least = row_of(smallest, graph, device).prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
-    return _Solved(
+    return _Solutions(
         plans=tuple(plans),
         out_of_time=out_of_time,
         outline=outline(problem, least, budget_bytes, CORNERS) if least is not None else (),
@@ -209,13 +206,12 @@ def _in_time(search: Callable[[], Plan]) -> Plan | None:
         return None
 
 
-def remedies(found: Tradeoff, limits: Limits) -> tuple[Knob, ...]:
+def remedies(found: Tradeoff, effort: Effort) -> tuple[Knob, ...]:
     """Changes that lower the least budget of a table in which nothing fits, the most effective first."""
-    quick = replace(limits, deterministic_s=min(limits.deterministic_s, REMEDY_S))
-    tried = knobs(found.graph, found.device, found.budget_bytes, quick)
+    tried = knobs(found.graph, found.device, found.budget_bytes, effort.of(Phase.REMEDY))
     fixed = found.device.runtime.footprint_bytes
     enough = fixed + HELPS * (found.least_budget_bytes - fixed)
-    lower = [knob for knob in tried if knob.flags and knob.least_budget_bytes < enough]
+    lower = [knob for knob in tried if knob.change and knob.least_budget_bytes < enough]
     return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
 
 
@@ -227,8 +223,7 @@ def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes:
 
 def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
     """Check and simulate a plan; it fits where its peak and its writes stay within budget and cap."""
-    checked = check(plan, graph)
-    assert checked.peak_bytes == plan.arena_bytes
+    check(plan, graph)
     prediction = simulate(plan, graph, device)
     within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
     fits = prediction.peak_bytes <= plan.budget_bytes and within_cap

@@ -1,7 +1,11 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
-from mebp.models.graph import Graph, Op, Weight, WeightId
-from mebp.models.kind import FLOAT_BYTES, KINDS, Part, dense_flops, head_passes, reads_in_place
+from mebp.models.graph import Graph
+from mebp.models.kind import dense_flops
+from mebp.models.op import Op, OpId, Part, Rate
+from mebp.models.params import LinearParams
+from mebp.models.scratch import reads_in_place
+from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
 from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
@@ -11,8 +15,7 @@ NS = 1e9
 
 def floor_ns(graph: Graph, device: Device) -> float:
     """What the dense products of a step take at the rate that a good product attains: no step on the processor is faster."""
-    factor = device.runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
-    return dense_flops(graph.ops) * factor / device.hardware.product_flops * NS
+    return dense_flops(graph.ops) / device.dense_flops(graph.workload.itemsize) * NS
 
 
 class CostModel:
@@ -31,18 +34,9 @@ class CostModel:
         self.ahead = ahead
         file_bytes = sum(weight.nbytes for weight in graph.weights.values())
         self.uncached_fraction = max(0.0, 1 - device.hardware.page_cache_bytes / file_bytes)
-        hardware, runtime = device.hardware, device.runtime
-        factor = runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0
-        flops = hardware.product_flops / factor
-        self._rate = {
-            Part.PRODUCTS: flops * runtime.product_fraction,
-            Part.ATTENTION: flops * runtime.attention_fraction,
-            Part.HEAD: flops * runtime.head_fraction,
-        }
-        self._backward_rate = flops * runtime.backward_fraction
-        self._bandwidth = hardware.memory_bandwidth * runtime.bandwidth_fraction
-        self.launch_ns = round(runtime.launch_seconds * NS)
-        self._ops: dict[object, dict[Part, int]] = {}
+        self._bandwidth = device.rate(Rate.MEMORY)
+        self.launch_ns = round(device.runtime.launch_seconds * NS)
+        self._ops: dict[tuple[OpId, bool, int], dict[Part, int]] = {}
 
     def duration(self, instruction: Instruction) -> int:
         """Nanoseconds that `instruction` keeps its engine busy."""
@@ -65,7 +59,7 @@ class CostModel:
     def op_parts(self, op: Op, *, streamed: bool, tile: int = 0) -> dict[Part, int]:
         """Nanoseconds of one run of `op` by part, with its weight streamed or read unpacked."""
         streamed = streamed and not self._is_ahead(op)
-        key = (op.kind, op.dims, "dx" in op.writes, "dx" in op.updates, op.weights[:1], streamed, tile)
+        key = (op.id, streamed, tile)
         if key not in self._ops:
             self._ops[key] = self._measure(op, streamed, tile)
         return self._ops[key]
@@ -75,31 +69,31 @@ class CostModel:
         return sum(self.op_parts(op, streamed=streamed, tile=tile).values())
 
     def _is_ahead(self, op: Op) -> bool:
-        return op.kind != "embed" and any(weight in self.ahead for weight in op.weights)
+        return not op.kind.gathers and any(weight in self.ahead for weight in op.weights)
 
     def _measure(self, op: Op, streamed: bool, tile: int) -> dict[Part, int]:
-        kind = KINDS[op.kind]
+        kind = op.kind
         seconds = kind.moved(op) / self._bandwidth
-        if kind.part in self._rate:
-            rate = self._backward_rate if op.kind == "linear_backward" else self._rate[kind.part]
-            seconds = max(seconds, kind.flops(op) / rate)
+        if kind.rate is not Rate.MEMORY:
+            seconds = max(seconds, kind.flops(op) / self.device.rate(kind.rate, op.dims.itemsize))
         seconds *= self.device.shapes.get(shape_of(op, tile), 1.0)
         parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
-        if op.kind == "head":
+        if kind.makes_loss:
             parts[Part.HEAD] += round(-(-op.dims.outs // tile) * self.head_tile_ns(op))
-        if streamed and op.weights:
-            weight = self.graph.weights[op.weights[0]]
-            if op.kind == "embed":
-                parts[Part.UNPACK] = self._unpack_count_ns(weight, min(op.dims.rows, weight.rows) * weight.cols)
-            elif op.kind == "head":
-                parts[Part.UNPACK] = head_passes(op, tile) * self.unpack_ns(weight)
-            else:
-                parts[Part.UNPACK] = self.unpack_ns(weight)
+        weight = self.graph.weight_of(op)
+        if streamed and weight is not None:
+            parts[Part.UNPACK] = self._streamed_ns(op, weight, tile)
+            if kind.is_linear:
                 parts[Part.LAUNCH] += self.unpacking_ns(weight) - self.unpack_ns(weight)
-        if op.kind == "linear" and self.graph.workload.layer_copies:  # in forward, and where it is made again for backward
-            copied = self.graph.weights[op.weights[0]].nbytes
-            parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(copied / self._bandwidth * NS)
+        if isinstance(op.params, LinearParams) and op.params.copied and not op.backward and weight is not None:
+            parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(weight.nbytes / self._bandwidth * NS)
         return parts
+
+    def _streamed_ns(self, op: Op, weight: Weight, tile: int) -> int:
+        """Nanoseconds that one run of `op` spends unpacking what it streams: the rows that it gathers, or the whole weight."""
+        if op.kind.gathers:
+            return self._unpack_count_ns(weight, min(op.dims.rows, weight.rows) * weight.cols)
+        return op.kind.passes(op, tile) * self.unpack_ns(weight)
 
     def head_tile_ns(self, op: Op) -> float:
         """Nanoseconds that a tile of the head's logits takes beside its products: a launch, where nothing was measured."""

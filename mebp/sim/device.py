@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, cast
 
+from mebp.models.op import Rate
+from mebp.models.tensor import FLOAT_BYTES
 from mebp.plan import Engine
 
 Provenance = Literal["measured", "vendor", "assumed"]
@@ -81,13 +83,29 @@ class Device:
     overrides: tuple[str, ...] = ()
 
     @property
+    def unpacks_concurrently(self) -> bool:
+        """Whether weights are unpacked on an engine of its own, concurrently with the processor."""
+        return bool(self.runtime.unpack_beside)
+
+    @property
     def unpack_engine(self) -> Engine:
-        return Engine.UNPACK if self.runtime.unpack_beside else Engine.COMPUTE
+        return Engine.UNPACK if self.unpacks_concurrently else Engine.COMPUTE
 
     @property
     def default_budget_bytes(self) -> int:
         """The recommended budget, never above 0.8 x the app limit."""
         return int(min(self.runtime.recommended_budget_bytes, 0.8 * self.hardware.app_limit_bytes))
+
+    def rate(self, rate: Rate, itemsize: int = 2) -> float:
+        """FLOP/s that ops of a rate attain on values of `itemsize` bytes; of MEMORY bytes/s. The one rule of rates."""
+        if rate is Rate.MEMORY:
+            return self.hardware.memory_bandwidth * self.runtime.bandwidth_fraction
+        fraction = cast(float, getattr(self.runtime, FRACTIONS[rate]))
+        return self.dense_flops(itemsize) * fraction
+
+    def dense_flops(self, itemsize: int) -> float:
+        """FLOP/s that a good dense product attains on values of `itemsize` bytes."""
+        return self.hardware.product_flops / (self.runtime.fp32_factor if itemsize == FLOAT_BYTES else 1.0)
 
     def value(self, key: str) -> float:
         """The number behind `hardware.x`, `runtime.x` or `shapes.x`."""
@@ -97,6 +115,12 @@ class Device:
         return cast(float, getattr(getattr(self, section), name))
 
 
+FRACTIONS = {  # of `product_flops` that each kind of product attains
+    Rate.FORWARD_PRODUCT: "product_fraction",
+    Rate.BACKWARD_PRODUCT: "backward_fraction",
+    Rate.ATTENTION: "attention_fraction",
+    Rate.HEAD: "head_fraction",
+}
 BYTES = (1e3, 1e15)
 RATE = (1e4, 1e15)  # bytes/s, weights/s
 FRACTION = (1e-4, 10.0)

@@ -8,22 +8,24 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from mebp.models.format import WeightFormat
-from mebp.models.graph import Dims, Graph, Op
-from mebp.models.kind import ATTENTION_KINDS, KINDS, LINEAR_KINDS, reads_in_place
+from mebp.models.graph import Graph
+from mebp.models.kind import KINDS
+from mebp.models.op import Dims, Op, Rate
+from mebp.models.scratch import reads_in_place
+from mebp.models.tensor import FLOAT_BYTES
 from mebp.sim.device import SHAPE_FACTOR, Device
 
 UNPACK, HEAD_TILE, NO_DX = "unpack", "head-tile", "no-dx"
-DX_KINDS = ("linear_backward", "norm_backward")
 MEASURED = {*KINDS, UNPACK, HEAD_TILE}
 
 
 def shape_of(op: Op, tile: int = 0) -> str:
     """Kind, what becomes of dL/dx, extents. The head has one name for any vocabulary, and another where `tile` holds all of it."""
-    dims, words = op.dims, [op.kind]
-    if op.kind == "head":
+    dims, words = op.dims, [op.kind.name]
+    if op.kind.makes_loss:
         words += ["whole"] if tile >= dims.outs else []
         dims = replace(dims, outs=0)
-    elif op.kind in DX_KINDS and "dx" not in op.writes:
+    elif op.kind.may_add_dx and "dx" not in op.writes:
         words.append("adding" if "dx" in op.updates else NO_DX)
     return " ".join([*words, *_extents(dims)])
 
@@ -44,7 +46,7 @@ def _extents(dims: Dims) -> Iterable[str]:
 
 def knows(device: Device, graph: Graph) -> bool:
     """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack."""
-    products = [op for op in graph.ops if op.kind in (*LINEAR_KINDS, *ATTENTION_KINDS)]
+    products = [op for op in graph.ops if op.kind.is_linear or op.kind.is_attention]
     weights = (graph.weights[weight] for op in products for weight in op.weights)
     unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
     needed = {shape_of(op) for op in products} | {unpacked_shape(w.rows, w.cols, w.format) for w in unpacked}
@@ -69,16 +71,9 @@ def _kind(shape: str) -> str:
 
 def _rate(shape: str, device: Device) -> float:
     """The rate that a shape's time goes with."""
-    kind, runtime = _kind(shape), device.runtime
+    kind = _kind(shape)
     if kind == UNPACK:
-        return runtime.unpack_rate
-    flops = device.hardware.product_flops / (runtime.fp32_factor if shape.endswith("itemsize=4") else 1.0)
-    fractions = {
-        "linear": runtime.product_fraction,
-        "linear_backward": runtime.backward_fraction,
-        "head": runtime.head_fraction,
-        **dict.fromkeys(ATTENTION_KINDS, runtime.attention_fraction),
-    }
-    if kind in fractions and NO_DX not in shape:
-        return flops * fractions[kind]
-    return device.hardware.memory_bandwidth * runtime.bandwidth_fraction
+        return device.runtime.unpack_rate
+    if kind not in KINDS or NO_DX in shape:  # a tile of logits, or a backward whose products are those of the adapters alone
+        return device.rate(Rate.MEMORY)
+    return device.rate(KINDS[kind].rate, FLOAT_BYTES if shape.endswith(f"itemsize={FLOAT_BYTES}") else 2)

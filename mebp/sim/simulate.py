@@ -6,12 +6,14 @@ The peak is the plan's: arena, what lives outside it, and the device's runtime b
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mebp.models.graph import Graph, Role, TensorId, Weight
-from mebp.models.kind import Part, head_passes, num_kernels
+from mebp.models.graph import Graph
+from mebp.models.op import Part
+from mebp.models.tensor import Role, TensorId, Weight
+from mebp.order import predecessors
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
-from mebp.sim.order import predecessors
+from mebp.sim.footprint import outside_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +94,6 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
     )
 
 
-def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
-    """Bytes of the footprint outside the arena, by name: the runtime's own, and what the graph holds for the whole run."""
-    runtime = device.runtime
-    return {
-        "runtime baseline": int(runtime.footprint_bytes),
-        "library workspace": int(runtime.kernel_bytes) * num_kernels(graph.ops),
-        "plan and graph": int(runtime.op_bytes * len(graph.ops)),
-        **graph.outside_bytes,
-    }
-
-
 def step_ends(plan: Plan, cost: CostModel, before: Sequence[tuple[int, ...]]) -> list[int]:
     """When each instruction ends, ns from the start of the step; `before` are its predecessors (see order.py)."""
     ends: list[int] = []
@@ -150,9 +141,8 @@ def _weights_read(plan: Plan, graph: Graph) -> Iterator[Weight]:
                 yield graph.weights[instruction.weight]
             case Compute(streamed=True):
                 op = graph.op[instruction.op]
-                passes = head_passes(op, instruction.tile) if op.kind == "head" else 1
-                if op.kind != "embed":
-                    yield from [graph.weights[op.weights[0]]] * passes
+                if not op.kind.gathers:
+                    yield from [graph.weights[op.weights[0]]] * op.kind.passes(op, instruction.tile)
 
 
 SCRATCH = TensorId("scratch")

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from math import hypot
 
 from mebp.models.graph import Graph
+from mebp.order import predecessors
 from mebp.plan import Plan
 from mebp.sim.cost import CostModel
 from mebp.sim.device import RANGES, Device, Provenance, Source
-from mebp.sim.order import predecessors
-from mebp.sim.simulate import outside_bytes, step_ends
+from mebp.sim.footprint import outside_bytes
+from mebp.sim.simulate import step_ends
 
 SHARE: dict[Provenance, float] = {"measured": 0.05, "vendor": 0.10, "assumed": 0.30}
 UNCERTAIN = (

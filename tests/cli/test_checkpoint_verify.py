@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mebp.cli.verify import Comparison
-from mebp.executor.worker import Measurement
+from mebp.cli.command.verify import Comparison
+from mebp.executor.measure.worker import Measurement
 from mebp.sim.profile import dump_device, load_device
 from tests.cli.test_command import QUICK, command, own_folders, refused, tiny  # noqa: F401  (fixtures)
 from tests.executor.families import hf_config

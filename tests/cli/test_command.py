@@ -11,17 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from mebp.cli.command.run import require_agreement
+from mebp.cli.command.show import load_row
 from mebp.cli.main import main
-from mebp.cli.run import require_agreement
-from mebp.cli.show import load_row
 from mebp.errors import Disagreement
-from mebp.executor.store import WEIGHTS_FILE
-from mebp.executor.synthetic import synthesize
-from mebp.executor.worker import GradientCheck, Measurement
+from mebp.executor.measure.worker import GradientCheck, Measurement
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format
 from mebp.plan import read_plan
 from mebp.sim.profile import dump_device, load_device
+from mebp.store.reader import WEIGHTS_FILE
+from mebp.store.synthetic import synthesize
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 320}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}

@@ -9,16 +9,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mebp.executor.env import Adapter
-from mebp.executor.packing import pack, unpack_whole
-from mebp.executor.run import new_adapters
-from mebp.executor.store import Store, layout, open_store
-from mebp.executor.writer import write_store
+from mebp.executor.executor import new_adapters
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat, weight_format
 from mebp.models.graph import Graph
 from mebp.models.huggingface import read_model
 from mebp.models.workload import Lora, Workload
+from mebp.store.codec import pack, unpack_whole
+from mebp.store.reader import Store, layout, open_store
+from mebp.store.writer import write_store
 
 SIZES = {
     "hidden_size": 64,

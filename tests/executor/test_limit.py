@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mebp.errors import Disagreement, InputError
-from mebp.executor.limit import make_cgroup
-from mebp.executor.run import Executor, new_adapters
-from mebp.executor.worker import Job, run_plan
+from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.measure.limit import make_cgroup
+from mebp.executor.measure.worker import Job, run_plan
 from mebp.models.build import build_graph
 from mebp.models.workload import Workload
 from mebp.plan import Plan
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from tests.executor.families import Trial, trial
 

@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mebp.errors import StoreError
-from mebp.executor.reference import reference_gradients
-from mebp.executor.run import Executor, new_adapters
+from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.measure.reference import reference_gradients
 from mebp.executor.spill import Spill
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora
 from mebp.plan import Plan
-from mebp.planner.budget import outside_arena
-from mebp.planner.problem import pose
-from mebp.planner.search import Limits
-from mebp.planner.solve import least_plan, solve
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.search import Limits
+from mebp.planner.solver.solve import least_plan, solve
+from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device, override
 from tests.executor.families import FAMILIES, Trial, trial
 

@@ -7,8 +7,9 @@ import pytest
 from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
-from mebp.models.graph import Graph, Role, TensorId
+from mebp.models.graph import Graph
 from mebp.models.kind import CHANGES_ADAPTERS, KINDS, attended_pairs, num_kernels
+from mebp.models.tensor import Role, TensorId
 from mebp.models.view import critical_path, dataflow, dominators, frontier
 from mebp.models.workload import Lora, parse_targets
 from tests.conftest import small_config, small_workload

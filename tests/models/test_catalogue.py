@@ -9,7 +9,8 @@ from mebp.errors import ModelError
 from mebp.models.build import build_graph, num_trainable
 from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
 from mebp.models.format import weight_format
-from mebp.models.kind import KINDS, Part
+from mebp.models.kind import KINDS
+from mebp.models.op import Part
 from mebp.models.workload import Lora, Workload
 
 PUBLISHED = {  # parameters, as the checkpoints' own safetensors headers count them

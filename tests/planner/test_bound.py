@@ -15,21 +15,22 @@ from ortools.sat.python import cp_model
 
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
-from mebp.models.graph import Graph, TensorId
-from mebp.planner.bound import Limited, Prices, Relaxation
-from mebp.planner.budget import outside_arena
-from mebp.planner.chain import Stretch, make_menu
-from mebp.planner.lower import lower
-from mebp.planner.menu import Option
-from mebp.planner.objective import extra_time_ns
-from mebp.planner.problem import pose
-from mebp.planner.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
-from mebp.planner.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
-from mebp.planner.search import Limits
-from mebp.planner.solve import least_plan, solve
-from mebp.planner.strategies import STRATEGIES
-from mebp.planner.variables import HeadOption, Variables
+from mebp.models.graph import Graph
+from mebp.models.tensor import TensorId
+from mebp.planner.layer.chain import Stretch, make_menu
+from mebp.planner.layer.menu import Option
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.solver.bound import Limited, Prices, Relaxation
+from mebp.planner.solver.objective import extra_time_ns
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
+from mebp.planner.solver.search import Limits
+from mebp.planner.solver.solve import least_plan, solve
+from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.device import Device
+from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload

@@ -7,8 +7,8 @@ import pytest
 from mebp.models.graph import Graph
 from mebp.plan import Compute, Store
 from mebp.planner.explain import counts, fates, held_at_peak, kept_bytes
-from mebp.planner.recipe import backward_reads
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.recipe import backward_reads
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
 from mebp.sim.simulate import SCRATCH, simulate
 

@@ -5,10 +5,10 @@ import pytest
 from mebp.check import check
 from mebp.models.graph import Graph
 from mebp.plan import Compute, Engine, Unpack
-from mebp.planner.flash import hoist_unpacking
-from mebp.planner.lower import lower
-from mebp.planner.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
-from mebp.planner.schedule import Run, Step, Unpacked, schedule
+from mebp.planner.recipe.flash import hoist_unpacking
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
+from mebp.planner.recipe.schedule import Run, Step, Unpacked, schedule
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
 from mebp.sim.profile import override

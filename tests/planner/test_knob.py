@@ -3,14 +3,14 @@
 from itertools import pairwise
 
 from mebp.models.graph import Graph
-from mebp.planner.budget import outside_arena
-from mebp.planner.frontier import outline
+from mebp.planner.curve import outline
 from mebp.planner.knob import knobs
-from mebp.planner.problem import pose
-from mebp.planner.search import Limits, Stop
-from mebp.planner.solve import least_plan, solve
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.search import Limits, Stop
+from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import remedies, tradeoff
 from mebp.sim.device import Device
+from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import simulate
 
 QUICK = Limits(deterministic_s=0.2)

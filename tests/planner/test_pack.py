@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mebp.errors import InfeasibleBudget, InputError
-from mebp.planner.minimalloc import offsets_csv, read_instance
-from mebp.planner.pack import Buffer, live_peak, pack, require_apart
-from mebp.planner.pack_exact import pack_within
-from mebp.planner.search import Limits
+from mebp.planner.pack.exact import pack_within
+from mebp.planner.pack.heuristic import Buffer, live_peak, pack, require_apart
+from mebp.planner.pack.minimalloc import offsets_csv, read_instance
+from mebp.planner.solver.search import Limits
 
 BUFFERS = st.lists(
     st.builds(

@@ -2,8 +2,8 @@
 
 from ortools.sat.python import cp_model
 
-from mebp.planner.place import _hint_least
-from mebp.planner.search import Effort
+from mebp.planner.solver.place import _hint_least
+from mebp.planner.solver.search import Effort
 
 
 def test_a_plan_to_start_from_is_hinted() -> None:

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 from ortools.sat.python import cp_model
 
-from mebp.planner.chain import Menu, Stretch, make_menu
-from mebp.planner.hint import uniform_plans
-from mebp.planner.menu import Option
-from mebp.planner.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain
-from mebp.planner.variables import HeadOption, Variables
+from mebp.planner.layer.chain import Menu, Stretch, make_menu
+from mebp.planner.layer.menu import Option
+from mebp.planner.solver.hint import uniform_plans
+from mebp.planner.solver.rules import FitsTheArena, FlashKeepsUp, NothingResident, OneOptionPerLayer, ResidentReadAgain
+from mebp.planner.solver.variables import HeadOption, Variables
 
 
 def option(kept: int, stored: int, ns: int, peak: int) -> Option:

@@ -11,20 +11,21 @@ from ortools.sat.python import cp_model
 
 from mebp.check import check
 from mebp.models.build import build_graph
-from mebp.models.graph import Graph, TensorId
-from mebp.planner.bound import Limited, Relaxation
-from mebp.planner.chain import Menu, Stretch, make_menu
-from mebp.planner.lower import lower
-from mebp.planner.menu import Option, layers, menu, relabel
-from mebp.planner.objective import extra_time_ns
-from mebp.planner.problem import pose
-from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
-from mebp.planner.rules import FitsTheArena, OneOptionPerLayer
-from mebp.planner.search import Limits
-from mebp.planner.segment import segments
-from mebp.planner.solve import least_plan, solve
-from mebp.planner.strategies import STRATEGIES
-from mebp.planner.variables import HeadOption, Variables
+from mebp.models.graph import Graph
+from mebp.models.tensor import TensorId
+from mebp.planner.layer.chain import Menu, Stretch, make_menu
+from mebp.planner.layer.menu import Option, layers, menu, relabel
+from mebp.planner.layer.segment import segments
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.solver.bound import Limited, Relaxation
+from mebp.planner.solver.objective import extra_time_ns
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.rules import FitsTheArena, OneOptionPerLayer
+from mebp.planner.solver.search import Limits
+from mebp.planner.solver.solve import least_plan, solve
+from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
 from mebp.sim.profile import override

@@ -13,20 +13,21 @@ from mebp.errors import InfeasibleBudget
 from mebp.models.build import build_graph
 from mebp.models.catalogue import CATALOGUE, catalogue_model
 from mebp.models.format import weight_format
-from mebp.models.graph import Graph, WeightId
+from mebp.models.graph import Graph
+from mebp.models.tensor import WeightId
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Engine
-from mebp.planner.budget import outside_arena
-from mebp.planner.lower import lower
-from mebp.planner.menu import layers, menu
-from mebp.planner.problem import pose
-from mebp.planner.recipe import Recipe, Saving, head_tile, layer_inputs
-from mebp.planner.schedule import Run, schedule
-from mebp.planner.search import Limits
-from mebp.planner.solve import least_plan, solve
+from mebp.planner.layer.menu import layers, menu
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe.schedule import Run, schedule
+from mebp.planner.solver.problem import pose
+from mebp.planner.solver.search import Limits
+from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import require_fit, tradeoff
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
+from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload

@@ -6,10 +6,10 @@ import pytest
 
 from mebp.models.graph import Graph
 from mebp.plan import Compute, Load, Plan, Store, Unpack
-from mebp.planner.lower import live_profile, lower
-from mebp.planner.recipe import Recipe, Saving, backward_reads, head_tile
-from mebp.planner.schedule import schedule
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.lower import live_profile, lower
+from mebp.planner.recipe.recipe import Recipe, Saving, backward_reads, head_tile
+from mebp.planner.recipe.schedule import schedule
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
 from mebp.sim.simulate import simulate
 

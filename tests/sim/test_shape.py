@@ -6,8 +6,9 @@ import pytest
 
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
-from mebp.models.graph import Graph, OpId
+from mebp.models.graph import Graph
 from mebp.models.kind import LINEAR_KINDS
+from mebp.models.op import OpId
 from mebp.models.workload import Lora
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device

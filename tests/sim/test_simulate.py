@@ -6,13 +6,14 @@ import pytest
 
 from mebp.check import check
 from mebp.models.graph import Graph
+from mebp.order import predecessors
 from mebp.plan import Engine, Plan
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
-from mebp.sim.order import predecessors
+from mebp.sim.footprint import outside_bytes
 from mebp.sim.profile import override
-from mebp.sim.simulate import outside_bytes, simulate
+from mebp.sim.simulate import simulate
 
 
 def strategy_plan(name: str, graph: Graph, device: Device) -> tuple[Plan, Graph]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mebp.errors import ProfileError
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
-from mebp.planner.strategies import STRATEGIES
+from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.tradeoff import Tradeoff, row_of
 from mebp.sim.device import Device, Source
 from mebp.sim.profile import dump_device, load_device, override, parse_device

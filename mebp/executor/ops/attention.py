@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
-from mebp.models.kind import score_rows, score_span
+from mebp.models.scratch import score_rows, score_span
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
-from mebp.models.kind import norm_rows
+from mebp.models.scratch import norm_rows
 
 
 def norm(io: Io) -> None:

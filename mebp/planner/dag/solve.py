@@ -18,7 +18,7 @@ from mebp.planner.dag.evict import Taste, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
-from mebp.planner.search import Effort, Progress, Stop
+from mebp.planner.solver.search import Effort, Progress, Stop
 
 EXACT_COPIES, MOST_COPIES = 2, 8
 EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order

@@ -13,7 +13,7 @@ from mebp.planner.dag.evict import TOP_TASTE, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
 from mebp.planner.dag.solve import Question, least_memory_order, moved, solve_dag
-from mebp.planner.search import Effort, Limits
+from mebp.planner.solver.search import Effort, Limits
 from tests.planner.dag.brute import least_cost
 
 COPIES = 4  # more than any optimum of six nodes was seen to need

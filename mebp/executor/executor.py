@@ -1,0 +1,220 @@
+"""Execute a plan: real tensors in one arena, engines as threads, the order of mebp/sim/order.py kept by waiting.
+
+What an instruction does; engine.py says when.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mebp.executor.engine import Engines, cross_engine_waits
+from mebp.executor.env import Adapter, Arena, Env, Io, Scratch, read_rows
+from mebp.executor.ops.table import OPS
+from mebp.executor.readahead import ReadAhead, Use
+from mebp.executor.rope import rope_tables
+from mebp.executor.spill import Spill
+from mebp.models.graph import Graph
+from mebp.models.scratch import stream_rows
+from mebp.models.step import adapter_shapes
+from mebp.models.tensor import TensorId, WeightId
+from mebp.plan import (
+    Compute,
+    Free,
+    Instruction,
+    Load,
+    Place,
+    Plan,
+    Unpack,
+    require_signature,
+)
+from mebp.plan import (
+    Store as StoreInstruction,
+)
+from mebp.store.reader import WEIGHTS_FILE, Frozen, Store
+
+GradientHook = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """One executed step: seconds, loss (mean over labelled tokens), and (start, end) ns of every instruction, 0 for frees."""
+
+    seconds: float
+    loss: float
+    spans_ns: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Executor:
+    """A plan bound to a store and adapters, ready to run steps. `arena.used_bytes` is the highest byte touched."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: Graph,
+        store: Store,
+        adapters: dict[str, Adapter],
+        *,
+        device: str = "cpu",
+        spill_dir: Path | None = None,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+        window_bytes: int = 0,
+    ) -> None:
+        """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
+        require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
+        store.require_model(graph.config, graph.workload.weights)
+        assert not (graph.workload.layer_copies and any(isinstance(i, Unpack) for i in plan.instructions)), "one thread copies"
+        self.plan = plan
+        self.graph = graph
+        self.arena = Arena(plan.arena_bytes, torch.device(device))
+        sizes = {i.tensor: graph.tensors[i.tensor].nbytes for i in plan.instructions if isinstance(i, StoreInstruction)}
+        self.spill = Spill(sizes, spill_dir)
+        self.env = _env(graph, store, adapters, torch.device(device), learning_rate, seed)
+        self._waits = cross_engine_waits(plan)
+        uses = _weight_uses(plan, graph, store) if window_bytes else []
+        self._read_ahead = ReadAhead(store.folder / WEIGHTS_FILE, uses, window_bytes) if uses else None
+        self._use_at = {use.index: number for number, use in reversed(list(enumerate(uses)))}
+        self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
+        for place in plan.resident:
+            self._unpack(WeightId(place.tensor), place, None)
+
+    def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
+        """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
+
+        `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update.
+        """
+        env = self.env
+        env.ids.copy_(ids.reshape(-1))
+        env.labels.copy_(next_tokens(ids if labels is None else labels).reshape(-1))
+        env.on_gradient = on_gradient
+        env.losses.clear()
+        begin = time.perf_counter_ns()
+        if self._read_ahead:
+            self._read_ahead.begin()
+        try:
+            spans = Engines(self.plan, self._waits, self._run_at).run(begin)
+        finally:
+            if self._read_ahead:
+                self._read_ahead.end()
+        seconds = (time.perf_counter_ns() - begin) / 1e9
+        env.step += 1
+        return StepResult(seconds=seconds, loss=env.losses[""], spans_ns=spans)
+
+    def _run_at(self, index: int, instruction: Instruction) -> None:
+        if self._read_ahead and index in self._use_at:
+            self._read_ahead.reached(self._use_at[index])
+        self._run(instruction)
+
+    def _run(self, instruction: Instruction) -> None:
+        match instruction:
+            case Compute():
+                self._places |= {place.tensor: place for place in instruction.writes}
+                op = self.graph.op[instruction.op]
+                scratch = Scratch(self.arena, instruction.scratch)
+                io = Io(
+                    self.env,
+                    self.arena,
+                    op,
+                    self._places,
+                    scratch,
+                    streamed=instruction.streamed,
+                    tile=instruction.tile,
+                )
+                OPS[op.kind](io)
+                assert not scratch.unused, f"{op.id} left {scratch.unused} bytes of its scratch untouched"
+            case Unpack():
+                self._places[instruction.place.tensor] = instruction.place
+                self._unpack(instruction.weight, instruction.place, instruction.scratch)
+            case StoreInstruction():
+                self.spill.store(instruction.tensor, self._raw(self._places[instruction.tensor]))
+            case Load():
+                self._places[instruction.place.tensor] = instruction.place
+                self.spill.load(instruction.place.tensor, self._raw(instruction.place))
+            case Free():
+                pass
+
+    def _raw(self, place: Place) -> Tensor:
+        """The bytes of a tensor (without its padding)."""
+        return self.arena.view(place.offset, (self.graph.tensors[place.tensor].nbytes,), torch.int8)
+
+    def _unpack(self, wid: WeightId, place: Place, scratch: Place | None) -> None:
+        """Decompress a whole weight, a cache-sized block of rows at a time; without scratch in a buffer of its own."""
+        weight, frozen = self.graph.weights[wid], self.env.frozen(wid)
+        out = self.arena.view(place.offset, (weight.rows, weight.cols), self.env.dtype)
+        rows = stream_rows(weight.cols)
+        count = min(rows, weight.rows) * frozen.codes.shape[1]
+        codes = None
+        if frozen.steps is not None and frozen.format.bits < 8:
+            codes = (
+                self.arena.view(scratch.offset, (count,), torch.int8)
+                if scratch
+                else torch.empty(count, dtype=torch.int8, device=out.device)
+            )
+        for start in range(0, weight.rows, rows):
+            block = slice(start, min(start + rows, weight.rows))
+            part = Frozen(
+                codes=frozen.codes[block],
+                steps=None if frozen.steps is None else frozen.steps[block],
+                format=frozen.format,
+            )
+            read_rows(part, slice(None), out[block], codes)
+
+
+def new_adapters(graph: Graph, *, seed: int = 0, device: str = "cpu") -> dict[str, Adapter]:
+    """Fresh LoRA pairs as PEFT makes them: A uniform (Kaiming, a = sqrt 5), B zero, fp32; with AdamW, its states."""
+    generator = torch.Generator().manual_seed(seed)
+    adapters = {}
+    for name, (a_shape, b_shape) in adapter_shapes(graph.config, graph.workload).items():
+        bound = a_shape[1] ** -0.5
+        A = torch.empty(a_shape).uniform_(-bound, bound, generator=generator).to(device)
+        B = torch.zeros(b_shape, device=device)
+        states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.outside_bytes["optimizer state"] else []
+        held = [torch.zeros_like(t) for t in (A, B)] if graph.workload.holds_gradients else []
+        adapters[name] = Adapter(A=A, B=B, states=states, held=held)
+    return adapters
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """Labels: each position's next token, and -100 at the end of every sequence. (batch, seq) in and out."""
+    labels = torch.full_like(tokens, -100)
+    labels[:, :-1] = tokens[:, 1:]
+    return labels
+
+
+def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch.device, learning_rate: float, seed: int) -> Env:
+    workload = graph.workload
+    return Env(
+        graph=graph,
+        store=store,
+        adapters=adapters,
+        ids=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
+        labels=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
+        positions=torch.arange(workload.seq_len, device=device),
+        tables=rope_tables(graph.config, workload, device),
+        device=device,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
+    """What every instruction reads of the store's file, in the order of the plan;
+    rows that are gathered here and there are left out.
+    """
+    found: list[Use] = []
+    for index, instruction in enumerate(plan.instructions):
+        match instruction:
+            case Compute(streamed=True) if graph.op[instruction.op].kind != "embed":
+                weights = graph.op[instruction.op].weights
+            case Unpack():
+                weights = (instruction.weight,)
+            case _:
+                continue
+        for weight in weights:
+            for offset, nbytes, address in store.extents(weight.removesuffix(".weight")):
+                found.append(Use(index=index, offset=offset, nbytes=nbytes, address=address))
+    return found

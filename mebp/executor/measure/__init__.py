@@ -1,0 +1,1 @@
+"""Run a plan in a process of its own and measure it: memory, time, limits, gradients against autograd."""

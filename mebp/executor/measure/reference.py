@@ -1,0 +1,137 @@
+"""Plain autograd on the same decompressed weights: the loss and gradients that a plan must reproduce.
+
+Written as a textbook decoder, one checkpointed layer at a time, sharing no op with the executor. Tests compare it, and the
+executor, with transformers + PEFT; `run --check-gradients` compares a plan with it on the model at hand.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mebp.executor.env import DTYPES, Adapter
+from mebp.executor.executor import Executor, new_adapters, next_tokens
+from mebp.executor.measure.worker import GradientCheck, Job
+from mebp.executor.rope import rope_tables
+from mebp.models.config import LinearName, ModelConfig
+from mebp.models.graph import Graph
+from mebp.plan import Plan
+from mebp.store.codec import unpack_whole
+from mebp.store.reader import Store
+
+
+def compare_gradients(plan: Plan, graph: Graph, store: Store, ids: Tensor, job: Job) -> GradientCheck:
+    """Run one step of `plan` with random adapters and compare every adapter gradient with autograd's, in the plan's precision."""
+    adapters = new_adapters(graph, seed=job.seed)
+    generator = torch.Generator().manual_seed(job.seed + 1)
+    for adapter in adapters.values():
+        adapter.B.normal_(std=0.02, generator=generator)
+    _, expected = reference_gradients(graph, store, adapters, ids)
+    ours: dict[str, Tensor] = {}
+    moved = {
+        name: Adapter(
+            A=adapter.A.to(job.device),
+            B=adapter.B.to(job.device),
+            states=[state.to(job.device) for state in adapter.states],
+            held=[held.to(job.device) for held in adapter.held],
+        )
+        for name, adapter in adapters.items()
+    }
+    executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, learning_rate=0.0)
+    executor.step(ids, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
+    errors = [_relative_error(ours[name], gradient) for name, gradient in expected.items()]
+    flat, flat_expected = (torch.cat([found[name].flatten() for name in expected]).double() for found in (ours, expected))
+    return GradientCheck(max_relative_error=max(errors), cosine=float(F.cosine_similarity(flat, flat_expected, dim=0)))
+
+
+def _relative_error(ours: Tensor, expected: Tensor) -> float:
+    """In the 2-norm; where nothing is expected (a lone token's q and k), none if there is nothing."""
+    return float((ours - expected).norm()) / max(float(expected.norm()), torch.finfo(torch.float32).tiny)
+
+
+def reference_gradients(graph: Graph, store: Store, adapters: dict[str, Adapter], ids: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss and the gradient of every adapter (`3.q.dA`), by autograd. ids (batch, seq)."""
+    leaves = {name: (adapter.A.clone().requires_grad_(), adapter.B.clone().requires_grad_()) for name, adapter in adapters.items()}
+    decoder = _Decoder(graph, store, leaves)
+    loss = decoder.loss(ids)
+    loss.backward()  # type: ignore[no-untyped-call]
+    found: dict[str, Tensor] = {}
+    for name, (A, B) in leaves.items():
+        assert A.grad is not None
+        assert B.grad is not None
+        found |= {f"{name}.dA": A.grad, f"{name}.dB": B.grad}
+    return float(loss.detach()), found
+
+
+class _Decoder:
+    def __init__(self, graph: Graph, store: Store, leaves: dict[str, tuple[Tensor, Tensor]]) -> None:
+        self.config: ModelConfig = graph.config
+        self.workload = graph.workload
+        self.store = store
+        self.leaves = leaves
+        self.dtype = DTYPES[graph.workload.precision]
+        self.tables = rope_tables(graph.config, graph.workload, torch.device("cpu"))
+
+    def loss(self, ids: Tensor) -> Tensor:
+        c = self.config
+        x = F.embedding(ids, self.matrix("embedding")) * c.embedding_scale  # (B, T, d)
+        for layer in range(c.num_layers):
+            x = checkpoint(self.layer, x, layer, use_reentrant=False)
+        logits = F.linear(self.norm(x, "final_norm"), self.matrix("embedding" if c.tied else "head")).float()
+        return F.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), ignore_index=-100)
+
+    def layer(self, x: Tensor, layer: int) -> Tensor:
+        c = self.config
+        attended = self.linear(self.attention(self.norm(x, f"{layer}.norm1"), layer), layer, "o")
+        x = x + (self.norm(attended, f"{layer}.post_attention_norm") if c.four_norms else attended)
+        normed = self.norm(x, f"{layer}.norm2")
+        gate = self.linear(normed, layer, "gate")
+        act = F.silu(gate) if c.activation == "silu" else F.gelu(gate, approximate="tanh")
+        out = self.linear(act * self.linear(normed, layer, "up"), layer, "down")
+        return x + (self.norm(out, f"{layer}.post_ffn_norm") if c.four_norms else out)
+
+    def attention(self, x: Tensor, layer: int) -> Tensor:
+        c = self.config
+        q = self.rotate(self.heads(x, layer, "q", c.num_heads), layer)
+        k = self.rotate(self.heads(x, layer, "k", c.num_kv_heads), layer)
+        v = self.heads(x, layer, "v", c.num_kv_heads)
+        group = c.num_heads // c.num_kv_heads
+        k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))  # (B, H, T, D)
+        scores = (q @ k.transpose(2, 3)).float() * c.attention_scale
+        distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])[None]
+        hidden = distance < 0
+        if c.windows[layer]:
+            hidden = hidden | (distance >= c.windows[layer])
+        p = scores.masked_fill(hidden, float("-inf")).softmax(dim=3).to(self.dtype)
+        return (p @ v).transpose(1, 2).flatten(2)  # (B, T, H x D)
+
+    def heads(self, x: Tensor, layer: int, name: LinearName, count: int) -> Tensor:
+        y = self.linear(x, layer, name).view(*x.shape[:2], count, self.config.head_dim)
+        if self.config.qk_norm and name != "v":
+            y = self.norm(y, f"{layer}.{name}_norm")
+        return y.transpose(1, 2)  # (B, heads, T, D)
+
+    def rotate(self, x: Tensor, layer: int) -> Tensor:
+        cos, sin = self.tables[self.config.windows[layer] > 0]
+        x1, x2 = x.chunk(2, dim=3)
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=3)
+
+    def linear(self, x: Tensor, layer: int, name: LinearName) -> Tensor:
+        y = F.linear(x, self.matrix(f"{layer}.{name}"))
+        if self.config.qkv_bias and name in ("q", "k", "v"):
+            y = y + self.store.vector(f"{layer}.{name}_bias").to(self.dtype)
+        if f"{layer}.{name}" in self.leaves:
+            A, B = (leaf.to(self.dtype) for leaf in self.leaves[f"{layer}.{name}"])
+            y = y + F.linear(F.linear(x, A), B) * self.workload.lora.scale
+        return y
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.pow(2).mean(dim=-1, keepdim=True) + self.config.norm_eps)
+        return (normed * (self.store.vector(name).float() + self.config.norm_offset)).to(self.dtype)
+
+    def matrix(self, name: str) -> Tensor:
+        frozen = self.store.matrix(name)
+        if frozen.steps is None:
+            return frozen.codes.to(self.dtype)
+        return unpack_whole(frozen.codes, frozen.steps, frozen.format, self.dtype)

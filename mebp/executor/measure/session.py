@@ -1,0 +1,137 @@
+"""One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if asked."""
+
+import gc
+import math
+from array import array
+from collections import deque
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from mebp.check import graph_of
+from mebp.errors import InputError, StoreError
+from mebp.executor.executor import Executor, StepResult, new_adapters
+from mebp.executor.measure.floor import floor_seconds
+from mebp.executor.measure.limit import limit_data
+from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
+from mebp.executor.measure.reference import compare_gradients
+from mebp.executor.measure.worker import Job, Measurement, Progress
+from mebp.models.graph import Graph
+from mebp.plan import parse_plan
+from mebp.store.kernel import kernel
+from mebp.store.reader import open_store
+
+WARM_UP_STEPS = 1
+RECENT_STEPS = 5
+WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
+
+
+def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
+    """Run the job's steps and measure them. The baseline is the process with torch imported and its threads started."""
+    fix_allocator()
+    require_device(job.device)
+    _start_threads()
+    baseline, _ = memory_now()
+    plan = parse_plan(plan_text, "the plan")
+    if job.check_gradients and not plan.exact:
+        raise InputError(f"{plan.name} has no exact gradient to check: leave --check-gradients out")
+    if job.enforce:
+        limit_data(max(0, plan.budget_bytes - baseline))
+    graph = graph_of(plan, "the plan")
+    store = open_store(job.store)
+    adapters = new_adapters(graph, seed=job.seed, device=job.device)
+    gc.collect()
+    trim()  # reading the plan left a megabyte or two
+    with Sampler() as sampler:
+        executor = Executor(
+            plan,
+            graph,
+            store,
+            adapters,
+            device=job.device,
+            spill_dir=job.spill_dir,
+            learning_rate=job.learning_rate,
+            seed=job.seed,
+            window_bytes=job.limit_bytes // WINDOW_PART,
+        )
+        ids = batch(graph, job)
+        results, recent = _steps(executor, ids, job, progress, sampler)
+    check = None
+    if job.check_gradients:
+        check = compare_gradients(plan, graph, store, ids, job)
+    arena_bytes = executor.arena.used_bytes
+    del executor
+    gc.collect()  # the floor's products find the room that the arena had
+    floor_s = floor_seconds(graph) if job.device == "cpu" else 0.0
+    return Measurement(
+        arena_bytes=arena_bytes,
+        baseline_bytes=baseline,
+        peak_bytes=sampler.anonymous,
+        file_bytes=sampler.file,
+        step_s=tuple(result.seconds for result in results[WARM_UP_STEPS:]),
+        loss=tuple(result.loss for result in results),
+        spans_ns=tuple(results[-1].spans_ns),
+        durations_ns=tuple(int(median(durations)) for durations in zip(*recent, strict=True)),
+        memory=tuple(sampler.curve),
+        floor_s=floor_s,
+        gradients=check,
+    )
+
+
+def _steps(
+    executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler
+) -> tuple[list[StepResult], deque["array[int]"]]:
+    """The warm-up step and those to be timed; of the spans and of the memory's curve only the last step's are kept, and of the last
+    few timed steps what each instruction took, in ns.
+    """
+    total = WARM_UP_STEPS + job.steps
+    results: list[StepResult] = []
+    recent: deque[array[int]] = deque(maxlen=RECENT_STEPS)
+    for step in range(total):
+        progress(step, total)
+        sampler.begin()
+        result = executor.step(ids)
+        if not math.isfinite(result.loss):
+            raise StoreError(
+                f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
+            )
+        if results:
+            results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are asked for
+        results.append(result)
+        if step >= WARM_UP_STEPS:
+            recent.append(array("q", (end - start for start, end in result.spans_ns)))
+    progress(total, total)
+    return results, recent
+
+
+def batch(graph: Graph, job: Job) -> torch.Tensor:
+    """Token ids (batch, seq): the job's own, or random ones from its seed."""
+    workload = graph.workload
+    shape = (workload.batch_size, workload.seq_len)
+    if job.ids is None:
+        generator = torch.Generator().manual_seed(job.seed)
+        return torch.randint(0, graph.config.vocab, shape, generator=generator)
+    given = (len(job.ids), len(job.ids[0]))
+    if given != shape:
+        raise InputError(f"token ids have shape {given}, the plan is for {shape}: plan for that shape")
+    outside = [token for row in job.ids for token in row if not 0 <= token < graph.config.vocab]
+    if outside:
+        raise InputError(f"token id {outside[0]} is outside the vocabulary: ids go from 0 to {graph.config.vocab - 1}")
+    return torch.tensor(job.ids, dtype=torch.int64)
+
+
+def require_device(name: str) -> None:
+    """Refuse a torch device that this machine does not have."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"torch has no device {name!r} here ({str(error).splitlines()[0]:.80}): take cpu") from None
+
+
+def _start_threads() -> None:
+    """Start torch's threads and its products' library once, and load the kernel, so that they count as baseline."""
+    x = torch.zeros(256, 256, dtype=torch.bfloat16)
+    torch.mm(x, x)
+    torch.mm(x.float(), x.float())
+    kernel()

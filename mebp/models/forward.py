@@ -1,0 +1,140 @@
+"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables here."""
+
+from collections.abc import Mapping
+
+from mebp.models.config import LinearName, ModelConfig
+from mebp.models.params import AttentionParams, EmbedParams, GluParams, LinearParams, NormParams, RopeParams
+from mebp.models.step import Step
+from mebp.models.tensor import FLOAT_BYTES, Role, TensorId, WeightId
+from mebp.models.workload import Workload
+
+EMBEDDING = WeightId("embedding.weight")
+HEAD = WeightId("head.weight")
+
+
+class Forward(Step):
+    """Arranges the forward ops; `stream` is the residual stream, filled as layers are added. `tag` goes before every id, where a
+    step has several forwards.
+    """
+
+    def __init__(self, config: ModelConfig, workload: Workload) -> None:
+        super().__init__(config, workload)
+        self.stream: list[TensorId] = []
+        self._norm_params = NormParams(eps=config.norm_eps, offset=config.norm_offset)
+        self._linear_params = LinearParams(lora_scale=workload.lora.scale, copied=workload.layer_copies)
+        self._glu_params = GluParams(activation=config.activation)
+        self._attention_params = AttentionParams(scale=config.attention_scale)
+
+    def _forward(self, tag: str) -> None:
+        c, hidden = self.config, self._dims(cols=self.config.hidden)
+        writes = self._activation(tag, "embed", None, c.hidden)
+        scale = EmbedParams(scale=c.embedding_scale)
+        self._append("embed", f"{tag}embed", None, hidden, writes=writes, params=scale, weight=EMBEDDING)
+        stream = [writes["y"]]
+        for layer in range(c.num_layers):
+            stream.append(self._layer_forward(tag, layer, stream[-1]))
+        self.stream = self.stream or stream  # of several forwards the first
+        writes = self._activation(tag, "final_norm", None, c.hidden)
+        self._append(
+            "norm",
+            f"{tag}final_norm",
+            None,
+            hidden,
+            reads={"x": stream[-1]},
+            writes=writes,
+            params=self._norm_params,
+            vectors=("final_norm",),
+        )
+        self._head(tag, writes["y"])
+
+    def _head(self, tag: str, x: TensorId) -> None:
+        """The loss with the gradient of its input, and once more without, where it is evaluated twice."""
+        c, w = self.config, self.workload
+        dims, weight = self._dims(cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
+        writes = {"loss": self._loss(tag)}
+        if w.method == "backprop":
+            writes["dx"] = self._tensor("", "final_norm.out.grad", (w.tokens, c.hidden), Role.GRADIENT, None)
+        self._append("head", f"{tag}head", None, dims, reads={"x": x}, writes=writes, weight=weight)
+        if w.method == "backprop" and w.evaluations > 1:
+            metric = {"loss": self._loss("metric.")}
+            self._append("head", "metric.head", None, dims, reads={"x": x}, writes=metric, weight=weight)
+
+    def _loss(self, tag: str) -> TensorId:
+        return self._tensor(tag, "loss", (1,), Role.LOSS, None, itemsize=FLOAT_BYTES)
+
+    def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
+        c = self.config
+        normed = self._norm(tag, layer, "norm1", x)
+        heads: dict[str, TensorId] = {}
+        counts: tuple[tuple[LinearName, int], ...] = (("q", c.num_heads), ("k", c.num_kv_heads))
+        for name, count in counts:
+            y = self._linear(tag, layer, name, normed)
+            if c.qk_norm:
+                y = self._norm(tag, layer, f"{name}_norm", y, heads=count)
+            heads[name] = self._rope(tag, layer, name, y, count)
+        heads["v"] = self._linear(tag, layer, "v", normed)
+        y = self._attention(tag, layer, heads)
+        y = self._linear(tag, layer, "o", y)
+        if c.four_norms:
+            y = self._norm(tag, layer, "post_attention_norm", y)
+        middle = self._residual(tag, layer, "residual1", x, y)
+        normed = self._norm(tag, layer, "norm2", middle)
+        y = self._glu(tag, layer, self._linear(tag, layer, "gate", normed), self._linear(tag, layer, "up", normed))
+        y = self._linear(tag, layer, "down", y)
+        if c.four_norms:
+            y = self._norm(tag, layer, "post_ffn_norm", y)
+        return self._residual(tag, layer, "residual2", middle, y)
+
+    def _norm(self, tag: str, layer: int, name: str, x: TensorId, heads: int = 0) -> TensorId:
+        c, prefix, vectors = self.config, f"{tag}{layer}.", (f"{layer}.{name}",)
+        writes = self._activation(prefix, name, layer, heads * c.head_dim if heads else c.hidden)
+        dims, params = self._norm_dims(heads), self._norm_params
+        self._append("norm", f"{prefix}{name}", layer, dims, reads={"x": x}, writes=writes, params=params, vectors=vectors)
+        return writes["y"]
+
+    def _linear(self, tag: str, layer: int, name: LinearName, x: TensorId) -> TensorId:
+        c, prefix = self.config, f"{tag}{layer}."
+        writes = self._activation(prefix, name, layer, c.linear_shape(name)[0])
+        self._append(
+            "linear",
+            f"{prefix}{name}",
+            layer,
+            self._linear_dims(name),
+            reads={"x": x},
+            writes=writes,
+            params=self._linear_params,
+            weight=self._layer_weight(layer, name),
+            vectors=(f"{layer}.{name}_bias",) if c.qkv_bias and name in ("q", "k", "v") else (),
+            adapters=self._adapters(layer, name),
+        )
+        return writes["y"]
+
+    def _rope(self, tag: str, layer: int, name: str, x: TensorId, heads: int) -> TensorId:
+        prefix, name = f"{tag}{layer}.", f"{name}_rope"
+        writes = self._activation(prefix, name, layer, heads * self.config.head_dim)
+        dims, params = self._rope_dims(layer, heads), self._rope_params(layer)
+        self._append("rope", f"{prefix}{name}", layer, dims, reads={"x": x}, writes=writes, params=params)
+        return writes["y"]
+
+    def _rope_params(self, layer: int) -> RopeParams:
+        return RopeParams(rope=self.config.local_rope if self.config.windows[layer] else self.config.rope)
+
+    def _attention(self, tag: str, layer: int, heads: Mapping[str, TensorId]) -> TensorId:
+        prefix = f"{tag}{layer}."
+        writes = self._activation(prefix, "attention", layer, self.config.q_width)
+        dims, params = self._attention_dims(layer), self._attention_params
+        self._append("attention", f"{prefix}attention", layer, dims, reads=heads, writes=writes, params=params)
+        return writes["y"]
+
+    def _residual(self, tag: str, layer: int, name: str, x: TensorId, y: TensorId) -> TensorId:
+        prefix, d = f"{tag}{layer}.", self.config.hidden
+        writes = self._activation(prefix, name, layer, d)
+        self._append("residual", f"{prefix}{name}", layer, self._dims(cols=d), reads={"x": x, "branch": y}, writes=writes)
+        return writes["y"]
+
+    def _glu(self, tag: str, layer: int, gate: TensorId, up: TensorId) -> TensorId:
+        prefix, width = f"{tag}{layer}.", self.config.ffn
+        writes = self._activation(prefix, "glu", layer, width)
+        params, reads = self._glu_params, {"gate": gate, "up": up}
+        self._append("glu", f"{prefix}glu", layer, self._dims(cols=width), reads=reads, writes=writes, params=params)
+        return writes["y"]

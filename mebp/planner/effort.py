@@ -1,0 +1,91 @@
+"""How much time a search has, what each of its phases gets of it, who may stop it, and who is told of what it finds.
+
+Time is counted in CP-SAT's deterministic seconds, which make a search repeatable on any machine; wall seconds are a backstop.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from ortools.sat.python import cp_model
+
+Progress = Callable[[int, int], None]  # the best so far and the bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a phase gets: parts of the deterministic and of the wall seconds. In deterministic seconds no less than `at_least_s`, where
+    the whole search has so many, and no more than `at_most_s`; a phase that is not `watched` reports no progress.
+    """
+
+    part: float = 1.0
+    wall_part: float = 1.0
+    at_least_s: float = 0.0
+    at_most_s: float = float("inf")
+    watched: bool = True
+
+
+class Phase(Enum):
+    """The phases of a search, each with its share; docs/solver.md follows a time limit through them."""
+
+    ROUND = Share(part=0.5, wall_part=0.5)  # each of placement's two rounds
+    START = Share(part=0.1, wall_part=0.1)  # any plan to start from, where none is known
+    RETRY = Share(part=0.5, at_least_s=0.6)  # every further placement: in less room, with less flash, with waiting
+    VARIANT = Share(part=0.5, at_least_s=0.6, watched=False)  # every choice of weights to unpack ahead
+    DESCENT = Share(at_most_s=0.1, watched=False)  # every attempt to go below the least plan
+    REMEDY = Share(at_most_s=0.3, watched=False)  # every change that may help where nothing fits
+
+
+@dataclass(slots=True)
+class Stop:
+    """Asks every search that runs now or later to end with what it has."""
+
+    asked: bool = False
+    _running: list[cp_model.CpSolver] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self) -> None:
+        """End the search."""
+        with self._lock:
+            self.asked = True
+            for solver in self._running:
+                solver.stop_search()
+
+    def run(
+        self, solver: cp_model.CpSolver, model: cp_model.CpModel, callback: cp_model.CpSolverSolutionCallback | None = None
+    ) -> cp_model.CpSolverStatus:
+        """Solve `model` unless a stop was asked for, and end it when one is; the status, UNKNOWN where it did not run."""
+        with self._lock:
+            if self.asked:
+                return cp_model.UNKNOWN
+            self._running.append(solver)
+        try:
+            return solver.solve(model, callback)
+        finally:
+            with self._lock:
+                self._running.remove(solver)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, who may stop it, and who is told of
+    the best and the bound.
+    """
+
+    deterministic_s: float = 0.6
+    wall_s: float = 20.0
+    seed: int = 0
+    stop: Stop = field(default_factory=Stop)
+    progress: Progress | None = None
+
+    def of(self, phase: Phase) -> "Effort":
+        """What `phase` gets of it."""
+        share: Share = phase.value
+        least_s = min(self.deterministic_s, share.at_least_s)
+        return replace(
+            self,
+            deterministic_s=min(share.at_most_s, max(least_s, share.part * self.deterministic_s)),
+            wall_s=share.wall_part * self.wall_s,
+            progress=self.progress if share.watched else None,
+        )

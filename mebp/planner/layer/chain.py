@@ -1,0 +1,103 @@
+"""The decoder as a chain of stretches: consecutive layers that are alike share one menu of options, and one list of weights.
+
+A stretch is what placement decides about: how many of its layers take each option. Within it, layers take options in a fixed
+order: those that need most workspace beyond what they keep come first. Swapping two neighbours out of that order never lowers
+the higher of their two memory rows, so nothing is lost by it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from mebp.models.graph import Graph, Layer
+from mebp.models.tensor import TensorId, Weight, WeightId, align
+from mebp.planner.layer.menu import layer_shape, menu_options
+from mebp.planner.layer.option import Option
+from mebp.planner.layer.segment import segments
+from mebp.sim.cost import CostModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A weight that may be resident: its unpacked bytes, the time that each use saves by it, and uses per step (recomputation
+    apart).
+    """
+
+    role: str
+    nbytes: int
+    unpacking_ns: int
+    uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Menu:
+    """Options written for layer `source`, in the order in which layers take them, and its weights that may be resident. `number` tells
+    the menus of a chain apart.
+    """
+
+    number: int
+    source: Layer
+    options: tuple[Option, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """Consecutive layers with one menu."""
+
+    layers: tuple[Layer, ...]
+    menu: Menu
+
+    def weight(self, at: int, role: str) -> WeightId:
+        """The weight that has `role` in the stretch's layer number `at`."""
+        return self.layers[at].weights[role]
+
+
+def stretches(graph: Graph, cost: CostModel, *, segmented: bool) -> tuple[Stretch, ...]:
+    """Split a graph into stretches, the last layer one of its own; layers that are alike share a menu wherever they stand. Where
+    `segmented` it offers segments too.
+    """
+    *below, last = graph.layers
+    shapes = {layer.number: layer_shape(graph, cost, layer) for layer in below}
+    groups = [tuple(group) for _, group in groupby(below, key=lambda layer: shapes[layer.number])]
+    menus: dict[tuple[object, ...], Menu] = {}
+    for alike in sorted(groups, key=len, reverse=True):  # a menu is written for the longest stretch: it has the longest segments
+        source = alike[0]
+        shape = shapes[source.number]
+        if shape not in menus:
+            options = menu_options(graph, cost, source)
+            options += segments(graph, cost, alike, options) if segmented else []
+            menus[shape] = make_menu(len(menus), source, options, layer_candidates(graph, cost, source))
+    options = menu_options(graph, cost, last, last=True)
+    at_the_head = make_menu(len(menus), last, options, layer_candidates(graph, cost, last))
+    found = [Stretch(layers=alike, menu=menus[shapes[alike[0].number]]) for alike in groups]
+    return (*found, Stretch(layers=(last,), menu=at_the_head))
+
+
+def make_menu(number: int, source: Layer, options: Sequence[Option], candidates: Sequence[Candidate] = ()) -> Menu:
+    """Sort options into the order in which layers take them."""
+    ordered = sorted(options, key=lambda option: (option.kept_bytes - option.peak, option.kept_bytes))
+    return Menu(number=number, source=source, options=tuple(ordered), candidates=tuple(candidates))
+
+
+def layer_candidates(graph: Graph, cost: CostModel, layer: Layer) -> list[Candidate]:
+    """The weights of a layer that residence would save time for."""
+    weights = [graph.weights[weight] for weight in layer.weights.values()]
+    return [
+        _candidate(graph, weight, cost.unpacking_ns(weight), 1 + sum(weight.id in op.weights for op in layer.backward))
+        for weight in weights
+        if cost.unpack_ns(weight)
+    ]
+
+
+def head_candidate(graph: Graph, cost: CostModel) -> Candidate | None:
+    """The head's weight, where residence would save time for it."""
+    weight = graph.weights[graph.head.weights[0]]
+    if not cost.unpack_ns(weight) or weight.id in cost.ahead:
+        return None
+    return _candidate(graph, weight, cost.unpack_ns(weight), 1)
+
+
+def _candidate(graph: Graph, weight: Weight, unpacking_ns: int, uses: int) -> Candidate:
+    nbytes = align(graph.tensors[TensorId(weight.id)].nbytes)
+    return Candidate(role=weight.role, nbytes=nbytes, unpacking_ns=unpacking_ns, uses=uses)

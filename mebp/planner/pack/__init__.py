@@ -1,0 +1,1 @@
+"""Address packing: lifetimes in, offsets out."""

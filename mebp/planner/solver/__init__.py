@@ -1,0 +1,1 @@
+"""The solver: the problem, its bounds, its model, the search, the plan."""

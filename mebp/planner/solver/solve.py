@@ -1,0 +1,226 @@
+"""Find the plan: place options over the chain, write the result out, time it, and look again where it waits for flash.
+
+Two bounds come with a plan: one over the class that placement chooses from, one over all plans of the language.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.plan import Plan, SolverFacts
+from mebp.planner.effort import Effort, Phase
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe
+from mebp.planner.solver.bound import distinct_menus
+from mebp.planner.solver.hint import hint_start
+from mebp.planner.solver.model import Model, most_room
+from mebp.planner.solver.place import Placement, place, shortlists_of, smallest, starts
+from mebp.planner.solver.problem import Problem
+from mebp.planner.solver.search import search
+from mebp.sim.footprint import arena_budget, outside_arena
+from mebp.sim.simulate import simulate
+
+CLASS_SCOPE = (
+    "the options of the layers' menus (saving within a layer, or where flash is short within a segment of alike layers),"
+    " no waiting for flash but at the head, op order fixed, weights streamed, shared or resident, one processor"
+)
+WHOLE_SCOPE = "every plan of the language on one processor: any order, any recomputation, segments of any length"
+CONCURRENT_SCOPE = "every plan of the language, unpacking on an engine of its own or on the processor: any order, any recomputation"
+
+# Parts of forward and backward that transfers may take.
+UNLIMITED = 1e6  # times a step's own time: effectively unlimited
+CONCURRENT = (1.0, 0.5, 0.2, 0.0)  # tried in order while the plan stalls on flash
+STALLING = (1.5, 2.0, 4.0, UNLIMITED)  # the same where nothing fits without stalling
+
+STALL = 2e-3  # of a step: less is too little to look for another plan
+TIGHTENINGS = 6  # attempts to write a placement out in the room that there is
+DESCENTS = 12  # attempts to go below the least plan
+
+
+def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None = None) -> Plan:
+    """The fastest plan found under `budget_bytes` of footprint; raises InfeasibleBudget if none is.
+
+    `least` is a plan of few bytes to fall back on, where one is known. Where unpacking has an engine of its own, this is the fastest
+    over which weights that one unpacks ahead.
+    """
+    begin = time.monotonic()
+    found = [_Attempts(problem, budget_bytes, effort, least).best()]
+    for variant in problem.ahead:
+        with suppress(InfeasibleBudget, NoPlanInTime):
+            if not effort.stop.asked:
+                found.append(_Attempts(variant, budget_bytes, effort.of(Phase.VARIANT), found[0].plan).best())
+    best = min(found, key=lambda timed: timed.step_ns)
+    return replace(best.plan, solver=_facts(problem, best, time.monotonic() - begin, budget_bytes))
+
+
+def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
+    """The plan with the smallest arena that the search finds: nothing of its class is known to fit a smaller budget."""
+    problem = replace(problem, flash_share=UNLIMITED)
+    start = min(starts(problem), key=lambda plan: (plan.room, plan.stored), default=None)
+    shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, start)
+    floor = max(min(o.peak for o in stretch.menu.options) for stretch in problem.stretches)
+    model = Model(problem, shortlists, (floor, most_room(problem)), residence=False)
+    if start is not None:
+        hint_start(model.cp, model.variables, start, 0)
+        model.cp.add_hint(model.room, start.room)
+    model.minimise_room()
+    solution = search(model.cp, effort)
+    assert solution is not None, "with unbounded room some plan fits"
+    best = _smallest_written(problem, model.recipe(solution), budget_bytes)
+    for _ in range(DESCENTS):  # the model counts some workspace twice: what it calls too small may still be written smaller
+        placement = _placed_below(problem, best.arena_bytes, effort.of(Phase.DESCENT))
+        smaller = _smallest_written(problem, placement.recipe, budget_bytes) if placement else best
+        if smaller.arena_bytes >= best.arena_bytes:
+            break
+        best = smaller
+    return best
+
+
+def _placed_below(problem: Problem, arena_bytes: int, effort: Effort) -> Placement | None:
+    """A placement in less than `arena_bytes`, if one is found."""
+    try:
+        return None if effort.stop.asked else place(problem, arena_bytes - 1, effort)
+    except NoPlanInTime:
+        return None
+
+
+def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Plan:
+    """The plan of a recipe with transfers ahead of time or waited for, whichever takes less memory."""
+    written = (
+        lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes, waits=waits)
+        for waits in (False, True)
+    )
+    return min(written, key=lambda plan: plan.arena_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """A plan that fits and its simulated time; `model_ns` and `bound_ns` (0: none) are what its placement said. `unhurried` where that
+    might use flash as it liked without stalling: then its bound is the class's.
+    """
+
+    plan: Plan
+    step_ns: int
+    model_ns: int
+    bound_ns: int = 0
+    unhurried: bool = False
+
+    @property
+    def stalls(self) -> bool:
+        """Whether it loses time to what its placement did not know: then one that uses flash less may be faster."""
+        return self.step_ns > self.bound_ns * (1 + STALL)
+
+
+class _Attempts:
+    """The attempts at one problem under one budget: placements that may use flash more or less, each written out and timed."""
+
+    def __init__(self, problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None) -> None:
+        self.problem = problem
+        self.budget_bytes = budget_bytes
+        self.effort = effort
+        self.least = least
+        self.room = arena_budget(problem.graph, problem.device, budget_bytes)
+
+    def best(self) -> _Timed:
+        """The fastest plan found for one choice of weights to unpack ahead. Its time is the simulator's."""
+        return _fastest(self._without_stalling() or self._stalling())
+
+    def _without_stalling(self) -> list[_Timed]:
+        """Plans whose transfers run concurrently with the processor; while one stalls all the same, one that uses flash less is looked
+        for too. Empty where none fits.
+        """
+        found: list[_Timed] = []
+        for share in CONCURRENT[:1] if self.problem.cost.ahead else CONCURRENT:  # there it rather waits for unpacking
+            timed = self._try(share, self.effort.of(Phase.RETRY) if found else self.effort, required=not found)
+            found += [timed] if timed else []
+            if self.effort.stop.asked or not found or not found[-1].stalls:
+                break
+        return found
+
+    def _stalling(self) -> list[_Timed]:
+        """The least plan, and faster ones that may wait for flash; InfeasibleBudget where not even the least fits."""
+        least = self.least or least_plan(self.problem, self.budget_bytes, self.effort)
+        if least.arena_bytes > self.room:
+            least_bytes = outside_arena(self.problem.graph, self.problem.device) + least.arena_bytes
+            message = f"no plan found within {self.budget_bytes} bytes: one of {least_bytes} exists"
+            raise InfeasibleBudget(message, self.budget_bytes, least_bytes)
+        step_ns = self._step_ns(least)
+        found = [_Timed(plan=replace(least, name="solved"), step_ns=step_ns, model_ns=step_ns)]
+        for share in STALLING:
+            if not self.effort.stop.asked:
+                timed = self._try(share, self.effort.of(Phase.RETRY), required=False)
+                found += [timed] if timed else []
+        return found
+
+    def _try(self, share: float, effort: Effort, *, required: bool) -> _Timed | None:
+        """The plan at one share of flash time, if one fits; running out of time counts where the attempt is `required`."""
+        try:
+            return self._place_and_write(replace(self.problem, flash_share=share), effort)
+        except NoPlanInTime:
+            if required:
+                raise
+            return None
+
+    def _place_and_write(self, problem: Problem, effort: Effort) -> _Timed | None:
+        """Place, then write out. Packing and transfers in flight may need more than the live bytes that the model bounds: then place
+        in less room.
+        """
+        allowed, first = self.room, None
+        ways = (False, True) if problem.flash_share > CONCURRENT[0] else (False,)
+        for _ in range(TIGHTENINGS):
+            placement = place(problem, allowed, effort.of(Phase.RETRY) if first else effort)
+            if placement is None:
+                break
+            first = first or placement
+            for waits in ways:
+                plan = self._write(placement.recipe, waits=waits)
+                if plan.arena_bytes <= self.room:
+                    unhurried = problem.flash_share == CONCURRENT[0]
+                    return self._time(plan, placement, first.bound_ns, unhurried=unhurried)  # later bounds are for less room
+            allowed -= 3 * (plan.arena_bytes - self.room) // 2 + self.room // 1000
+        if first is None:
+            return None
+        plan = self._write(first.recipe, waits=True)
+        return self._time(plan, first, 0) if plan.arena_bytes <= self.room else None  # unbounded: its class does not stall
+
+    def _write(self, recipe: Recipe, *, waits: bool) -> Plan:
+        problem = self.problem
+        return lower(problem.graph, problem.device, recipe, name="solved", budget_bytes=self.budget_bytes, waits=waits)
+
+    def _time(self, plan: Plan, placement: Placement, bound_ns: int, *, unhurried: bool = False) -> _Timed:
+        step_ns = self._step_ns(plan)
+        return _Timed(plan=plan, step_ns=step_ns, model_ns=placement.model_ns, bound_ns=bound_ns, unhurried=unhurried)
+
+    def _step_ns(self, plan: Plan) -> int:
+        return simulate(plan, self.problem.graph, self.problem.device).step_ns
+
+
+def _fastest(found: Sequence[_Timed]) -> _Timed:
+    """The fastest plan found, with the bound of its class where plans that use flash as they like were bounded."""
+    best = min(found, key=lambda timed: timed.step_ns)
+    return replace(best, bound_ns=found[0].bound_ns if found[0].unhurried else 0)
+
+
+def _facts(problem: Problem, best: _Timed, wall_s: float, budget_bytes: int) -> SolverFacts:
+    """What is known of a plan, its time being the simulator's: the model's own plus the waits that the model leaves out.
+
+    The bound of the class is for one processor; with an engine of its own for unpacking the bound on all plans stands alone.
+    """
+    whole_ns = problem.whole_bound_ns(arena_budget(problem.graph, problem.device, budget_bytes))
+    concurrent = problem.device.unpacks_concurrently
+    class_ns = 0 if concurrent else best.bound_ns
+    assert max(whole_ns, class_ns) <= best.step_ns, "a bound above a plan's time is a bug"
+    bound_ns = max(whole_ns, class_ns)
+    return SolverFacts(
+        status="optimal" if best.step_ns <= bound_ns else "feasible",
+        objective_ns=best.step_ns,
+        model_ns=best.model_ns,
+        bound_ns=bound_ns,
+        gap=max(0.0, 1 - bound_ns / best.step_ns),
+        whole_bound_ns=whole_ns,
+        wall_s=wall_s,
+        scope=CONCURRENT_SCOPE if concurrent else CLASS_SCOPE,
+        whole_scope=CONCURRENT_SCOPE if concurrent else WHOLE_SCOPE,
+    )

@@ -1,0 +1,234 @@
+"""Compress a Hugging Face checkpoint into a store: safetensors, sharded or not, a few rows of one tensor at a time.
+
+Nothing of a checkpoint is unpickled or executed. Each matrix is quantised as packing.pack does; its relative RMS error is recorded.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mebp.errors import ModelError, StoreError
+from mebp.models.config import ModelConfig
+from mebp.models.format import WeightFormat
+from mebp.models.huggingface import read_model
+from mebp.store.codec import pack, unpack_whole
+from mebp.store.reader import layout
+from mebp.store.writer import Pieces, write_store
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+EMBEDDING = "embed_tokens.weight"
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+IGNORED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")  # not a decoder's
+PIECE_WEIGHTS = 1 << 21  # weights quantised at a time
+LINEARS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORMS = {
+    "norm1": "input_layernorm.weight",
+    "norm2": "post_attention_layernorm.weight",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+}
+FOUR_NORMS = {
+    "norm2": "pre_feedforward_layernorm.weight",
+    "post_attention_norm": "post_attention_layernorm.weight",
+    "post_ffn_norm": "post_feedforward_layernorm.weight",
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Compressed:
+    """What compressing found: the relative RMS error of every matrix, and the SHA-256 of all source bytes in the store's order."""
+
+    config: ModelConfig
+    errors: dict[str, float] = field(default_factory=dict)
+    source_sha256: str = ""
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The matrix with the largest error, and that error."""
+        return max(self.errors.items(), key=lambda item: item[1], default=("", 0.0))
+
+
+def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress | None = None) -> Compressed:
+    """Write the checkpoint in folder `source` as a store in folder `target`; refuses to overwrite.
+
+    ModelError for a checkpoint that is incomplete, of other shapes or types than its config says, with weights that are not
+    finite, or whose index points outside the folder; StoreError where the store cannot be written.
+    """
+    found = Compressed(config=read_model(source))
+    for name, (_, cols) in found.config.matrices().items():
+        fmt.require_fits(name, cols)
+    checkpoint = _Checkpoint(source, found.config)
+    digest = hashlib.sha256()
+    total = found.config.num_parameters
+
+    def tensors() -> Iterator[tuple[str, Pieces]]:
+        done = 0
+        steps = torch.empty(0)
+        matrices, expected = found.config.matrices(), layout(found.config, fmt)
+        for name in expected:
+            matrix = name.removesuffix(".codes").removesuffix(".steps")
+            if name.endswith(".steps"):
+                yield name, steps
+                continue
+            if matrix in matrices and fmt.packed:
+                steps = torch.empty(expected[f"{matrix}.steps"][1], dtype=torch.bfloat16)
+                yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix)
+            else:
+                yield name, (rows.bfloat16() for rows in checkpoint.rows(name))
+            done += math.prod(checkpoint.shapes[matrix])
+            if progress:
+                progress(done, total)
+
+    def facts() -> Mapping[str, str]:
+        found.source_sha256 = digest.hexdigest()
+        errors = {f"error {name}": f"{error:.3e}" for name, error in found.errors.items()}
+        return {"source": source.name, "source_sha256": found.source_sha256} | errors
+
+    checkpoint.watch(digest.update)
+    write_store(target, found.config, fmt, tensors(), facts)
+    return found
+
+
+def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: dict[str, float], name: str) -> Iterator[Tensor]:
+    """Codes of a matrix, some rows at a time; its steps are put into `steps` (rows, groups), its error into `errors` at the end."""
+    wrong = right = 0.0
+    done = 0
+    for rows in pieces:
+        weights = rows.float()
+        codes, own = pack(weights, fmt)
+        steps[done : done + len(own)] = own  # not kept apart: small tensors between freed large ones would hold the heap
+        done += len(own)
+        right += float(weights.square().sum(dtype=torch.float64))
+        wrong += float(unpack_whole(codes, own, fmt, torch.float32).sub_(weights).square_().sum(dtype=torch.float64))
+        yield codes
+    errors[name] = math.sqrt(wrong / right) if right else 0.0
+
+
+class _Checkpoint:
+    """The tensors of a checkpoint under the store's names, each found, and of the shape that the config says."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
+        self._folder = folder
+        self._files = _weight_map(folder)
+        self._names = _names(config, _prefix(self._files, folder))
+        self._see: Callable[[bytes], object] = len
+        for name, theirs in self._names.items():
+            if theirs not in self._files:
+                raise ModelError(f"{folder}: tensor {theirs} is missing: the checkpoint does not match its config.json ({name})")
+        ours = set(self._names.values())
+        for theirs in self._files:
+            twice = config.tied and theirs.endswith("lm_head.weight")
+            if theirs not in ours and not twice and not theirs.startswith(IGNORED) and not theirs.endswith("rotary_emb.inv_freq"):
+                raise ModelError(f"{folder}: tensor {theirs} does not belong to a {config.family} model of this config.json")
+
+    def watch(self, see: Callable[[bytes], object]) -> None:
+        """Show `see` every byte that is read."""
+        self._see = see
+
+    def rows(self, name: str) -> Iterator[Tensor]:
+        """A tensor, some rows at a time."""
+        theirs, shape = self._names[name], self.shapes[name]
+        file = self._folder / self._files[theirs]
+        step = max(1, PIECE_WEIGHTS // math.prod(shape[1:]))
+        try:
+            with safe_open(file, framework="pt") as opened:
+                view = opened.get_slice(theirs)
+                if tuple(view.get_shape()) != shape:
+                    raise ModelError(
+                        f"{file}: tensor {theirs} has shape {view.get_shape()}, its config.json asks for {list(shape)}"
+                    )
+                for start in range(0, shape[0], step):
+                    piece = view[start : min(start + step, shape[0])]
+                    self._require_weights(piece, theirs, file)
+                    self._see(piece.contiguous().view(torch.uint8).numpy().data)
+                    yield piece
+        except SafetensorError as error:
+            raise ModelError(f"cannot read tensor {theirs} of {file}: {error}: copy the checkpoint again") from None
+
+    def _require_weights(self, piece: Tensor, theirs: str, file: Path) -> None:
+        if piece.dtype not in FLOATS:
+            raise ModelError(f"{file}: tensor {theirs} is {piece.dtype}: expected bfloat16, float16 or float32")
+        if not bool(torch.isfinite(piece).all()):
+            raise ModelError(f"{file}: tensor {theirs} holds values that are not finite: copy the checkpoint again")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name to the file that holds it, every file there."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        files = dict.fromkeys(_keys(folder / SINGLE_FILE), SINGLE_FILE)
+        if not files:
+            raise ModelError(f"{folder / SINGLE_FILE} holds no tensors: copy the checkpoint again")
+        return files
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        pairs = {str(name): str(file) for name, file in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{index} is not a checkpoint's index: expected an object with a weight_map") from None
+    for file in sorted(set(pairs.values())):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ModelError(f"{index} points to {file!r}: expected the name of a .safetensors file in the same folder")
+        held = set(_keys(folder / file))
+        for name in (name for name, other in pairs.items() if other == file and name not in held):
+            raise ModelError(f"{folder / file}: tensor {name} is missing, which {INDEX_FILE} says is there")
+    return pairs
+
+
+def _keys(file: Path) -> list[str]:
+    """Names of the tensors in a safetensors file."""
+    if not file.is_file():
+        raise ModelError(f"no {file.name} in {file.parent}: expected safetensors, whole ({SINGLE_FILE}) or with {INDEX_FILE}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"cannot read {file}: {error}: copy the checkpoint again") from None
+
+
+def _prefix(files: Mapping[str, str], folder: Path) -> str:
+    """What stands before a decoder's tensor names: `model.`, or more where the decoder is part of a larger model."""
+    found = [name.removesuffix(EMBEDDING) for name in files if name.endswith(EMBEDDING) and not name.startswith(IGNORED)]
+    if len(found) != 1:
+        raise ModelError(f"{folder}: expected one tensor called ...{EMBEDDING}, found {len(found)}: not a checkpoint of a decoder")
+    return found[0]
+
+
+def _names(config: ModelConfig, prefix: str) -> dict[str, str]:
+    """The store's names to the checkpoint's."""
+    vectors = NORMS | FOUR_NORMS if config.four_norms else NORMS
+    found = {"embedding": f"{prefix}{EMBEDDING}", "head": "lm_head.weight", "final_norm": f"{prefix}norm.weight"}
+    for name in (*config.matrices(), *config.vectors()):
+        layer, _, part = name.partition(".")
+        if part:
+            theirs = f"{LINEARS[part]}.weight" if part in LINEARS else vectors[part]
+            found[name] = f"{prefix}layers.{layer}.{theirs}"
+    wanted = {**config.matrices(), **config.vectors()}
+    return {name: theirs for name, theirs in found.items() if name in wanted}
+
+
+def require_apart(source: Path, target: Path) -> None:
+    """Refuse to write a store into the checkpoint's own folder: both have a config.json."""
+    if source.resolve() == target.resolve():
+        raise StoreError(f"-o {target} is the checkpoint's own folder: name another")

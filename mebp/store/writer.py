@@ -1,0 +1,132 @@
+"""Write a store (see store.py) tensor by tensor: to a temporary file in the same folder, renamed when whole, so that a full disk
+leaves nothing half-written.
+"""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from mebp.errors import StoreError
+from mebp.models.config import ModelConfig
+from mebp.models.format import STORE_VERSION, WeightFormat
+from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, WEIGHTS_FILE, Layout, bytes_of, layout
+
+FACT_BYTES = 128  # of header kept for the facts of one tensor
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Pieces = Tensor | Iterator[Tensor]  # a tensor, whole or some of its rows at a time
+
+
+def write_store(
+    folder: Path,
+    config: ModelConfig,
+    fmt: WeightFormat,
+    tensors: Iterable[tuple[str, Pieces]],
+    facts: Callable[[], Mapping[str, str]] = dict,
+) -> Path:
+    """Write a store tensor by tensor, in layout order, never more than one held; refuses to overwrite.
+
+    `facts` is asked for, once all is written, what the header is to say beside the format: one short entry a tensor at most.
+    Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if os.path.lexists(folder / name):
+            kind = "a store already" if name == WEIGHTS_FILE else f"a {CONFIG_FILE} already"
+            raise StoreError(f"{folder} holds {kind}: remove it or name another folder")
+    made = not os.path.lexists(folder)
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / CONFIG_FILE) as file:
+            _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
+        written.append(folder / CONFIG_FILE)
+        with _replacing(folder / WEIGHTS_FILE) as file:
+            _write_tensors(file, layout(config, fmt), fmt, tensors, facts)
+    except BaseException as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot write store {folder}: {error.strerror or error}: name another folder") from None
+        raise
+    return folder
+
+
+def _write_tensors(
+    file: int,
+    expected: Layout,
+    fmt: WeightFormat,
+    tensors: Iterable[tuple[str, Pieces]],
+    facts: Callable[[], Mapping[str, str]],
+) -> None:
+    """The data after room for the header, then the header, whose facts are known only then."""
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name, (dtype, shape) in expected.items():
+        nbytes = prod(shape) * ITEMSIZES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    room = len(json.dumps(entries)) + FACT_BYTES * (len(entries) + 8)
+    room += -room % 64 + 56  # tensors begin at a multiple of 64 bytes
+    reserve(file, 8 + room + offset)
+    os.lseek(file, 8 + room, os.SEEK_SET)
+    known = {"mebp_store": STORE_VERSION, "format": fmt.name}
+    for (name, (dtype, shape)), (given, pieces) in zip(expected.items(), tensors, strict=True):
+        assert name == given, (name, given)
+        known[CHECKSUM + name] = _write_pieces(file, name, dtype, shape, pieces)
+    text = json.dumps({"__metadata__": known | dict(facts()), **entries}).encode()
+    assert len(text) <= room, "more facts than a header has room for"
+    os.lseek(file, 0, os.SEEK_SET)
+    _write_all(file, memoryview(struct.pack("<Q", room) + text.ljust(room)))
+    os.fsync(file)
+
+
+def _write_pieces(file: int, name: str, dtype: str, shape: tuple[int, ...], pieces: Pieces) -> str:
+    """Write a tensor and return its checksum."""
+    rows, crc = 0, 0
+    for piece in (pieces,) if isinstance(pieces, Tensor) else pieces:
+        assert (NAMES[piece.dtype], tuple(piece.shape[1:])) == (dtype, shape[1:]), name
+        rows, crc = rows + len(piece), zlib.crc32(bytes_of(piece), crc)
+        _write_all(file, bytes_of(piece))
+    assert rows == shape[0], name
+    return f"{crc:08x}"
+
+
+def reserve(file: int, nbytes: int) -> None:
+    """Take `nbytes` of disk for an open file now, so that a full disk is an OSError here and not later, where the OS can."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, nbytes)
+    else:
+        os.ftruncate(file, nbytes)
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += os.write(file, data[done : done + (1 << 26)])
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[int]:
+    """A new file beside `target` that takes its name when all is written, and goes away when anything fails."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        try:
+            yield file
+        finally:
+            os.close(file)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,244 @@
+"""Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash beside it.
+
+What the runtime attains is read off the instruction times of those plans, so a prediction and the run that it predicts share one
+code path. Everything goes into a device profile named `host`.
+"""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import date
+from math import ceil
+from pathlib import Path
+
+import psutil
+
+from mebp.errors import StoreError
+from mebp.executor.measure.worker import Job, run_plan
+from mebp.models.build import build_graph
+from mebp.models.config import LINEARS, ModelConfig
+from mebp.models.graph import Graph
+from mebp.models.kind import dense_flops, num_kernels
+from mebp.models.workload import Workload
+from mebp.plan import Compute, Plan, Unpack
+from mebp.sim.cost import NS
+from mebp.sim.device import KEYS, SHAPES, Device, Hardware, Runtime, Source
+from mebp.task.timing import Runs, Timed, at_speed_of, attained, shape_factors
+
+COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
+VOCAB = 49_152
+STEPS, ROUNDS = 3, 2
+LONG_TOKENS = 1024  # above them a step is long enough to be timed once
+SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to run
+LEAST_SPREAD = 1.05
+SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
+FLASH_BYTES = 128 << 20
+HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: --max-flash-write allows it
+OP_BYTES = (
+    6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
+)
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """What calibration runs: weights streamed, with wide tiles of logits; all resident, with narrow ones; each unpacked whole."""
+
+    streamed: Plan
+    resident: Plan
+    whole: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What plain torch attains here: bytes/s of copies, and how much slower fp32 products are."""
+
+    memory_bandwidth: float
+    fp32_factor: float
+
+
+def calibrate(
+    config: ModelConfig, workload: Workload, plans_of: Callable[[Graph], Plans], report: Report, folder: Path | None = None
+) -> Device:
+    """Measure this machine at the shapes of `config` and `workload`; `plans_of(graph)` are the plans to run.
+
+    Takes the planner as a function because the executor does not import it. `folder` is where flash is measured.
+    """
+    small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
+    graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
+    with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
+        report("plain products and copies")
+        rates = measure_rates(graph)
+        report("a few layers of the model")
+        store = _small_store(graph, Path(scratch) / "store")
+        steps, rounds = (STEPS, ROUNDS) if workload.tokens <= LONG_TOKENS else (1, 1)
+        runs, spread = _run(plans_of(graph), Job(store=store, steps=steps, spill_dir=Path(scratch)), graph, rounds)
+        report("flash")  # last: what is written out afterwards slows the processor for seconds
+        read, write = measure_flash(Path(scratch))
+    factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
+    mix = _dense_rate(build_graph(config, workload)) / _dense_rate(graph)  # of the whole model's shapes, against the few layers'
+    dense = mix * dense_flops(graph.ops) / runs.streamed.run.floor_s
+    runtime = _runtime(runs, rates, dense)
+    hardware = Hardware(
+        ram_bytes=psutil.virtual_memory().total,
+        memory_bandwidth=rates.memory_bandwidth,
+        product_flops=dense * factor,
+        flash_read=read,
+        flash_write=write,
+        app_limit_bytes=psutil.virtual_memory().total,
+        page_cache_bytes=psutil.virtual_memory().available,
+        page_bytes=os.sysconf("SC_PAGE_SIZE"),
+        sustained_factor=1.0,
+        power_watts=15.0,
+    )
+    title = f"this machine ({platform.machine()}, {os.cpu_count()} cores), measured with {config.name} at {workload.seq_len} tokens"
+    device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources(()))
+    shapes = shape_factors(device, runs)
+    sources = _sources(shapes)
+    for key in SPEEDS:
+        sources[key] = replace(sources[key], range=(device.value(key) / spread, device.value(key) * spread))
+    return replace(device, shapes=shapes, sources=sources)
+
+
+def _run(plans: Plans, job: Job, graph: Graph, rounds: int) -> tuple[Runs, float]:
+    """The plans run one after another, some rounds of them, and the fastest run of each, all brought to the speed that the machine
+    had in the streamed one; and how many times the fastest step of a plan its slowest took. A neighbour that comes and goes slows
+    what is measured, and never speeds it up.
+    """
+    order = (plans.streamed, plans.resident, plans.whole)
+    by_plan = list(zip(*([run_plan(plan, job) for plan in order] for _ in range(rounds)), strict=True))
+    streamed, resident, whole = (min(runs, key=lambda run: statistics.median(run.step_s)) for runs in by_plan)
+    steps = [[second for run in runs for second in run.step_s] for runs in by_plan]
+    spread = max(LEAST_SPREAD, *(max(seconds) / min(seconds) for seconds in steps))
+    runs = Runs(
+        streamed=Timed(graph=graph, plan=plans.streamed, run=streamed),
+        resident=Timed(graph=graph, plan=plans.resident, run=at_speed_of(resident, streamed)),
+        whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
+    )
+    return runs, spread
+
+
+def _dense_rate(graph: Graph) -> float:
+    """FLOP/s of a step's dense products, measured here and now."""
+    from mebp.executor.measure.floor import floor_seconds  # noqa: PLC0415  (imports torch)
+
+    return dense_flops(graph.ops) / floor_seconds(graph)
+
+
+def _few_layers(config: ModelConfig, workload: Workload) -> tuple[int, ...]:
+    """Windows of as many layers as it takes, two at least, until their weights stay in no cache; every kind of layer among them."""
+    nbytes = sum(workload.weights.nbytes(*config.linear_shape(name)) for name in LINEARS)
+    count = min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
+    kinds = tuple(dict.fromkeys(config.windows))
+    return (*kinds, *config.windows[len(kinds) - count :])[: max(count, len(kinds))]
+
+
+def _small_store(graph: Graph, folder: Path) -> Path:
+    from mebp.store.synthetic import synthesize  # noqa: PLC0415  (imports torch)
+
+    return synthesize(folder, graph.config, graph.workload.weights)
+
+
+def measure_rates(graph: Graph) -> Rates:
+    """Dense products at the shapes of the graph's linears, and a large copy."""
+    import torch  # noqa: PLC0415
+
+    shapes = {(op.dims.rows, op.dims.cols, op.dims.outs) for op in graph.ops if op.kind == "linear"}
+    seconds = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        total = 0.0
+        for rows, cols, outs in shapes:
+            x, w, y = (
+                torch.randn(rows, cols).to(dtype),
+                torch.randn(outs, cols).to(dtype),
+                torch.empty(rows, outs, dtype=dtype),
+            )
+            total += _median(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y))  # type: ignore[misc]
+        seconds[dtype] = total
+    source = torch.ones(64 << 20, dtype=torch.int8)
+    target = torch.empty_like(source)
+    copy = _median(lambda: target.copy_(source))
+    return Rates(
+        memory_bandwidth=2 * source.numel() / copy,
+        fp32_factor=max(1.0, seconds[torch.float32] / seconds[torch.bfloat16]),
+    )
+
+
+def measure_flash(folder: Path) -> tuple[float, float]:
+    """(read, write) bytes/s of a file in `folder`, written through to the device and read with its cached pages dropped."""
+    path = folder / "flash"
+    block = os.urandom(4 << 20)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        begin = time.perf_counter()
+        for _ in range(FLASH_BYTES // len(block)):
+            os.write(file, block)
+        os.fsync(file)
+        write = FLASH_BYTES / (time.perf_counter() - begin)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.perf_counter()
+        for offset in range(0, FLASH_BYTES, len(block)):
+            os.pread(file, len(block), offset)
+        read = FLASH_BYTES / (time.perf_counter() - begin)
+        os.close(file)
+    except OSError as error:
+        raise StoreError(
+            f"cannot measure flash in {folder.parent}: {error.strerror}: name another folder with --spill-dir"
+        ) from None
+    return read, write
+
+
+def _median(run: Callable[[], object], repeats: int = 7) -> float:
+    run()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
+    """What the runtime gets out of the hardware; `peak` are the FLOP/s of dense products. Memory is the streamed run's."""
+    graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
+    found = attained(runs)
+    known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
+    workspace = run.peak_bytes - run.baseline_bytes - known
+    launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
+    between_s = run.step_s[-1] - run.busy_ns / NS
+    return Runtime(
+        product_fraction=found.product / peak,
+        backward_fraction=found.backward / peak,
+        attention_fraction=found.attention / peak,
+        head_fraction=found.head / peak,
+        bandwidth_fraction=found.bandwidth / rates.memory_bandwidth,
+        unpack_rate=found.unpack,
+        fp32_factor=rates.fp32_factor,
+        launch_seconds=max(1e-6, between_s) / launches,
+        flash_latency_seconds=1e-4,
+        unpack_beside=0.0,
+        footprint_bytes=run.baseline_bytes + SPARE_BYTES,
+        kernel_bytes=max(0, workspace) / num_kernels(graph.ops),
+        op_bytes=OP_BYTES,
+        recommended_budget_bytes=min(2e9, psutil.virtual_memory().total / 4),
+        flash_write_cap_bytes=HOST_WRITE_CAP,
+    )
+
+
+def _sources(shapes: Iterable[str]) -> dict[str, Source]:
+    assumed = {
+        "hardware.sustained_factor",
+        "hardware.power_watts",
+        "runtime.flash_latency_seconds",
+        "runtime.unpack_beside",
+    }
+    assumed |= {"runtime.recommended_budget_bytes", "runtime.flash_write_cap_bytes", "hardware.app_limit_bytes"}
+    measured = Source(kind="measured", source=f"mebp-plan calibrate, {date.today().isoformat()}")
+    not_measured = Source(kind="assumed", source="mebp-plan calibrate does not measure it")
+    found = {key: not_measured if key in assumed else measured for key in KEYS}
+    return found | {f"{SHAPES}.{shape}": measured for shape in shapes}

@@ -1,0 +1,1 @@
+"""A phone's runtime, fitted to what somebody measured on it."""

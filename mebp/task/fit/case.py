@@ -1,0 +1,142 @@
+"""What the constants of a fit multiply, of each measured step: read off the plan of its method and off the model's shapes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mebp.errors import InputError
+from mebp.models.build import build_graph, num_trainable
+from mebp.models.catalogue import load_model
+from mebp.models.format import weight_format
+from mebp.models.graph import Graph
+from mebp.models.kind import KINDS
+from mebp.models.op import Part
+from mebp.models.tensor import FLOAT_BYTES, Role, Weight
+from mebp.models.workload import Lora, Workload
+from mebp.plan import Compute, Plan
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.sim.device import Device
+from mebp.sim.simulate import simulate
+from mebp.task.fit.measured import Measured
+
+ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
+HALF = 2  # bytes of an unpacked weight
+LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a phone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What the constants multiply, of one measurement.
+
+    `work` are FLOPs of forward, backward and head, `base` seconds a FLOP of each on the profile as it was (and its footprint),
+    `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also hold
+    `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
+    """
+
+    measured: Measured
+    work: tuple[float, float, float]
+    base: tuple[float, float, float]
+    base_footprint_bytes: float
+    small_s: float
+    logits_bytes: int
+    head_bytes: int
+    at_head_bytes: int
+    in_block_bytes: int
+
+
+def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]:
+    """Plan every measured step on the hardware of `device`, and read off what the constants multiply."""
+    for m in measured:
+        if m.peak_bytes > device.hardware.ram_bytes:
+            ram = device.hardware.ram_bytes / 1e6
+            raise InputError(
+                f"{m.name}: peak_mb = {m.peak_bytes / 1e6:g} is more than the {ram:g} MB of {device.name}: is it bytes?"
+            )
+        if m.step_s > LONGEST_STEP_S:
+            raise InputError(f"{m.name}: step_s = {m.step_s:g} is above {LONGEST_STEP_S:g}: is it milliseconds?")
+    return tuple(_case(m, device) for m in measured)
+
+
+def simulated(cases: Sequence[Case], device: Device) -> tuple[tuple[int, int], ...]:
+    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table, what its implementation holds
+    besides not counted.
+    """
+    found = []
+    for case in cases:
+        graph, plan = _planned(case.measured, device)
+        prediction = simulate(plan, graph, device)
+        found.append((prediction.peak_bytes, prediction.step_ns))
+    return tuple(found)
+
+
+def _planned(measured: Measured, device: Device) -> tuple[Graph, Plan]:
+    """The graph and plan of what was measured."""
+    lora = Lora(rank=measured.lora_r)
+    workload = Workload(seq_len=measured.seq_len, lora=lora, weights=weight_format("int4-g64"))
+    strategy = STRATEGIES[measured.method]
+    graph = strategy.graph(build_graph(load_model(measured.model), workload))
+    return graph, strategy.plan(graph, device, device.default_budget_bytes)
+
+
+def _case(measured: Measured, device: Device) -> Case:
+    graph, plan = _planned(measured, device)
+    parts = simulate(plan, graph, device).time_breakdown
+    small_s = sum(parts.get(part, 0) for part in (Part.ELEMENTWISE, Part.LAUNCH, Part.UPDATE)) / 1e9
+    head = next(op for op in graph.ops if op.kind == "head")
+    weight = graph.weights[head.weights[0]]
+    return Case(
+        measured=measured,
+        work=_work(graph, plan),
+        base=_base(measured, device),
+        base_footprint_bytes=device.runtime.footprint_bytes,
+        small_s=small_s,
+        logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,
+        head_bytes=weight.nbytes,
+        at_head_bytes=_at_head(graph),
+        in_block_bytes=_in_block(graph) if measured.method == "mebp" else 0,
+    )
+
+
+def _base(measured: Measured, device: Device) -> tuple[float, float, float]:
+    """Seconds a FLOP of forward, backward and head on a profile, each with the unpacking of its weights."""
+    runtime, peak = device.runtime, device.hardware.product_flops
+    unpack_s = 1 / (runtime.unpack_rate * 2 * measured.seq_len)
+    forward, backward, head = (1 / (f * peak) for f in (runtime.product_fraction, runtime.backward_fraction, runtime.head_fraction))
+    return forward + unpack_s, backward + unpack_s, head + unpack_s
+
+
+def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
+    """FLOPs of forward and of backward products (attention's counted by its share, as forward), and of the head."""
+    forward = backward = head = 0.0
+    for instruction in plan.instructions:
+        if isinstance(instruction, Compute):
+            op = graph.op[instruction.op]
+            flops = KINDS[op.kind].flops(op)
+            match KINDS[op.kind].part:
+                case Part.HEAD:
+                    head += flops
+                case Part.ATTENTION:
+                    forward += flops / ATTENTION_SHARE
+                case _ if op.backward:
+                    backward += flops
+                case _:
+                    forward += flops
+    return forward, backward, head
+
+
+def _at_head(graph: Graph) -> int:
+    """Bytes held at the head beside logits and packed heads: the adapters, and the widest weight, unpacked."""
+    return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
+
+
+def _in_block(graph: Graph) -> int:
+    """Bytes held in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its activations."""
+    activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
+    return 2 * _adapter_bytes(graph) + sum(HALF * weight.count for weight in _layer_weights(graph)) + activations
+
+
+def _layer_weights(graph: Graph) -> list[Weight]:
+    return [weight for wid, weight in graph.weights.items() if wid.startswith("0.")]
+
+
+def _adapter_bytes(graph: Graph) -> int:
+    return FLOAT_BYTES * num_trainable(graph.config, graph.workload)

@@ -1,0 +1,258 @@
+"""Fit a runtime to what somebody measured on a phone: peaks and step times of published implementations, by model and method.
+
+The times of a plan are sums of work over rates: FLOPs of forward products, of backward products and of the head. Each has one
+constant, seconds a FLOP, found by non-negative least squares on relative errors; unpacking is proportional to forward products in
+the methods measured, so a share of a layer's forward is taken for it. A peak is what the process has before any tensor, and what
+such an implementation holds at the fuller of two moments (see case.py): three constants. No constant belongs to a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from mebp.errors import InputError
+from mebp.sim.device import RANGES, Device, Provenance, Source
+from mebp.task.fit.case import ATTENTION_SHARE, Case
+from mebp.task.fit.measured import Measured
+
+Floats = npt.NDArray[np.float64]
+UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
+ROUNDS = 20
+PAPER_HOLDS = (0.67, 1.73)  # logits and packed heads, as `mebp-plan validate --paper` fits them
+LEAST_FOOTPRINT = 1e6
+PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
+SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
+NAMES = {"product": "forward products", "backward": "backward products", "head": "the head"}
+NOT_MEASURED = ("unpack_rate", "attention_fraction")  # a share of what is
+CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What is fitted: seconds a FLOP (each with the unpacking of its weights), and bytes before any tensor.
+
+    `logits` is how many full fp32 logits are held at the head, `heads` how many packed heads are in memory all the time (the
+    head and the embedding that it is tied to are read apart).
+    """
+
+    forward_s: float
+    backward_s: float
+    head_s: float
+    footprint_bytes: float
+    logits: float
+    heads: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Constants, and what they predict of every measurement, in order; `warnings` say what the data cannot tell."""
+
+    measured: tuple[Measured, ...]
+    constants: Constants
+    peak_bytes: tuple[float, ...]
+    step_s: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def peak_errors(self) -> list[float]:
+        return [got / m.peak_bytes - 1 for got, m in zip(self.peak_bytes, self.measured, strict=True)]
+
+    @property
+    def step_errors(self) -> list[float]:
+        return [got / m.step_s - 1 for got, m in zip(self.step_s, self.measured, strict=True)]
+
+
+def fit(cases: Sequence[Case]) -> Fit:
+    """Fit all constants to all measurements."""
+    times, time_warnings = _fit_times(cases)
+    peaks, peak_warnings = _fit_peaks(cases)
+    constants = Constants(
+        forward_s=times[0], backward_s=times[1], head_s=times[2], footprint_bytes=peaks[0], logits=peaks[1], heads=peaks[2]
+    )
+    warnings = (*_contradictions([case.measured for case in cases]), *time_warnings, *peak_warnings)
+    return predict(constants, cases, warnings)
+
+
+def predict(constants: Constants, cases: Sequence[Case], warnings: tuple[str, ...] = ()) -> Fit:
+    """What constants say of every measurement."""
+    c = constants
+    seconds = [float(np.dot((c.forward_s, c.backward_s, c.head_s), case.work)) + case.small_s for case in cases]
+    held = np.array((c.footprint_bytes, c.logits, c.heads))
+    return Fit(
+        measured=tuple(case.measured for case in cases),
+        constants=constants,
+        peak_bytes=tuple(max(_moments(held, case)) for case in cases),
+        step_s=tuple(seconds),
+        warnings=warnings,
+    )
+
+
+def leave_one_out(cases: Sequence[Case]) -> Fit:
+    """Every measurement predicted by constants fitted without its model; `constants` are those of the whole fit, warnings all."""
+    whole = fit(cases)
+    warnings = list(whole.warnings)
+    found: dict[int, tuple[float, float]] = {}
+    for model in dict.fromkeys(case.measured.model for case in cases):
+        left_out = [number for number, case in enumerate(cases) if case.measured.model == model]
+        rest = fit([case for case in cases if case.measured.model != model])
+        warnings += [f"without {model}: {warning}" for warning in rest.warnings if warning not in whole.warnings]
+        apart = predict(rest.constants, [cases[number] for number in left_out])
+        found |= dict(zip(left_out, zip(apart.peak_bytes, apart.step_s, strict=True), strict=True))
+    peaks, seconds = zip(*(found[number] for number in range(len(cases))), strict=True)
+    return replace(whole, peak_bytes=peaks, step_s=seconds, warnings=tuple(warnings))
+
+
+def fitted_device(cases: Sequence[Case], device: Device, source: str) -> Device:
+    """`device` with the runtime fitted to `cases`: each pass over a weight takes its unpacking time and, in what is left, its
+    product. A number's range is two standard errors either way, by the jackknife over models (Efron & Stein, 1981); with one
+    model it is that of an assumed one. What the footprint contains (libraries, the plan) is not counted again, and the hardware's
+    rate of products, to which the fractions are fitted, is not uncertain beside them.
+    """
+    values = _runtime(fit(cases), device)
+    without = [_runtime(fit(rest), device) for rest in _without_each_model(cases)]
+    sources = {}
+    for name, value in values.items():
+        kind: Provenance = "assumed" if name in NOT_MEASURED or not without else "measured"
+        ends = None
+        if kind == "measured":
+            spread = _two_errors([other[name] for other in without])
+            ends = _ends(max(RANGES[f"runtime.{name}"][0], value - spread), value, value + spread)
+        sources[f"runtime.{name}"] = Source(kind=kind, source=source, range=ends)
+    contained = Source(kind="assumed", source="contained in the fitted footprint_bytes")
+    sources |= {"runtime.kernel_bytes": contained, "runtime.op_bytes": contained}
+    peak = device.hardware.product_flops
+    sources["hardware.product_flops"] = replace(device.sources["hardware.product_flops"], range=(peak, peak))
+    runtime = replace(device.runtime, **values, kernel_bytes=0.0, op_bytes=0.0)
+    return replace(device, runtime=runtime, sources={**device.sources, **sources})
+
+
+def _runtime(found: Fit, device: Device) -> dict[str, float]:
+    """The numbers of a runtime that constants make on a device's hardware, four digits of each."""
+    constants, peak = found.constants, device.hardware.product_flops
+    unpack_s = UNPACK_SHARE * constants.forward_s
+    passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
+    slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
+    if slow:
+        raise InputError(f"the measurements leave {NAMES[slow[0]]} no time beside unpacking: measure more models or methods")
+    fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
+    fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
+    flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
+    values = fractions | {"footprint_bytes": constants.footprint_bytes, "unpack_rate": 1 / (unpack_s * flops_per_weight)}
+    for name, value in values.items():
+        low, high = RANGES[f"runtime.{name}"]
+        if not low <= value <= high:
+            raise InputError(f"the measurements make {name} {value:.3g}: must be between {low:g} and {high:g}: check their units")
+    return {name: float(f"{value:.4g}") for name, value in values.items()}
+
+
+def _without_each_model(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases without those of each model in turn; none where there is one model."""
+    models = dict.fromkeys(case.measured.model for case in cases)
+    return [[case for case in cases if case.measured.model != model] for model in models] if len(models) > 1 else []
+
+
+def _two_errors(values: Sequence[float]) -> float:
+    """Two standard errors of an estimate from its values with each model left out."""
+    count = len(values)
+    return 2 * float(np.std(values)) * float(np.sqrt(count - 1))
+
+
+def _ends(low: float, value: float, high: float) -> tuple[float, float]:
+    """Three digits of a range's ends, which hold its value."""
+    return min(value, float(f"{low:.3g}")), max(value, float(f"{high:.3g}"))
+
+
+def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
+    seconds = np.array([case.measured.step_s for case in cases])
+    work = np.array([case.work for case in cases]) / seconds[:, None]
+    small = np.array([case.small_s for case in cases]) / seconds
+    found, warnings = non_negative(work, 1 - small), _indistinct(work, ("forward", "backward", "head"), "times")
+    if not warnings and (found > UNPACK_SHARE * found[0]).all():
+        return found, ()
+    base = np.array(cases[0].base)  # in its proportions, scaled to the measurements
+    base *= float(np.median((1 - small) / (work @ base)))
+    opened = "times: what the measurements leave open is near the proportions of the profile that they start from"
+    return non_negative(*_pulled(work, 1 - small, base)), (*warnings, opened)
+
+
+def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
+    """The constants of peaks; where the measurements leave something open, near the footprint that the profile had and what the
+    paper's implementation holds.
+    """
+    found, rows, settled = _settled(cases, None)
+    warnings = _indistinct(rows, ("footprint", "logits", "heads"), "peaks")
+    if warnings or found[0] < LEAST_FOOTPRINT:
+        found, _, settled = _settled(cases, np.array((cases[0].base_footprint_bytes, *PAPER_HOLDS)))
+        warnings = (*warnings, "peaks: what the measurements leave open is near the profile that they start from")
+    unsettled = "peaks: which moment is the fuller one did not settle: the constants are one of several fits"
+    return found, warnings if settled else (*warnings, unsettled)
+
+
+def _settled(cases: Sequence[Case], prior: Floats | None) -> tuple[Floats, Floats, bool]:
+    """Constants, the rows that they were fitted to, and whether the moments settled. Which moment is the fuller one depends on
+    the constants: fit, look again, until it stays.
+    """
+    peaks = np.array([case.measured.peak_bytes for case in cases])
+    in_block = np.zeros(len(cases), dtype=bool)
+    for _ in range(ROUNDS):
+        rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)]) / peaks[:, None]
+        known = np.where(in_block, [case.in_block_bytes for case in cases], [case.at_head_bytes for case in cases])
+        A, b = (rows, 1 - known / peaks) if prior is None else _pulled(rows, 1 - known / peaks, prior)
+        found = non_negative(A, b)
+        now = np.array([_moments(found, case)[1] > _moments(found, case)[0] for case in cases])
+        if (now == in_block).all():
+            return found, rows, True
+        in_block = now
+    return found, rows, False
+
+
+def _pulled(A: Floats, b: Floats, prior: Floats) -> tuple[Floats, Floats]:
+    """The same system with each unknown drawn a little towards what is known of it beforehand."""
+    return np.vstack([A, PULL * np.diag(1 / prior)]), np.concatenate([b, np.full(len(prior), PULL)])
+
+
+def _peak_row(case: Case, in_block: bool) -> tuple[float, float, float]:
+    return 1.0, 0.0 if in_block else case.logits_bytes, case.head_bytes
+
+
+def _moments(constants: Floats, case: Case) -> tuple[float, float]:
+    """Bytes at the head and in a block's backward."""
+    at_head, in_block = (float(np.dot(constants, _peak_row(case, block))) for block in (False, True))
+    return at_head + case.at_head_bytes, in_block + case.in_block_bytes if case.in_block_bytes else 0.0
+
+
+def non_negative(A: Floats, b: Floats) -> Floats:
+    """Least squares with x >= 0: the best of the solutions on every subset of columns (of three there are seven)."""
+    best, best_error = np.zeros(A.shape[1]), float("inf")
+    for count in range(1, A.shape[1] + 1):
+        for columns in combinations(range(A.shape[1]), count):
+            x = np.zeros(A.shape[1])
+            x[list(columns)] = np.linalg.lstsq(A[:, columns], b, rcond=None)[0]
+            error = float(((A @ x - b) ** 2).sum())
+            if (x >= 0).all() and error < best_error:
+                best, best_error = x, error
+    return best
+
+
+def _indistinct(rows: Floats, names: tuple[str, ...], of: str) -> tuple[str, ...]:
+    """A warning where the rows leave a direction of the constants open."""
+    scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+    values = np.linalg.svd(scaled, compute_uv=False)
+    if len(rows) >= len(names) and values[-1] > SAME_DIRECTION * values[0]:
+        return ()
+    return (f"{len(rows)} measurements cannot tell {', '.join(names)} apart by {of}: measure other models, methods or lengths",)
+
+
+def _contradictions(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """A warning for each two measurements of the same step that differ by more than noise."""
+    found = []
+    for one, other in combinations(measured, 2):
+        if replace(one, peak_bytes=other.peak_bytes, step_s=other.step_s) == other:
+            for what, a, b in (("peaks", one.peak_bytes, other.peak_bytes), ("times", one.step_s, other.step_s)):
+                if max(a, b) > (1 + CONTRADICTION) * min(a, b):
+                    found.append(f"two {what} of {one.name} contradict each other ({a:g} and {b:g}): the fit lies between them")
+    return tuple(found)

@@ -1,0 +1,79 @@
+"""The compiled kernel against the torch path, bit for bit, and what happens without a compiler."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mebp.executor import kernel as kernel_module
+from mebp.models.format import FORMATS
+from mebp.store.codec import pack, unpack, unpack_in_torch
+from mebp.store.kernel import SWITCH, kernel, unpack_rows
+
+PACKED = [name for name, fmt in FORMATS.items() if fmt.packed]
+COMPILER = any(shutil.which(name) for name in kernel_module.COMPILERS)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The kernel is looked for anew in the test, and after it."""
+    kernel.cache_clear()
+    yield
+    kernel.cache_clear()
+
+
+@pytest.mark.skipif(not COMPILER, reason="no compiler")
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 128), (7, 384), (33, 640), (400, 2560)])
+def test_the_kernel_equals_the_torch_path_bit_for_bit(name: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    fmt = FORMATS[name]
+    codes, steps = pack(torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02, fmt)
+    expected, found = torch.empty(shape, dtype=dtype), torch.full(shape, 7.0, dtype=dtype)
+    unpack_in_torch(codes, steps, fmt, expected, torch.empty(codes.numel(), dtype=torch.int8))
+    assert unpack_rows(codes, steps, fmt, found)
+    assert torch.equal(found, expected)
+
+
+def test_what_is_not_contiguous_is_left_to_torch() -> None:
+    fmt = FORMATS["int8"]
+    codes, steps = pack(torch.randn(8, 64), fmt)
+    wide = torch.zeros(8, 128)
+    assert not unpack_rows(codes, steps, fmt, wide[:, :64])
+    unpack(codes, steps, fmt, (out := torch.empty(8, 64)), None)
+    unpack(codes, steps, fmt, wide[:, :64], None)
+    assert torch.equal(wide[:, :64], out)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_module, "COMPILERS", ("no-such-compiler",))
+    assert kernel() is None
+    fmt = FORMATS["int4-g64"]
+    codes, steps = pack(torch.randn(4, 128), fmt)
+    assert not unpack_rows(codes, steps, fmt, torch.empty(4, 128))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert kernel() is None
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(not COMPILER, reason="no compiler")
+def test_it_is_built_once_and_a_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel_module, "SOURCE", kernel_module.SOURCE + "\nnot C")
+    assert kernel() is None
+    assert not list(tmp_path.rglob("*.so"))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel.cache_clear()
+    assert kernel() is not None
+    built = list(tmp_path.rglob("*"))
+    kernel.cache_clear()
+    assert kernel() is not None
+    assert list(tmp_path.rglob("*")) == built

@@ -1,0 +1,48 @@
+"""Which layers calibration runs, what the floor counts, and the curve of memory over a step."""
+
+from dataclasses import replace
+
+import pytest
+
+from mebp.executor.measure.floor import floor_seconds
+from mebp.executor.measure.memory import MOST_POINTS, Sampler
+from mebp.models.config import LINEARS
+from mebp.models.graph import Graph
+from mebp.models.kind import dense_flops
+from mebp.sim.cost import floor_ns
+from mebp.sim.device import Device
+from mebp.task.calibrate import _few_layers
+from tests.conftest import small_config, small_workload
+
+
+def test_dense_products_are_those_with_frozen_weights(small_graph: Graph, device: Device) -> None:
+    """Forward and, but for the lowest layer's q, k and v, backward; the head forward and backward."""
+    config, tokens = small_graph.config, small_graph.workload.tokens
+    layer = sum(rows * cols for rows, cols in map(config.linear_shape, LINEARS))
+    lowest = sum(rows * cols for rows, cols in (config.linear_shape(name) for name in ("q", "k", "v")))
+    products = 2 * config.num_layers * layer - lowest + 2 * config.vocab * config.hidden
+    assert dense_flops(small_graph.ops) == 2 * tokens * products
+    assert floor_ns(small_graph, device) == pytest.approx(dense_flops(small_graph.ops) / device.hardware.product_flops * 1e9)
+    assert floor_seconds(small_graph) > 0
+
+
+def test_layers_are_taken_until_no_cache_holds_them_and_every_kind_is_among_them() -> None:
+    config, workload = small_config(), small_workload()
+    assert len(_few_layers(config, workload)) == config.num_layers
+    wide = replace(config, hidden=8192, ffn=32768, windows=(0,) * 9)
+    assert _few_layers(wide, workload) == (0, 0)
+    gemma = replace(wide, windows=(512, 512, 512, 0, 512, 512))
+    assert _few_layers(gemma, workload) == (512, 0)
+
+
+def test_the_curve_of_memory_thins_out_as_it_grows() -> None:
+    sampler = Sampler()
+    sampler.begin()
+    for number in range(3 * MOST_POINTS):
+        sampler._draw(sampler._next_ns, number)
+    times = [ns for ns, _ in sampler.curve]
+    assert MOST_POINTS // 2 <= len(times) <= MOST_POINTS
+    assert times == sorted(times)
+    assert times[0] == 0
+    sampler.begin()
+    assert sampler.curve == []
