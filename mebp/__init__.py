@@ -2,7 +2,7 @@
 
     graph = build_graph(load_model("4b"), Workload(lora=Lora(), weights=weight_format("int4-g64")))
     device = load_device("iphone15promax")
-    found = tradeoff(graph, device, budget_bytes=10**9, limits=Limits())
+    found = tradeoff(graph, device, budget_bytes=10**9)
 
 Names are handed on lazily, so that importing mebp is instant and planning never imports torch.
 """
@@ -11,15 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mebp.executor.measure.worker import Job, Measurement, run_plan
+    from mebp.executor.measure.job import Job, Measurement
+    from mebp.executor.measure.worker import run_plan
     from mebp.models.build import build_graph
     from mebp.models.catalogue import load_model
     from mebp.models.format import weight_format
     from mebp.models.graph import Graph
     from mebp.models.workload import Lora, Workload
     from mebp.plan import Plan, dump_plan, read_plan
+    from mebp.planner.effort import Effort
     from mebp.planner.recipe.strategies import STRATEGIES
-    from mebp.planner.solver.search import Limits
     from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
     from mebp.sim.device import Device
     from mebp.sim.profile import load_device
@@ -30,10 +31,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Device": "mebp.sim.device",
     "Graph": "mebp.models.graph",
-    "Job": "mebp.executor.measure.worker",
-    "Limits": "mebp.planner.solver.search",
+    "Job": "mebp.executor.measure.job",
+    "Effort": "mebp.planner.effort",
     "Lora": "mebp.models.workload",
-    "Measurement": "mebp.executor.measure.worker",
+    "Measurement": "mebp.executor.measure.job",
     "Plan": "mebp.plan",
     "Prediction": "mebp.sim.simulate",
     "Row": "mebp.planner.tradeoff",
@@ -54,9 +55,9 @@ _HOMES = {
 __all__ = [
     "STRATEGIES",
     "Device",
+    "Effort",
     "Graph",
     "Job",
-    "Limits",
     "Lora",
     "Measurement",
     "Plan",

@@ -7,12 +7,14 @@
     │   ├── ProfileError         a device profile has a missing, negative or misspelt entry
     │   └── StoreError           a weight store is missing, cut off or of another model
     ├── InvalidPlan              a plan breaks a rule of the plan language (2)
+    ├── InvalidPacking           two buffers that live together overlap (2)
     ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
     ├── NoPlanInTime             the solver met its limit without any plan (3)
     ├── Disagreement             measured differs from predicted beyond tolerance (4)
     └── Interrupted              Ctrl-C cut a search short; what was found is given (130)
 
-A text names the value, the bound and the remedy.
+A text names the value, the bound and the remedy. Settings stand in backticks by their Python names (`seq_len`, `budget`); the
+command spells them as its flags.
 """
 
 
@@ -50,6 +52,13 @@ class InvalidPlan(MebpError):
         super().__init__(f"invalid plan: {where} breaks the rule '{rule}': {message}")
         self.rule = rule
         self.index = index
+
+
+class InvalidPacking(MebpError):
+    """A packing gives bytes to two buffers at once, or lies outside its arena."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"invalid packing: {message}: a bug to report")
 
 
 class InfeasibleBudget(MebpError):

@@ -31,7 +31,8 @@ from mebp.models.workload import Workload
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+HOST = "host"  # the name of every machine that was measured by itself: the device's title says which
 
 
 class Engine(StrEnum):
@@ -147,7 +148,7 @@ class SolverFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One training step for one graph (`signature`), made for `device`, with `overrides` of its profile, under `budget_bytes` of
-    footprint.
+    footprint. `device_title` says which machine the profile is of.
 
     `resident` tensors are unpacked weights that stay in the arena across steps. `exact` is false where the gradient is not the
     true one (MeZO).
@@ -160,6 +161,7 @@ class Plan:
     exact: bool = True
     signature: str
     device: str
+    device_title: str = ""
     overrides: tuple[str, ...] = ()
     budget_bytes: Annotated[int, Field(ge=0)]
     config: ModelConfig
@@ -187,7 +189,7 @@ def parse_plan(text: str, source: str) -> Plan:
         plan = _adapter().validate_json(text)
     except ValidationError as error:
         raise InputError(f"{source} is not a plan: {_first(error.errors()[0])}: plan it again") from None
-    if not all(text.isprintable() for text in (plan.name, plan.device, plan.config.name)):
+    if not all(text.isprintable() for text in (plan.name, plan.device, plan.device_title, plan.config.name)):
         raise InputError(f"{source} is not a plan: its name, device or model holds control characters: plan it again")
     return plan
 

@@ -6,40 +6,83 @@
 import errno
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
 
-from mebp.cli import device, frontier, graph, model, pack, plan, run, show, validate, verify
-from mebp.cli.request import takes_request
+from mebp.cli.flag import spell, with_flags
+from mebp.cli.help import Command
 from mebp.cli.screen import note
 from mebp.errors import MebpError
 
 INTERRUPTED = 130
-GROUP_FLAGS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+GROUP_FLAGS = ("--help", "-h", "--version")
+HELP = {"help_option_names": ["-h", "--help"]}
+
+# Modules are imported when their command is asked for: --help needs none of them.
+COMMANDS = {
+    "plan": "Compare fixed strategies with solved plans for a device, and choose one.",
+    "run": "Execute a plan on this machine: predicted vs. measured.",
+    "compare": "Compare devices and models, or plan files, in one table.",
+    "show": "Explain a plan file: its peak, its memory over time, its instructions.",
+    "curve": "Solve for a row of budgets: step time against memory.",
+    "models": "List the models that are known by name.",
+    "devices": "List device profiles, or show where a profile's numbers come from.",
+    "compress": "Compress a Hugging Face checkpoint into a store to run plans on.",
+    "synthesize": "Write a store of random weights to run plans on.",
+    "calibrate": "Measure this machine as device `host`, or fit a phone to measurements.",
+    "verify": "Execute six plans here and print how far each prediction is off.",
+    "validate": "Compare measured figures, the paper's or yours, with the simulator's.",
+    "graph": "Find an order with recomputation for any training graph under a budget.",
+    "pack": "Give buffers addresses within a capacity (the format of google/minimalloc).",
+}
+OLD_NAMES = {"frontier": "curve"}  # understood, not listed
+
+START = """\
+mebp-plan plans LoRA fine-tuning with exact gradients for small devices, and runs the plan on this machine.
+
+  mebp-plan --device iphone15promax --model 4b      what fits, and how fast
+  mebp-plan run --model 0.5b --budget 400MB         a plan executed here: predicted vs. measured
+  mebp-plan compare -m 0.5b -m 4b -d pixel8 -d rpi5_nvme
+
+Models: mebp-plan models. Devices: mebp-plan devices. Every command: mebp-plan --help."""
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """The commands by name, each made from its module when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        name = OLD_NAMES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"mebp.cli.command.{name}")
+        if hasattr(module, "app"):
+            return typer.main.get_command(module.app)
+        app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+        app.command(name, cls=Command, context_settings=HELP)(with_flags(getattr(module, name)))
+        return typer.main.get_command(app)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Every command with its line, without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 app = typer.Typer(
     name="mebp-plan",
+    cls=LazyGroup,
     help="Plan LoRA fine-tuning with exact gradients for small devices, see the trade-offs, run the plan.",
     epilog="Without a command, `plan` is meant: mebp-plan --device iphone15promax --model 4b",
     no_args_is_help=False,
     rich_markup_mode=None,
+    add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
-app.command("plan")(takes_request(plan.plan))
-app.command("run")(takes_request(run.run))
-app.command("verify")(takes_request(verify.verify))
-app.command("validate")(validate.validate)
-app.command("show")(show.show)
-app.command("compare")(show.compare)
-app.command("models")(model.models)
-app.command("synthesize")(model.synthesize)
-app.command("compress")(model.compress)
-app.command("frontier")(takes_request(frontier.frontier))
-app.command("graph")(graph.graph)
-app.command("pack")(pack.pack)
-app.command("calibrate")(takes_request(device.calibrate))
-app.add_typer(device.app, name="devices")
 
 
 @app.callback(invoke_without_command=True)
@@ -50,7 +93,7 @@ def group(context: typer.Context, version: bool = typer.Option(False, "--version
 
         typer.echo(f"mebp-plan {installed('mebp-plan')}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(START)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,7 +136,7 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
             note("mebp-plan: interrupted")
         return result if isinstance(result, int) else 0
     except MebpError as error:
-        note(f"mebp-plan: {error}")
+        note(f"mebp-plan: {spell(str(error))}")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         note("mebp-plan: interrupted")
@@ -112,6 +155,8 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
         return 2
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            note(f"mebp-plan: {error.format_message().rstrip('.')}: see mebp-plan --help")
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "mebp-plan"
+            note(f"mebp-plan: {error.format_message().rstrip('.')}: see {path} --help")
             return int(error.exit_code)
         raise

@@ -1,11 +1,12 @@
-"""The two consoles and what is written to them: data on stdout, progress on stderr, files whole or not at all."""
+"""The two consoles and what is written to them: data on stdout, progress on stderr. And work that Ctrl-C can end."""
 
-import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mebp.errors import InputError
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
-    from mebp.cli.request import Request
+    from mebp.planner.effort import Stop
 
-
-NARROWEST = 40  # columns: a table cut there says more than one of a character a cell
+Result = TypeVar("Result")
+NARROWEST = 40  # columns: a table cut there says more than one of a character per cell
 
 
 def stdout() -> "Console":
@@ -28,18 +29,12 @@ def stdout() -> "Console":
     return console
 
 
-def stderr() -> "Console":
-    """Where progress and notes go."""
-    from rich.console import Console  # noqa: PLC0415
-
-    return Console(stderr=True, highlight=False)
-
-
 @contextmanager
 def working(what: str) -> Iterator["Status"]:
     """A spinner on stderr while something long runs; silent where stderr is not a terminal."""
-    console = stderr()
-    with console.status(what) as status:
+    from rich.console import Console  # noqa: PLC0415
+
+    with Console(stderr=True, highlight=False).status(what) as status:
         yield status
 
 
@@ -48,39 +43,33 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def require_apart(request: "Request", outputs: dict[str, Path | None]) -> None:
+def interruptible(work: Callable[[], Result], stop: "Stop") -> Result:
+    """Do `work` in a thread of its own; Ctrl-C asks it to stop and takes what it has, a second one does not wait for it."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="mebp-work", daemon=True).start()
+        return future.result()
+    except KeyboardInterrupt:
+        if not future.running() and not future.done():
+            raise  # it came before the work began
+        stop.ask()
+        return future.result()
+
+
+def require_apart(outputs: Mapping[str, Path | None], sources: Iterable[Path] = ()) -> None:
     """Refuse an output that is another output, or a file that the command reads."""
-    taken = {Path(spec).resolve(): spec for spec in request.sources}
+    taken = {path.resolve(): str(path) for path in sources}
     for flag, path in outputs.items():
         if path is None:
             continue
         if path.resolve() in taken:
             raise InputError(f"{flag} {path} is {taken[path.resolve()]} too: name another file")
         taken[path.resolve()] = flag
-
-
-def require_other(output: Path, source: Path) -> None:
-    """Refuse to write over the file that is read."""
-    if output.resolve() == source.resolve():
-        raise InputError(f"-o {output} is the file to read: name another file")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write `text` to `path` in one piece: a failure leaves what was there, and no temporary file. Links are followed.
-
-    InputError for a target that is not a regular file (a device, a pipe, a folder) and where writing fails.
-    """
-    target = path.resolve()
-    if not target.name or target.is_dir() or (target.exists() and not target.is_file()):
-        raise InputError(f"cannot write {path}: it is no regular file: name one, such as plan.json")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Execute a plan: real tensors in one arena, engines as threads, the order of mebp/sim/order.py kept by waiting.
+"""Execute a plan: real tensors in one arena, engines as threads, the order of mebp/order.py kept by waiting.
 
 What an instruction does; engine.py says when.
 """
@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mebp.executor.adapter import Adapter
+from mebp.executor.arena import Arena
 from mebp.executor.engine import Engines, cross_engine_waits
-from mebp.executor.env import Adapter, Arena, Env, Io, Scratch, read_rows
+from mebp.executor.env import Env, Io, dtype_of
 from mebp.executor.ops.table import OPS
 from mebp.executor.readahead import ReadAhead, Use
 from mebp.executor.rope import rope_tables
 from mebp.executor.spill import Spill
 from mebp.models.graph import Graph
 from mebp.models.scratch import stream_rows
-from mebp.models.step import adapter_shapes
 from mebp.models.tensor import TensorId, WeightId
 from mebp.plan import (
     Compute,
@@ -34,6 +35,7 @@ from mebp.plan import (
 from mebp.plan import (
     Store as StoreInstruction,
 )
+from mebp.store.codec import read_rows
 from mebp.store.reader import WEIGHTS_FILE, Frozen, Store
 
 GradientHook = Callable[[str, Tensor], None]
@@ -113,19 +115,10 @@ class Executor:
         match instruction:
             case Compute():
                 self._places |= {place.tensor: place for place in instruction.writes}
-                op = self.graph.op[instruction.op]
-                scratch = Scratch(self.arena, instruction.scratch)
-                io = Io(
-                    self.env,
-                    self.arena,
-                    op,
-                    self._places,
-                    scratch,
-                    streamed=instruction.streamed,
-                    tile=instruction.tile,
-                )
-                OPS[op.kind](io)
-                assert not scratch.unused, f"{op.id} left {scratch.unused} bytes of its scratch untouched"
+                op, streamed, tile = self.graph.op[instruction.op], instruction.streamed, instruction.tile
+                io = Io(self.env, self.arena, op, self._places, instruction.scratch, streamed=streamed, tile=tile)
+                OPS[op.kind.name](io)
+                io.finish()
             case Unpack():
                 self._places[instruction.place.tensor] = instruction.place
                 self._unpack(instruction.weight, instruction.place, instruction.scratch)
@@ -144,7 +137,7 @@ class Executor:
     def _unpack(self, wid: WeightId, place: Place, scratch: Place | None) -> None:
         """Decompress a whole weight, a cache-sized block of rows at a time; without scratch in a buffer of its own."""
         weight, frozen = self.graph.weights[wid], self.env.frozen(wid)
-        out = self.arena.view(place.offset, (weight.rows, weight.cols), self.env.dtype)
+        out = self.arena.view(place.offset, (weight.rows, weight.cols), dtype_of(self.graph))
         rows = stream_rows(weight.cols)
         count = min(rows, weight.rows) * frozen.codes.shape[1]
         codes = None
@@ -164,20 +157,6 @@ class Executor:
             read_rows(part, slice(None), out[block], codes)
 
 
-def new_adapters(graph: Graph, *, seed: int = 0, device: str = "cpu") -> dict[str, Adapter]:
-    """Fresh LoRA pairs as PEFT makes them: A uniform (Kaiming, a = sqrt 5), B zero, fp32; with AdamW, its states."""
-    generator = torch.Generator().manual_seed(seed)
-    adapters = {}
-    for name, (a_shape, b_shape) in adapter_shapes(graph.config, graph.workload).items():
-        bound = a_shape[1] ** -0.5
-        A = torch.empty(a_shape).uniform_(-bound, bound, generator=generator).to(device)
-        B = torch.zeros(b_shape, device=device)
-        states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.outside_bytes["optimizer state"] else []
-        held = [torch.zeros_like(t) for t in (A, B)] if graph.workload.holds_gradients else []
-        adapters[name] = Adapter(A=A, B=B, states=states, held=held)
-    return adapters
-
-
 def next_tokens(tokens: Tensor) -> Tensor:
     """Labels: each position's next token, and -100 at the end of every sequence. (batch, seq) in and out."""
     labels = torch.full_like(tokens, -100)
@@ -194,7 +173,7 @@ def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch
         ids=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
         labels=torch.zeros(workload.tokens, dtype=torch.int64, device=device),
         positions=torch.arange(workload.seq_len, device=device),
-        tables=rope_tables(graph.config, workload, device),
+        tables=rope_tables(graph, device),
         device=device,
         learning_rate=learning_rate,
         seed=seed,
@@ -208,13 +187,13 @@ def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
     found: list[Use] = []
     for index, instruction in enumerate(plan.instructions):
         match instruction:
-            case Compute(streamed=True) if graph.op[instruction.op].kind != "embed":
+            case Compute(streamed=True) if not graph.op[instruction.op].kind.gathers:
                 weights = graph.op[instruction.op].weights
             case Unpack():
                 weights = (instruction.weight,)
             case _:
                 continue
         for weight in weights:
-            for offset, nbytes, address in store.extents(weight.removesuffix(".weight")):
+            for offset, nbytes, address in store.extents(graph.weights[weight].name):
                 found.append(Use(index=index, offset=offset, nbytes=nbytes, address=address))
     return found

@@ -5,17 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from mebp.models.config import ModelConfig, Rope
-from mebp.models.workload import ITEMSIZE, Workload
+from mebp.executor.arena import TYPES
+from mebp.models.config import Rope
+from mebp.models.graph import Graph
+from mebp.models.op import float_type
+from mebp.models.params import RopeParams
 
 
-def rope_tables(config: ModelConfig, workload: Workload, device: torch.device) -> dict[bool, tuple[Tensor, Tensor]]:
-    """Local? -> (cos, sin), each (seq, head_dim / 2) in the activations' type; one pair where both ropes are the same."""
-    full = _table(config.rope, config.head_dim, workload, device)
-    return {
-        False: full,
-        True: full if config.rope == config.local_rope else _table(config.local_rope, config.head_dim, workload, device),
-    }
+def rope_tables(graph: Graph, device: torch.device) -> dict[Rope, tuple[Tensor, Tensor]]:
+    """(cos, sin), each (seq, head_dim / 2) in the activations' type, for every rotary embedding that an op of the graph uses."""
+    dims = {op.params.rope: op.dims for op in graph.ops if isinstance(op.params, RopeParams)}
+    return {rope: _table(rope, d.head_dim, d.seq, TYPES[float_type(d.itemsize)], device) for rope, d in dims.items()}
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -32,7 +32,6 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
     return frequencies
 
 
-def _table(rope: Rope, head_dim: int, workload: Workload, device: torch.device) -> tuple[Tensor, Tensor]:
-    dtype = torch.bfloat16 if ITEMSIZE[workload.precision] == 2 else torch.float32
-    angles = torch.arange(workload.seq_len, dtype=torch.float32)[:, None] * inverse_frequencies(rope, head_dim)
+def _table(rope: Rope, head_dim: int, seq: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(seq, dtype=torch.float32)[:, None] * inverse_frequencies(rope, head_dim)
     return angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)

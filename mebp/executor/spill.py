@@ -55,7 +55,7 @@ class Spill:
         address = ctypes.c_void_p(self._bytes.data_ptr() + offset)
         if _libc.msync(address, ctypes.c_size_t(nbytes), MS_SYNC):
             number = ctypes.get_errno()
-            raise StoreError(f"cannot write the spill file back: {os.strerror(number)}: name another folder with --spill-dir")
+            raise StoreError(f"cannot write the spill file back: {os.strerror(number)}: name another folder as `spill_dir`")
 
     def _drop(self, offset: int, nbytes: int) -> None:
         if self._map is not None and hasattr(self._map, "madvise"):
@@ -78,7 +78,7 @@ def _map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
     try:
         file, path = tempfile.mkstemp(prefix="mebp-spill-", dir=where)
     except OSError as error:
-        raise StoreError(f"cannot make a spill file in {where}: {error.strerror}: name another folder with --spill-dir") from None
+        raise StoreError(f"cannot make a spill file in {where}: {error.strerror}: name another folder as `spill_dir`") from None
     try:
         os.unlink(path)
         reserve(file, nbytes)
@@ -86,7 +86,7 @@ def _map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise StoreError(
-            f"cannot keep {nbytes} bytes for the spill file in {where}: {reason}: name another folder with --spill-dir"
+            f"cannot keep {nbytes} bytes for the spill file in {where}: {reason}: name another folder as `spill_dir`"
         ) from None
     finally:
         os.close(file)

@@ -5,6 +5,7 @@ tests compare the parameter counts with the published ones and with modules that
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ ALIASES = {
     "1b": "gemma-3-1b",
     "4b": "gemma-3-4b",
 }
+
+
+HUB_NAME = re.compile(r"[\w.-]+")
+HUB_SUFFIX = re.compile(r"(-(it|pt|instruct|base|bf16|bnb|4bit|8bit))*$")  # of other training or storage, not other dimensions
 
 
 def _qwen2(sizes: dict[str, int], *, vocab: int = 151_936, tied: bool = True) -> dict[str, Any]:
@@ -89,13 +94,26 @@ def catalogue_model(name: str) -> ModelConfig:
     return config_from_dict(CATALOGUE[name], name=name, source=f"catalogue entry {name}")
 
 
+def hub_name(spec: str) -> str | None:
+    """The catalogue model behind a Hugging Face id such as `google/gemma-3-4b-it`: tuned or not, it has the same dimensions."""
+    owner, slash, name = spec.partition("/")
+    if not (slash and owner and HUB_NAME.fullmatch(name)):
+        return None
+    plain = HUB_SUFFIX.sub("", name.lower())
+    return plain if plain in CATALOGUE else None
+
+
 def load_model(spec: str) -> ModelConfig:
-    """Find the model that `spec` names: an alias, a catalogue name, or a config.json or folder in Hugging Face form."""
+    """Find the model that `spec` names: an alias, a catalogue name, the Hugging Face id of a catalogue model, or a config.json or
+    folder in Hugging Face form.
+    """
     if not spec.strip():
-        raise ModelError("--model is empty: take a name that `mebp-plan models` lists, or a folder with config.json")
+        raise ModelError("`model` is empty: take a name that `mebp-plan models` lists, or a folder with config.json")
     name = ALIASES.get(spec.lower(), spec.lower())
     if name in CATALOGUE:
         return catalogue_model(name)
+    if not Path(spec).exists() and (known := hub_name(spec)):
+        return catalogue_model(known)
     if Path(spec).exists() or "/" in spec or spec.endswith(".json"):
         return read_model(Path(spec))
     near = difflib.get_close_matches(name, [*CATALOGUE, *ALIASES], n=1)

@@ -72,26 +72,26 @@ def parse_targets(text: str) -> tuple[LinearName, ...]:
     asked = {part.strip().removesuffix("_proj") for part in text.split(",") if part.strip()}
     unknown = asked - set(LINEARS)
     if unknown or not asked:
-        raise InputError(f"--lora-targets {text!r}: take all-linear or a subset of {','.join(LINEARS)}")
+        raise InputError(f"`targets` {text!r}: take all-linear or a subset of {','.join(LINEARS)}")
     return tuple(name for name in LINEARS if name in asked)
 
 
 def require_workload(config: ModelConfig, workload: Workload) -> None:
     """Refuse what cannot be built on `config`: InputError naming value, bound and remedy."""
-    _require_range("--seq-len", workload.seq_len, 2, MAX_TOKENS)
-    _require_range("--batch-size", workload.batch_size, 1, 4096)
-    _require_range("tokens (--seq-len x --batch-size)", workload.tokens, 2, MAX_TOKENS)
+    _require_range("`seq_len`", workload.seq_len, 2, MAX_TOKENS)
+    _require_range("`batch_size`", workload.batch_size, 1, 4096)
+    _require_range("tokens (`seq_len` x `batch_size`)", workload.tokens, 2, MAX_TOKENS)
     if not workload.lora.targets:
         raise InputError("lora targets are empty: take all-linear or some of " + ",".join(LINEARS))
     widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)
-    _require_range(f"--lora-r (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
+    _require_range(f"`rank` (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
     if not 0 < workload.lora.alpha < float("inf"):
-        raise InputError(f"--lora-alpha = {workload.lora.alpha}: must be a positive number")
-    _require_range("--accumulate", workload.accumulate, 1, MAX_TOKENS)
+        raise InputError(f"`alpha` = {workload.lora.alpha}: must be a positive number")
+    _require_range("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
     if not 0 <= workload.clip_norm < float("inf"):
-        raise InputError(f"--clip-norm = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
-    _require_choice("--precision", workload.precision, get_args(Precision))
-    _require_choice("--optimizer", workload.optimizer, get_args(Optimizer))
+        raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
+    _require_choice("`precision`", workload.precision, get_args(Precision))
+    _require_choice("`optimizer`", workload.optimizer, get_args(Optimizer))
     for name, (_, cols) in config.matrices().items():
         workload.weights.require_fits(name, cols)
 

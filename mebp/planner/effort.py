@@ -15,8 +15,8 @@ Progress = Callable[[int, int], None]  # the best so far and the bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What a phase gets: parts of the deterministic and of the wall seconds. In deterministic seconds no less than `at_least_s`, where
-    the whole search has so many, and no more than `at_most_s`; a phase that is not `watched` reports no progress.
+    """What a phase gets: parts of the deterministic and of the wall seconds. In deterministic seconds no less than `at_least_s`,
+    where the whole search has so many, and no more than `at_most_s`; a phase that is not `watched` reports no progress.
     """
 
     part: float = 1.0
@@ -69,8 +69,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, who may stop it, and who is told of
-    the best and the bound.
+    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, who may stop it, and who is told
+    of the best and the bound.
     """
 
     deterministic_s: float = 0.6

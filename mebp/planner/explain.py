@@ -1,4 +1,5 @@
-"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that saves."""
+"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that saves.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class LiveTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """A plan in numbers, to compare with another's: forward ops run and recomputed, tensors stored and loaded, weights decompressed,
-    uses of weights streamed and read unpacked, and weights unpacked whole.
+    """A plan in numbers, to compare with another's: forward ops run and recomputed, tensors stored and loaded, weights
+    decompressed, uses of weights streamed and read unpacked, and weights unpacked whole.
     """
 
     forward: int

@@ -30,8 +30,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """One change (None: none at all), the least budget under it, a bound on the step time at the budget (None: it is below the least),
-    and the compressed weights.
+    """One change (None: none at all), the least budget under it, a bound on the step time at the budget (None: it is below the
+    least), and the compressed weights.
     """
 
     change: Change | None

@@ -154,24 +154,24 @@ def override(device: Device, assignments: Sequence[str]) -> Device:
         key = key.strip()
         if key.startswith(f"{SHAPES}."):
             raise ProfileError(
-                f"--set {assignment}: what a shape takes is measured, not set: calibrate, or edit the profile's file"
+                f"`set` {assignment}: what a shape takes is measured, not set: calibrate, or edit the profile's file"
             )
         if not equals:
-            raise ProfileError(f"--set {assignment}: expected KEY=VALUE, such as --set runtime.unpack_rate=3e9")
+            raise ProfileError(f"`set` {assignment}: expected KEY=VALUE, such as runtime.unpack_rate=3e9")
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ProfileError(
-                f"--set {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them"
+                f"`set` {assignment}: unknown entry {key!r}: {hint}`mebp-plan devices show {device.name}` lists them"
             )
         try:
             value: float | str = float(text)
         except ValueError:
             value = text
         section, _, name = key.partition(".")
-        number = _number(key, value, f"--set {key}")
+        number = _number(key, value, f"`set` {key}")
         changed = replace(getattr(device, section), **{name: number})
-        asked = Source(kind="assumed", source="--set on the command line", range=(number, number))
+        asked = Source(kind="assumed", source="set for this plan", range=(number, number))
         sources = {**device.sources, key: asked}
         overrides = (*device.overrides, assignment)
         device = replace(device, sources=sources, overrides=overrides, **{section: changed})

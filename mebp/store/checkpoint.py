@@ -1,6 +1,7 @@
 """Compress a Hugging Face checkpoint into a store: safetensors, sharded or not, a few rows of one tensor at a time.
 
-Nothing of a checkpoint is unpickled or executed. Each matrix is quantised as packing.pack does; its relative RMS error is recorded.
+Nothing of a checkpoint is unpickled or executed. Each matrix is quantised as codec.quantise does; its relative RMS error is
+recorded.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from mebp.errors import ModelError, StoreError
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
 from mebp.models.huggingface import read_model
-from mebp.store.codec import pack, unpack_whole
-from mebp.store.reader import layout
+from mebp.store.codec import quantise, unpack_whole
+from mebp.store.reader import Frozen, layout
 from mebp.store.writer import Pieces, write_store
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -91,7 +92,7 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
             if name.endswith(".steps"):
                 yield name, steps
                 continue
-            if matrix in matrices and fmt.packed:
+            if matrix in matrices and fmt.compressed:
                 steps = torch.empty(expected[f"{matrix}.steps"][1], dtype=torch.bfloat16)
                 yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix)
             else:
@@ -116,11 +117,13 @@ def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: d
     done = 0
     for rows in pieces:
         weights = rows.float()
-        codes, own = pack(weights, fmt)
+        codes, own = quantise(weights, fmt)
         steps[done : done + len(own)] = own  # not kept apart: small tensors between freed large ones would hold the heap
         done += len(own)
         right += float(weights.square().sum(dtype=torch.float64))
-        wrong += float(unpack_whole(codes, own, fmt, torch.float32).sub_(weights).square_().sum(dtype=torch.float64))
+        wrong += float(
+            unpack_whole(Frozen(codes=codes, steps=own, format=fmt), torch.float32).sub_(weights).square_().sum(dtype=torch.float64)
+        )
         yield codes
     errors[name] = math.sqrt(wrong / right) if right else 0.0
 

@@ -1,4 +1,5 @@
-"""Pack weights into a format's codes and steps, and unpack rows of them again, in torch or with the compiled kernel of kernel.py.
+"""Quantise weights into a format's codes and steps, and unpack rows of them again, in torch or with the compiled kernel of
+kernel.py.
 
 A code is shifted to the top bits of a signed byte, where that byte times the group's step is the weight: no zero point has to be
 subtracted, and every pass runs over contiguous rows (see mebp/models/format.py).
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from mebp.models.format import WeightFormat
 from mebp.store.kernel import unpack_rows
+from mebp.store.reader import Frozen
 
 
-def pack(weight: Tensor, fmt: WeightFormat) -> tuple[Tensor, Tensor]:
+def quantise(weight: Tensor, fmt: WeightFormat) -> tuple[Tensor, Tensor]:
     """Quantise (rows, cols) to codes (rows, cols x bits / 8) int8 and steps (rows, groups) bf16, symmetric, per group.
 
     Codes lie in [-qmax, qmax] with qmax = 2**(bits-1) - 1, so the largest weight of a group is met exactly up to the step's
@@ -25,18 +27,18 @@ def pack(weight: Tensor, fmt: WeightFormat) -> tuple[Tensor, Tensor]:
     steps = (scale / 2 ** (8 - fmt.bits)).to(torch.bfloat16)
     exact = steps.float() * 2 ** (8 - fmt.bits)
     codes = torch.where(exact[:, :, None] > 0, grouped / exact[:, :, None], 0.0).round().clamp(-qmax, qmax).to(torch.int8)
-    return pack_codes(codes.view(rows, cols), fmt), steps
+    return join_codes(codes.view(rows, cols), fmt), steps
 
 
-def pack_codes(codes: Tensor, fmt: WeightFormat) -> Tensor:
-    """Pack signed codes (rows, cols) int8, each within its bits, into bytes (rows, cols x bits / 8)."""
+def join_codes(codes: Tensor, fmt: WeightFormat) -> Tensor:
+    """Join signed codes (rows, cols) int8, each within its bits, in bytes (rows, cols x bits / 8)."""
     rows, cols = codes.shape
     count = 8 // fmt.bits
     slots = codes.view(rows, count, cols // count).to(torch.int16) & (2**fmt.bits - 1)
-    packed = torch.zeros_like(slots[:, 0])
+    joined = torch.zeros_like(slots[:, 0])
     for slot in range(count):
-        packed |= slots[:, slot] << (fmt.bits * slot)
-    return packed.to(torch.uint8).view(torch.int8).view(rows, -1)
+        joined |= slots[:, slot] << (fmt.bits * slot)
+    return joined.to(torch.uint8).view(torch.int8).view(rows, -1)
 
 
 def unpack(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor, scratch: Tensor | None) -> None:
@@ -64,13 +66,32 @@ def unpack_in_torch(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor
 
 
 def _require(scratch: Tensor | None) -> Tensor:
-    assert scratch is not None, "formats of less than a byte a weight need scratch"
+    assert scratch is not None, "formats of less than a byte per weight need scratch"
     return scratch
 
 
-def unpack_whole(codes: Tensor, steps: Tensor, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
-    """Decompress a whole weight into a new tensor: for references and tests."""
-    rows = codes.shape[0]
-    out = torch.empty(rows, codes.shape[1] * 8 // fmt.bits, dtype=dtype)
-    unpack(codes, steps, fmt, out, torch.empty(codes.numel(), dtype=torch.int8))
+def unpack_whole(frozen: Frozen, dtype: torch.dtype) -> Tensor:
+    """Decompress a whole matrix into a new tensor: for references and tests."""
+    if frozen.steps is None:
+        return frozen.codes.to(dtype)
+    rows, nbytes = frozen.codes.shape
+    out = torch.empty(rows, nbytes * 8 // frozen.format.bits, dtype=dtype)
+    unpack(frozen.codes, frozen.steps, frozen.format, out, torch.empty(frozen.codes.numel(), dtype=torch.int8))
+    return out
+
+
+def read_rows(frozen: Frozen, rows: slice, tile: Tensor | None, codes: Tensor | None, device: torch.device | None = None) -> Tensor:
+    """Rows of a frozen weight, decompressed into `tile` (or as they lie, where nothing needs to be decompressed)."""
+    stored = frozen.codes[rows]
+    if tile is None:
+        return stored if device is None else stored.to(device)
+    out = tile[: stored.shape[0]]
+    if frozen.steps is None:
+        out.copy_(stored)
+        return out
+    if out.device != stored.device:
+        stored, steps = stored.to(out.device), frozen.steps[rows].to(out.device)
+    else:
+        steps = frozen.steps[rows]
+    unpack(stored, steps, frozen.format, out, codes)
     return out

@@ -42,6 +42,11 @@ class Frozen:
     steps: Tensor | None
     format: WeightFormat
 
+    def copy(self) -> "Frozen":
+        """The same matrix in memory of the process's own."""
+        steps = None if self.steps is None else self.steps.clone()
+        return Frozen(codes=self.codes.clone(), steps=steps, format=self.format)
+
 
 class Store:
     """An open store. Tensors are views of the mapped file; nothing is read until it is asked for, and then it is checked once."""
@@ -65,13 +70,13 @@ class Store:
 
     def matrix(self, name: str) -> Frozen:
         """The frozen matrix `name` (such as `3.q`), without its `.weight`."""
-        if not self.format.packed:
+        if not self.format.compressed:
             return Frozen(codes=self._view(name), steps=None, format=self.format)
         return Frozen(codes=self._view(f"{name}.codes"), steps=self._view(f"{name}.steps"), format=self.format)
 
     def extents(self, name: str) -> list[tuple[int, int, int]]:
         """Where the matrix `name` lies: (offset in the file, bytes, address) of its codes and of its steps."""
-        names = [f"{name}.codes", f"{name}.steps"] if self.format.packed else [name]
+        names = [f"{name}.codes", f"{name}.steps"] if self.format.compressed else [name]
         views = [self._views[part] for part in names]
         return [(int(view.storage_offset()) * view.itemsize, view.numel() * view.itemsize, view.data_ptr()) for view in views]
 
@@ -97,7 +102,7 @@ class Store:
             raise StoreError(f"store {self.folder} holds {self.config.name}, not {config.name}: name the store of that model")
         if fmt != self.format:
             raise StoreError(
-                f"store {self.folder} is in {self.format.name}, not {fmt.name}: plan with --weights {self.format.name}"
+                f"store {self.folder} is in {self.format.name}, not {fmt.name}: plan with `weights` {self.format.name}"
             )
 
 
@@ -106,7 +111,7 @@ def layout(config: ModelConfig, fmt: WeightFormat) -> Layout:
     found: Layout = {}
     for name, (rows, cols) in config.matrices().items():
         fmt.require_fits(name, cols)
-        if fmt.packed:
+        if fmt.compressed:
             found[f"{name}.codes"] = ("I8", (rows, cols * fmt.bits // 8))
             found[f"{name}.steps"] = ("BF16", (rows, cols // fmt.group_cols(cols)))
         else:

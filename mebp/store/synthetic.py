@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
-from mebp.store.codec import pack_codes
+from mebp.store.codec import join_codes
 from mebp.store.reader import layout
 from mebp.store.writer import write_store
 
@@ -34,7 +34,7 @@ def synthesize(
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         done = 0
-        table = _code_table(fmt, generator) if fmt.packed else None
+        table = _code_table(fmt, generator) if fmt.compressed else None
         for name, (_, shape) in layout(config, fmt).items():
             yield name, _synthetic(name, shape, config, fmt, table, generator)
             done += prod(shape)
@@ -50,7 +50,7 @@ def _code_table(fmt: WeightFormat, generator: torch.Generator) -> Tensor:
     count = 8 // fmt.bits
     draws = torch.randn(256, count, generator=generator) * (qmax / SYNTHETIC_PEAK)
     codes = draws.round().clamp(-qmax, qmax).to(torch.int8)
-    return pack_codes(codes, fmt).view(-1)
+    return join_codes(codes, fmt).view(-1)
 
 
 def _synthetic(

@@ -1,4 +1,4 @@
-"""Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash beside it.
+"""Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash.
 
 What the runtime attains is read off the instruction times of those plans, so a prediction and the run that it predicts share one
 code path. Everything goes into a device profile named `host`.
@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from math import ceil
@@ -18,16 +19,23 @@ from pathlib import Path
 import psutil
 
 from mebp.errors import StoreError
-from mebp.executor.measure.worker import Job, run_plan
+from mebp.executor.measure.job import Job
+from mebp.executor.measure.worker import run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
 from mebp.models.kind import dense_flops, num_kernels
+from mebp.models.op import Rate
 from mebp.models.workload import Workload
-from mebp.plan import Compute, Plan, Unpack
+from mebp.plan import HOST, Compute, Unpack
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Unpacking
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.solver.problem import head_tiles
 from mebp.sim.cost import NS
-from mebp.sim.device import KEYS, SHAPES, Device, Hardware, Runtime, Source
-from mebp.task.timing import Runs, Timed, at_speed_of, attained, shape_factors
+from mebp.sim.device import FRACTIONS, KEYS, SHAPES, Device, Hardware, Runtime, Source
+from mebp.sim.profile import load_device
+from mebp.task.timing import Plans, Runs, Timed, at_speed_of, attained, shape_factors
 
 COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
 VOCAB = 49_152
@@ -37,20 +45,11 @@ SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to ru
 LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
 FLASH_BYTES = 128 << 20
-HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: --max-flash-write allows it
+ANY_DEVICE = "iphone15promax"
+HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: a cap of one's own allows it
 OP_BYTES = (
     6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
 )
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plans:
-    """What calibration runs: weights streamed, with wide tiles of logits; all resident, with narrow ones; each unpacked whole."""
-
-    streamed: Plan
-    resident: Plan
-    whole: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +60,9 @@ class Rates:
     fp32_factor: float
 
 
-def calibrate(
-    config: ModelConfig, workload: Workload, plans_of: Callable[[Graph], Plans], report: Report, folder: Path | None = None
-) -> Device:
-    """Measure this machine at the shapes of `config` and `workload`; `plans_of(graph)` are the plans to run.
-
-    Takes the planner as a function because the executor does not import it. `folder` is where flash is measured.
+def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], None], folder: Path | None = None) -> Device:
+    """Measure this machine at the shapes of `config` and `workload`; `report(what)` before each part. `folder` is where flash is
+    measured.
     """
     small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
     graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
@@ -76,27 +72,19 @@ def calibrate(
         report("a few layers of the model")
         store = _small_store(graph, Path(scratch) / "store")
         steps, rounds = (STEPS, ROUNDS) if workload.tokens <= LONG_TOKENS else (1, 1)
-        runs, spread = _run(plans_of(graph), Job(store=store, steps=steps, spill_dir=Path(scratch)), graph, rounds)
+        runs, spread = _run(calibration_plans(graph), Job(store=store, steps=steps, spill_dir=Path(scratch)), rounds)
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(Path(scratch))
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
     mix = _dense_rate(build_graph(config, workload)) / _dense_rate(graph)  # of the whole model's shapes, against the few layers'
     dense = mix * dense_flops(graph.ops) / runs.streamed.run.floor_s
-    runtime = _runtime(runs, rates, dense)
-    hardware = Hardware(
-        ram_bytes=psutil.virtual_memory().total,
-        memory_bandwidth=rates.memory_bandwidth,
-        product_flops=dense * factor,
-        flash_read=read,
-        flash_write=write,
-        app_limit_bytes=psutil.virtual_memory().total,
-        page_cache_bytes=psutil.virtual_memory().available,
-        page_bytes=os.sysconf("SC_PAGE_SIZE"),
-        sustained_factor=1.0,
-        power_watts=15.0,
+    device = Device(
+        name=HOST,
+        title=f"{machine_title()}, measured with {config.name} at {workload.seq_len} tokens",
+        hardware=_hardware(rates, dense * factor, read, write),
+        runtime=_runtime(runs, rates, dense),
+        sources=_sources(()),
     )
-    title = f"this machine ({platform.machine()}, {os.cpu_count()} cores), measured with {config.name} at {workload.seq_len} tokens"
-    device = Device(name="host", title=title, hardware=hardware, runtime=runtime, sources=_sources(()))
     shapes = shape_factors(device, runs)
     sources = _sources(shapes)
     for key in SPEEDS:
@@ -104,7 +92,52 @@ def calibrate(
     return replace(device, shapes=shapes, sources=sources)
 
 
-def _run(plans: Plans, job: Job, graph: Graph, rounds: int) -> tuple[Runs, float]:
+def machine_title() -> str:
+    """This machine in a few words, to tell it from others."""
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return f"this machine ({_processor()}, {os.cpu_count()} cores, {memory_gb:.0f} GB)"
+
+
+def _processor() -> str:
+    """The processor's own name, where the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+def calibration_plans(graph: Graph) -> Plans:
+    """What calibration runs: recipes that do not depend on the device, so any profile will do."""
+    device = load_device(ANY_DEVICE)
+    streamed = STRATEGIES["checkpoint-1"]
+    unpacking = {weight: Unpacking.RESIDENT for op in graph.ops if op.kind.is_linear for weight in op.weights}
+    resident = replace(streamed.recipe(graph, device, 0), unpacking=unpacking, head_tile=min(head_tiles(graph)))
+    return Plans(
+        streamed=streamed.plan(graph, device, 0),
+        resident=lower(graph, device, resident, name="resident", budget_bytes=0),
+        whole=STRATEGIES["mesp"].plan(graph, device, 0),
+        graph=graph,
+    )
+
+
+def _hardware(rates: Rates, product_flops: float, flash_read: float, flash_write: float) -> Hardware:
+    memory = psutil.virtual_memory()
+    return Hardware(
+        ram_bytes=memory.total,
+        memory_bandwidth=rates.memory_bandwidth,
+        product_flops=product_flops,
+        flash_read=flash_read,
+        flash_write=flash_write,
+        app_limit_bytes=memory.total,
+        page_cache_bytes=memory.available,
+        page_bytes=os.sysconf("SC_PAGE_SIZE"),
+        sustained_factor=1.0,
+        power_watts=15.0,
+    )
+
+
+def _run(plans: Plans, job: Job, rounds: int) -> tuple[Runs, float]:
     """The plans run one after another, some rounds of them, and the fastest run of each, all brought to the speed that the machine
     had in the streamed one; and how many times the fastest step of a plan its slowest took. A neighbour that comes and goes slows
     what is measured, and never speeds it up.
@@ -115,9 +148,9 @@ def _run(plans: Plans, job: Job, graph: Graph, rounds: int) -> tuple[Runs, float
     steps = [[second for run in runs for second in run.step_s] for runs in by_plan]
     spread = max(LEAST_SPREAD, *(max(seconds) / min(seconds) for seconds in steps))
     runs = Runs(
-        streamed=Timed(graph=graph, plan=plans.streamed, run=streamed),
-        resident=Timed(graph=graph, plan=plans.resident, run=at_speed_of(resident, streamed)),
-        whole=Timed(graph=graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
+        streamed=Timed(graph=plans.graph, plan=plans.streamed, run=streamed),
+        resident=Timed(graph=plans.graph, plan=plans.resident, run=at_speed_of(resident, streamed)),
+        whole=Timed(graph=plans.graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
     )
     return runs, spread
 
@@ -147,7 +180,7 @@ def measure_rates(graph: Graph) -> Rates:
     """Dense products at the shapes of the graph's linears, and a large copy."""
     import torch  # noqa: PLC0415
 
-    shapes = {(op.dims.rows, op.dims.cols, op.dims.outs) for op in graph.ops if op.kind == "linear"}
+    shapes = {(op.dims.rows, op.dims.cols, op.dims.outs) for op in graph.ops if op.kind.is_linear and not op.backward}
     seconds = {}
     for dtype in (torch.bfloat16, torch.float32):
         total = 0.0
@@ -187,9 +220,7 @@ def measure_flash(folder: Path) -> tuple[float, float]:
         read = FLASH_BYTES / (time.perf_counter() - begin)
         os.close(file)
     except OSError as error:
-        raise StoreError(
-            f"cannot measure flash in {folder.parent}: {error.strerror}: name another folder with --spill-dir"
-        ) from None
+        raise StoreError(f"cannot measure flash in {folder.parent}: {error.strerror}: name another folder as `spill_dir`") from None
     return read, write
 
 
@@ -212,11 +243,8 @@ def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
     launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
     between_s = run.step_s[-1] - run.busy_ns / NS
     return Runtime(
-        product_fraction=found.product / peak,
-        backward_fraction=found.backward / peak,
-        attention_fraction=found.attention / peak,
-        head_fraction=found.head / peak,
-        bandwidth_fraction=found.bandwidth / rates.memory_bandwidth,
+        **{name: found.rates[rate] / peak for rate, name in FRACTIONS.items()},
+        bandwidth_fraction=found.rates[Rate.MEMORY] / rates.memory_bandwidth,
         unpack_rate=found.unpack,
         fp32_factor=rates.fp32_factor,
         launch_seconds=max(1e-6, between_s) / launches,

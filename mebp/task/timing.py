@@ -1,4 +1,4 @@
-"""What runs of plans say of a machine: the rate that every part of a step attains, and what each shape takes beside it.
+"""What runs of plans say of a machine: the rate that every part of a step attains, and how much longer each shape takes.
 
 Three runs of a few layers: `streamed` unpacks weights within products and has wide tiles of logits; `resident` finds every weight
 unpacked and has narrow ones; `whole` unpacks each weight right before its product. What a product takes is what it takes on a
@@ -7,13 +7,12 @@ speed of the machine (see at_speed_of).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from mebp.executor.measure.worker import Measurement
+from mebp.executor.measure.job import Measurement
 from mebp.models.graph import Graph
-from mebp.models.kind import ATTENTION_KINDS, KINDS, LINEAR_KINDS, head_passes
-from mebp.models.op import Op, Part
+from mebp.models.op import Op, Part, Rate
 from mebp.models.scratch import reads_in_place
 from mebp.models.tensor import Weight
 from mebp.plan import Compute, Plan, Unpack
@@ -44,11 +43,21 @@ class Timed:
 
     def products(self) -> Iterator[tuple[Compute, Op, int]]:
         """Every product with a weight of a layer, and its ns."""
-        return (found for found in self.ops() if found[1].kind in LINEAR_KINDS and found[1].weights)
+        return (found for found in self.ops() if found[1].kind.is_linear and found[1].weights)
 
     def head(self) -> tuple[Op, int, int]:
         """The head, its tile, and its ns."""
-        return next((op, instruction.tile, ns) for instruction, op, ns in self.ops() if op.kind == "head")
+        return next((op, instruction.tile, ns) for instruction, op, ns in self.ops() if op.kind.makes_loss)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """What calibration runs: weights streamed, with wide tiles of logits; all resident, with narrow ones; each unpacked whole."""
+
+    graph: Graph
+    streamed: Plan
+    resident: Plan
+    whole: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +71,9 @@ class Runs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attained:
-    """Rates: FLOP/s of products in forward and backward, of attention and the head; bytes/s of the rest; weights/s unpacked."""
+    """FLOP/s (MEMORY: bytes/s) by rate, and weights/s unpacked."""
 
-    product: float
-    backward: float
-    attention: float
-    head: float
-    bandwidth: float
+    rates: Mapping[Rate, float]
     unpack: float
 
 
@@ -80,40 +85,43 @@ def at_speed_of(run: Measurement, other: Measurement) -> Measurement:
 
 def attained(runs: Runs) -> Attained:
     """Products from the run with resident weights, attention and the rest from all, the head from the streamed one."""
-    product, backward = (_flop_rate((runs.resident,), kind) for kind in LINEAR_KINDS)
-    extra_s, streamed_weights = streaming(runs.streamed, {"linear": product, "linear_backward": backward})
+    every = (runs.streamed, runs.resident, runs.whole)
+    rates = {rate: _flop_rate((runs.resident,), rate) for rate in (Rate.FORWARD_PRODUCT, Rate.BACKWARD_PRODUCT)}
+    extra_s, streamed_weights = streaming(runs.streamed, rates)
     alone = list(runs.whole.unpacked())
     unpack = (sum(weight.count for weight, _ in alone) + streamed_weights) / (sum(ns for _, ns in alone) / NS + extra_s)
-    every = (runs.streamed, runs.resident, runs.whole)
-    head, tile, ns = runs.streamed.head()
-    weight = runs.streamed.graph.weights[head.weights[0]]
-    in_place = reads_in_place(weight.format, head.dims.itemsize)
-    unpacking_s = 0.0 if in_place else head_passes(head, tile) * weight.count / unpack
-    moved = [(KINDS[op.kind].moved(op), ns) for one in every for _, op, ns in one.ops() if KINDS[op.kind].part is Part.ELEMENTWISE]
-    return Attained(
-        product=product,
-        backward=backward,
-        attention=_flop_rate(every, *ATTENTION_KINDS),
-        head=KINDS["head"].flops(head) / max(ns / NS - unpacking_s, ns / NS / 4),
-        bandwidth=sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
-        unpack=unpack,
-    )
+    moved = [(op.kind.moved(op), ns) for one in every for _, op, ns in one.ops() if op.kind.part is Part.ELEMENTWISE]
+    rates |= {
+        Rate.ATTENTION: _flop_rate(every, Rate.ATTENTION),
+        Rate.HEAD: _head_rate(runs.streamed, unpack),
+        Rate.MEMORY: sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
+    }
+    return Attained(rates=rates, unpack=unpack)
 
 
-def _flop_rate(runs: Iterable[Timed], *kinds: str) -> float:
-    """FLOP/s over all ops of some kinds."""
-    found = [(KINDS[op.kind].flops(op), ns) for one in runs for _, op, ns in one.ops() if op.kind in kinds]
+def _flop_rate(runs: Iterable[Timed], rate: Rate) -> float:
+    """FLOP/s over all ops of one rate."""
+    found = [(op.kind.flops(op), ns) for one in runs for _, op, ns in one.ops() if op.kind.rate is rate]
     return sum(flops for flops, _ in found) / sum(ns for _, ns in found) * NS
 
 
-def streaming(timed: Timed, rates: dict[str, float]) -> tuple[float, int]:
+def _head_rate(timed: Timed, unpack: float) -> float:
+    """FLOP/s of the head, where weights are unpacked at `unpack` weights/s."""
+    head, tile, ns = timed.head()
+    weight = timed.graph.weights[head.weights[0]]
+    in_place = reads_in_place(weight.format, head.dims.itemsize)
+    unpacking_s = 0.0 if in_place else head.kind.passes(head, tile) * weight.count / unpack
+    return head.kind.flops(head) / max(ns / NS - unpacking_s, ns / NS / 4)
+
+
+def streaming(timed: Timed, rates: Mapping[Rate, float]) -> tuple[float, int]:
     """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack: none of
-    either where noise has eaten the difference.
+    either where noise is larger than the difference.
     """
     seconds, weights = 0.0, 0
     for instruction, op, ns in timed.products():
         if instruction.streamed:
-            seconds += ns / NS - KINDS[op.kind].flops(op) / rates[op.kind]
+            seconds += ns / NS - op.kind.flops(op) / rates[op.kind.rate]
             weights += timed.graph.weights[op.weights[0]].count
     return (seconds, weights) if seconds > 0 else (0.0, 0)
 
@@ -130,7 +138,7 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
         expected_ns[shape] += expected
 
     for _, op, taken_ns in (*runs.resident.ops(), *_weightless(runs.streamed), *_weightless(runs.whole)):
-        if op.kind not in ("embed", "head"):
+        if not (op.kind.gathers or op.kind.makes_loss):
             add(shape_of(op), taken_ns, _own_ns(cost, op))
     own = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     for weight, taken_ns in runs.whole.unpacked():
@@ -154,7 +162,7 @@ def _weightless(timed: Timed) -> Iterator[tuple[Compute, Op, int]]:
 
 def _own_ns(cost: CostModel, op: Op, tile: int = 0) -> int:
     """What the rates say of an op, its weight unpacked and its launches not counted."""
-    kind = KINDS[op.kind]
+    kind = op.kind
     tiles = -(-op.dims.outs // tile) if tile else 0
     return cost.op_parts(op, streamed=False, tile=tile)[kind.part] - round(tiles * cost.head_tile_ns(op))
 
@@ -180,4 +188,4 @@ def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
 
 
 def _without_unpacking(cost: CostModel, head: Op, tile: int, ns: float) -> float:
-    return ns - head_passes(head, tile) * cost.unpack_ns(cost.graph.weights[head.weights[0]])
+    return ns - head.kind.passes(head, tile) * cost.unpack_ns(cost.graph.weights[head.weights[0]])

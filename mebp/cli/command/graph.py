@@ -1,19 +1,21 @@
 """`mebp-plan graph`: an order with recomputation (and paging) for any training graph under a memory budget."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mebp.cli.request import Flag, require_effort
-from mebp.cli.screen import note, require_other, stdout, working, write_file
-from mebp.cli.unit import parse_nbytes, show_nbytes
+from mebp.cli.flag import Flag, SearchFlags, require_search
+from mebp.cli.screen import interruptible, note, require_apart, stdout, working
 from mebp.errors import InputError, Interrupted
+from mebp.text import write_file
+from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
     from mebp.planner.dag.graph import Dag
-    from mebp.planner.dag.solve import Found
+    from mebp.planner.dag.solve import Solution
 
 SCHEMA_VERSION = 2
 LARGEST_COST = 2**50
@@ -35,28 +37,25 @@ def graph(
 ) -> None:
     """Find an order with recomputation for any training graph under a budget, and a bound on its cost."""
     nbytes = parse_nbytes(budget, "--budget")
-    require_effort(time_limit, seed)
+    require_search(time_limit, seed)
     _require_flags(copies, flash_bandwidth)
-    if output is not None:
-        require_other(output, file)
+    require_apart({"-o": output}, [file])
     with working("reading") as status:
         from mebp.planner.dag.graph import read_dag  # noqa: PLC0415  (the solver is slow to import)
         from mebp.planner.dag.order import Flash  # noqa: PLC0415
-        from mebp.planner.dag.solve import Question, solve_dag  # noqa: PLC0415
-        from mebp.planner.solver.search import Effort, Limits, Stop, interruptible  # noqa: PLC0415
+        from mebp.planner.dag.solve import Problem, solve_dag  # noqa: PLC0415
 
         dag = read_dag(file, fine=flash_bandwidth is not None)
         _require_fits(dag, file, flash_bandwidth, fixed_order=fixed_order)
         flash = Flash(bytes_per_cost=flash_bandwidth * dag.unit) if flash_bandwidth else None
-        question = Question(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
+        problem = Problem(dag=dag, budget=nbytes, fixed_order=fixed_order, flash=flash, copies=copies)
 
         def progress(cost: int, bound: int) -> None:
             costs = f"cost {dag.in_file_units(cost)} ({over(dag, cost):.2%} over one run each)"
             status.update(f"{costs}, bound {dag.in_file_units(bound)}")
 
-        stop = Stop()
-        effort = Effort(limits=Limits(wall_s=time_limit, seed=seed), stop=stop, progress=progress)
-        found = interruptible(lambda: solve_dag(question, effort), stop)
+        effort = replace(SearchFlags(seed=seed).effort(progress), wall_s=time_limit)
+        found = interruptible(lambda: solve_dag(problem, effort), effort.stop)
     text = order_json(dag, found, nbytes)
     if output is not None:
         write_file(output, text)
@@ -66,7 +65,7 @@ def graph(
     else:
         for line in summary(dag, found, nbytes):
             stdout().print(line, markup=False)
-    if stop.asked:
+    if effort.stop.asked:
         raise Interrupted("interrupted: this is the best order so far")
 
 
@@ -91,7 +90,7 @@ def over(dag: "Dag", cost: int) -> float:
     return cost / dag.total_cost - 1 if dag.total_cost else 0.0
 
 
-def summary(dag: "Dag", found: "Found", budget: int) -> list[str]:
+def summary(dag: "Dag", found: "Solution", budget: int) -> list[str]:
     """What was found, in a few lines."""
     measured = found.measured
     extra = len([run for run in found.runs if not run.loaded]) - dag.num_nodes
@@ -103,11 +102,11 @@ def summary(dag: "Dag", found: "Found", budget: int) -> list[str]:
         f"  cost     {cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {bound}",
         f"  bound    holds for {found.scope}",
         f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.shown(found.runs[measured.peak_at].node)}",
-        f"  again    {extra} runs, {loads} loads; {found.seconds:.1f} s of search",
+        f"  besides  {extra} recomputed, {loads} loaded; {found.seconds:.1f} s of search",
     ]
 
 
-def order_json(dag: "Dag", found: "Found", budget: int) -> str:
+def order_json(dag: "Dag", found: "Solution", budget: int) -> str:
     """The order and its facts; sizes in bytes, costs in the file's own unit."""
     data = {
         "schema_version": SCHEMA_VERSION,

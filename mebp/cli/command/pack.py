@@ -1,14 +1,16 @@
 """`mebp-plan pack`: offsets for buffers with lifetimes, within a capacity."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mebp.cli.request import Flag, require_effort
-from mebp.cli.screen import note, require_other, working, write_file
-from mebp.cli.unit import parse_nbytes
+from mebp.cli.flag import Flag, SearchFlags, require_search
+from mebp.cli.screen import interruptible, note, require_apart, working
+from mebp.text import write_file
+from mebp.unit import parse_nbytes
 
 
 def pack(
@@ -20,19 +22,18 @@ def pack(
 ) -> None:
     """Give buffers addresses within a capacity (the format of google/minimalloc)."""
     nbytes = parse_nbytes(capacity, "--capacity")
-    require_effort(time_limit, seed)
-    if output is not None:
-        require_other(output, file)
+    require_search(time_limit, seed)
+    require_apart({"-o": output}, [file])
     with working("packing"):
+        from mebp.planner.pack.check import check_packing  # noqa: PLC0415  (the solver is slow to import)
         from mebp.planner.pack.exact import pack_within  # noqa: PLC0415
-        from mebp.planner.pack.heuristic import require_apart  # noqa: PLC0415
-        from mebp.planner.pack.minimalloc import offsets_csv, read_instance  # noqa: PLC0415  (the solver is slow to import)
-        from mebp.planner.solver.search import Limits  # noqa: PLC0415
+        from mebp.planner.pack.minimalloc import offsets_csv, read_instance  # noqa: PLC0415
 
         begin = time.monotonic()
+        effort = replace(SearchFlags(seed=seed).effort(), wall_s=time_limit)
         instance = read_instance(file)
-        packing = pack_within(list(instance.buffers), nbytes, Limits(wall_s=time_limit, seed=seed))
-        require_apart(list(instance.buffers), packing)
+        packing = interruptible(lambda: pack_within(list(instance.buffers), nbytes, effort), effort.stop)
+        check_packing(instance.buffers, packing)
     text = offsets_csv(instance, packing)
     if output is None:
         typer.echo(text, nl=False)

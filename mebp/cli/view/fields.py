@@ -4,16 +4,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from mebp.cli.unit import whole_us
-from mebp.executor.measure.worker import Measurement
+from mebp.cli.view.curve import change_text
 from mebp.models.build import num_trainable
 from mebp.models.graph import Graph
 from mebp.planner.tradeoff import Row, Tradeoff
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction
 from mebp.sim.uncertainty import Uncertainty
+from mebp.task.run import RunResult
+from mebp.unit import whole_us
 
 SCHEMA_VERSION = 1
+NAMES = {"deferred gradients": "held gradients"}  # as the JSON has always called them
 
 
 def tradeoff_json(found: Tradeoff) -> str:
@@ -25,18 +27,21 @@ def tradeoff_json(found: Tradeoff) -> str:
             "device": device_fields(found.device),
             "workload": workload_fields(found.graph),
             "budget_bytes": found.budget_bytes,
-            "verdict": _verdict(found),
+            "verdict": verdict_word(found),
             "least_budget_bytes": found.least_budget_bytes,
             "chosen": found.chosen.name if found.chosen else None,
             "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],
-            "remedies": [{"flags": knob.flags, "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies],
+            "remedies": [
+                {"flags": change_text(knob.change), "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies
+            ],
             "range": uncertainty_fields(found.uncertainty) if found.uncertainty else None,
             "plans": [row_fields(row) for row in found.rows],
         }
     )
 
 
-def _verdict(found: Tradeoff) -> str:
+def verdict_word(found: Tradeoff) -> str:
+    """The verdict in one word."""
     if found.chosen and found.chosen.fits:
         return "tight" if found.tight else "fits"
     return "unknown" if found.out_of_time or found.interrupted else "infeasible"
@@ -123,7 +128,7 @@ def prediction_fields(prediction: Prediction) -> dict[str, Any]:
     times = whole_us({part.value: ns for part, ns in prediction.time_breakdown.items()})
     return {
         "peak_bytes": prediction.peak_bytes,
-        "peak_breakdown": dict(prediction.peak_breakdown),
+        "peak_breakdown": {NAMES.get(name, name): nbytes for name, nbytes in prediction.peak_breakdown.items()},
         "step_time_us": sum(times.values()),
         "time_breakdown": times,
         "recompute_time_us": round(prediction.recompute_ns / 1000),
@@ -135,14 +140,14 @@ def prediction_fields(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def run_json(name: str, arena_bytes: int, predicted: Prediction, measured: Measurement) -> str:
-    """A run: prediction beside measurement."""
-    check = measured.gradients
+def run_json(result: RunResult) -> str:
+    """A run: prediction and measurement."""
+    measured, check = result.measured, result.measured.gradients
     return _dump(
         {
             "schema_version": SCHEMA_VERSION,
-            "plan": name,
-            "predicted": {**prediction_fields(predicted), "arena_bytes": arena_bytes},
+            "plan": result.plan.name,
+            "predicted": {**prediction_fields(result.predicted), "arena_bytes": result.plan.arena_bytes},
             "measured": {
                 "arena_bytes": measured.arena_bytes,
                 "peak_bytes": measured.peak_bytes,

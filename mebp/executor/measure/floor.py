@@ -9,9 +9,8 @@ from statistics import median
 
 import torch
 
-from mebp.executor.env import DTYPES
+from mebp.executor.env import dtype_of
 from mebp.models.graph import Graph
-from mebp.models.kind import dense_products
 
 REPEATS = 5
 LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
@@ -19,11 +18,11 @@ LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
 
 def floor_seconds(graph: Graph) -> float:
     """Seconds of all dense products of one step: x W^T and dy W of every linear, logits and their product with the head."""
-    dtype = DTYPES[graph.workload.precision]
+    dtype = dtype_of(graph)
     known: dict[tuple[int, int, int, bool], float] = {}
     total = 0.0
     for op in graph.ops:
-        for transposed in dense_products(op):
+        for transposed in op.kind.products(op):
             key = (op.dims.rows, op.dims.cols, op.dims.outs, transposed)
             if key not in known:
                 known[key] = _product_seconds(*key, dtype)

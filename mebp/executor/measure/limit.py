@@ -33,7 +33,7 @@ def _data_bytes() -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
     except (OSError, StopIteration):
-        raise InputError("--enforce needs Linux's /proc/self/status, which is not here: leave it out") from None
+        raise InputError("`enforce` needs Linux's /proc/self/status, which is not here: leave it out") from None
 
 
 class Cgroup:
@@ -80,7 +80,7 @@ def make_cgroup(nbytes: int) -> Cgroup:
             group.remove()
             continue
         return group
-    raise InputError("--limit needs a memory cgroup, and none can be made here (as root, or in a delegated one): take --enforce")
+    raise InputError("`limit` needs a memory cgroup, and none can be made here (as root, or in a delegated one): take `enforce`")
 
 
 def _own_groups() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Plain autograd on the same decompressed weights: the loss and gradients that a plan must reproduce.
 
 Written as a textbook decoder, one checkpointed layer at a time, sharing no op with the executor. Tests compare it, and the
-executor, with transformers + PEFT; `run --check-gradients` compares a plan with it on the model at hand.
+executor, with transformers + PEFT; `compare_gradients` compares a plan with it on the model at hand.
 """
 
 import torch
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mebp.executor.env import DTYPES, Adapter
-from mebp.executor.executor import Executor, new_adapters, next_tokens
-from mebp.executor.measure.worker import GradientCheck, Job
+from mebp.executor.adapter import Adapter, new_adapters
+from mebp.executor.env import dtype_of
+from mebp.executor.executor import Executor, next_tokens
+from mebp.executor.measure.job import GradientCheck, Job
 from mebp.executor.rope import rope_tables
 from mebp.models.config import LinearName, ModelConfig
 from mebp.models.graph import Graph
@@ -28,15 +29,7 @@ def compare_gradients(plan: Plan, graph: Graph, store: Store, ids: Tensor, job: 
         adapter.B.normal_(std=0.02, generator=generator)
     _, expected = reference_gradients(graph, store, adapters, ids)
     ours: dict[str, Tensor] = {}
-    moved = {
-        name: Adapter(
-            A=adapter.A.to(job.device),
-            B=adapter.B.to(job.device),
-            states=[state.to(job.device) for state in adapter.states],
-            held=[held.to(job.device) for held in adapter.held],
-        )
-        for name, adapter in adapters.items()
-    }
+    moved = {name: adapter.copy_to(job.device) for name, adapter in adapters.items()}
     executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, learning_rate=0.0)
     executor.step(ids, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
     errors = [_relative_error(ours[name], gradient) for name, gradient in expected.items()]
@@ -69,8 +62,8 @@ class _Decoder:
         self.workload = graph.workload
         self.store = store
         self.leaves = leaves
-        self.dtype = DTYPES[graph.workload.precision]
-        self.tables = rope_tables(graph.config, graph.workload, torch.device("cpu"))
+        self.dtype = dtype_of(graph)
+        self.tables = rope_tables(graph, torch.device("cpu"))
 
     def loss(self, ids: Tensor) -> Tensor:
         c = self.config
@@ -112,7 +105,7 @@ class _Decoder:
         return y.transpose(1, 2)  # (B, heads, T, D)
 
     def rotate(self, x: Tensor, layer: int) -> Tensor:
-        cos, sin = self.tables[self.config.windows[layer] > 0]
+        cos, sin = self.tables[self.config.local_rope if self.config.windows[layer] else self.config.rope]
         x1, x2 = x.chunk(2, dim=3)
         return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=3)
 
@@ -131,7 +124,4 @@ class _Decoder:
         return (normed * (self.store.vector(name).float() + self.config.norm_offset)).to(self.dtype)
 
     def matrix(self, name: str) -> Tensor:
-        frozen = self.store.matrix(name)
-        if frozen.steps is None:
-            return frozen.codes.to(self.dtype)
-        return unpack_whole(frozen.codes, frozen.steps, frozen.format, self.dtype)
+        return unpack_whole(self.store.matrix(name), self.dtype)

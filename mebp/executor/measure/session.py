@@ -11,12 +11,13 @@ import torch
 
 from mebp.check import graph_of
 from mebp.errors import InputError, StoreError
-from mebp.executor.executor import Executor, StepResult, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor, StepResult
 from mebp.executor.measure.floor import floor_seconds
+from mebp.executor.measure.job import Job, Measurement, Progress
 from mebp.executor.measure.limit import limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
 from mebp.executor.measure.reference import compare_gradients
-from mebp.executor.measure.worker import Job, Measurement, Progress
 from mebp.models.graph import Graph
 from mebp.plan import parse_plan
 from mebp.store.kernel import kernel
@@ -35,7 +36,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     baseline, _ = memory_now()
     plan = parse_plan(plan_text, "the plan")
     if job.check_gradients and not plan.exact:
-        raise InputError(f"{plan.name} has no exact gradient to check: leave --check-gradients out")
+        raise InputError(f"{plan.name} has no exact gradient to check: leave `check_gradients` out")
     if job.enforce:
         limit_data(max(0, plan.budget_bytes - baseline))
     graph = graph_of(plan, "the plan")
@@ -111,13 +112,14 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
     shape = (workload.batch_size, workload.seq_len)
     if job.ids is None:
         generator = torch.Generator().manual_seed(job.seed)
-        return torch.randint(0, graph.config.vocab, shape, generator=generator)
+        return torch.randint(0, graph.head.dims.outs, shape, generator=generator)
     given = (len(job.ids), len(job.ids[0]))
     if given != shape:
         raise InputError(f"token ids have shape {given}, the plan is for {shape}: plan for that shape")
-    outside = [token for row in job.ids for token in row if not 0 <= token < graph.config.vocab]
+    vocabulary = graph.head.dims.outs
+    outside = [token for row in job.ids for token in row if not 0 <= token < vocabulary]
     if outside:
-        raise InputError(f"token id {outside[0]} is outside the vocabulary: ids go from 0 to {graph.config.vocab - 1}")
+        raise InputError(f"token id {outside[0]} is outside the vocabulary: ids go from 0 to {vocabulary - 1}")
     return torch.tensor(job.ids, dtype=torch.int64)
 
 

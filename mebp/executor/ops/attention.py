@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
-from mebp.models.scratch import score_rows, score_span
+from mebp.models.params import AttentionParams
+from mebp.models.scratch import score_rows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,12 +35,9 @@ class _Tile:
 
 
 def attention(io: Io) -> None:
-    d = io.dims
     q, y = _by_group(io, io["q"]), _by_group(io, io["y"])  # (B, T, KV, G, D)
     k, v = _by_head(io, io["k"]), _by_head(io, io["v"])  # (B, T, KV, D)
-    rows = score_rows(d) * (d.heads // d.kv_heads)
-    buffers = _buffers(io, rows)
-    q_tile, y_tile = io.take(rows, d.head_dim), io.take(rows, d.head_dim)
+    buffers, q_tile, y_tile = _buffers(io), io.take("q"), io.take("y")
     for tile in _tiles(io):
         keys, values = (t[tile.batch, tile.low : tile.end, tile.group] for t in (k, v))  # (S, D)
         queries = _gather(q, tile, q_tile)  # (R x G, D)
@@ -50,16 +48,14 @@ def attention(io: Io) -> None:
 
 
 def attention_backward(io: Io) -> None:
-    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q. p is made again from q and k."""
+    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q. p is recomputed from q and k."""
     d = io.dims
     q, dy, dq = (_by_group(io, io[slot]) for slot in ("q", "dy", "dq"))  # (B, T, KV, G, D)
     k, v, dk, dv = (_by_head(io, io[slot]) for slot in ("k", "v", "dk", "dv"))  # (B, T, KV, D)
-    rows = score_rows(d) * (d.heads // d.kv_heads)
-    buffers = _buffers(io, rows)
-    flat_ds, row = io.take(len(buffers.scores), dtype=torch.float32), io.take(rows, dtype=torch.float32)
-    q_tile, dy_tile, dq_tile = (io.take(rows, d.head_dim) for _ in range(3))
-    dk_sum, dv_sum = (io.take(d.seq, d.head_dim, dtype=torch.float32) for _ in range(2))
-    product = io.take(score_span(d), d.head_dim)
+    buffers, flat_ds, row = _buffers(io), io.take("ds"), io.take("row")
+    q_tile, dy_tile, dq_tile = (io.take(name) for name in ("q", "dy", "dq"))  # (rows, D)
+    dk_sum, dv_sum, product = (io.take(name) for name in ("dk sum", "dv sum", "product"))  # (T, D), (T, D), (S, D)
+    scale = io.params(AttentionParams).scale
     for tile in _tiles(io):
         if tile.start == 0:
             dk_sum.zero_()
@@ -72,7 +68,7 @@ def attention_backward(io: Io) -> None:
         span = tile.end - tile.low
         add_across(dv_sum[tile.low : tile.end], torch.mm(typed.T, upstream, out=product[:span]), flat_ds)
         ds.copy_(torch.mm(upstream, values.T, out=typed))
-        _softmax_backward(p, ds, row[: len(p)], io.env.graph.config.attention_scale)
+        _softmax_backward(p, ds, row[: len(p)], scale)
         typed.copy_(ds)
         _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
         add_across(dk_sum[tile.low : tile.end], torch.mm(typed.T, queries, out=product[:span]), flat_ds)
@@ -92,7 +88,7 @@ def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, til
     """softmax(scale q k^T) over the keys that each query may see, fp32, (R x G, S)."""
     rows, span = len(queries), len(keys)
     typed = torch.mm(queries, keys.T, out=buffers.typed[: rows * span].view(rows, span))
-    scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(io.env.graph.config.attention_scale)
+    scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(io.params(AttentionParams).scale)
     _mask(io, buffers, scores, tile)
     return torch.softmax(scores, dim=1, out=scores)  # each row is read before it is written
 
@@ -121,14 +117,8 @@ def _tiles(io: Io) -> Iterator[_Tile]:
                 yield _Tile(batch=batch, group=group, start=start, end=min(start + rows, d.seq), low=low)
 
 
-def _buffers(io: Io, rows: int) -> _Buffers:
-    d = io.dims
-    count = rows * score_span(d)
-    return _Buffers(
-        scores=io.take(count, dtype=torch.float32),
-        typed=io.take(count),
-        mask=io.take(score_rows(d) * score_span(d), dtype=torch.bool),
-    )
+def _buffers(io: Io) -> _Buffers:
+    return _Buffers(scores=io.take("scores"), typed=io.take("typed"), mask=io.take("mask"))
 
 
 def _by_group(io: Io, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.models.params import EmbedParams, GluParams, RopeParams
 
 aten = torch.ops.aten
 
@@ -12,7 +13,7 @@ def embed(io: Io) -> None:
     """Decompress only the rows of the tokens that occur, and scale them."""
     y = io["y"]  # (N, d)
     io.gather(io.env.ids, y)
-    scale = io.env.graph.config.embedding_scale
+    scale = io.params(EmbedParams).scale
     if scale != 1.0:
         y.mul_(scale)
 
@@ -33,7 +34,7 @@ def rope_backward(io: Io) -> None:
     """Rotate the gradient back, in place."""
     d1, d2 = _halves(io, io["dy"])
     c, s = _table(io)
-    first = io.take(*d1.shape).copy_(d1)
+    first = io.take("first").copy_(d1)
     d1.mul_(c).addcmul_(d2, s)
     d2.mul_(c).addcmul_(first, s, value=-1)
 
@@ -50,14 +51,14 @@ def glu_backward(io: Io) -> None:
     _activate(io, gate, dup)
     dup.mul_(dy)
     torch.mul(dy, up, out=dgate)
-    if io.env.graph.config.activation == "silu":
+    if io.params(GluParams).activation == "silu":
         aten.silu_backward.grad_input(dgate, gate, grad_input=dgate)
     else:
         aten.gelu_backward.grad_input(dgate, gate, approximate="tanh", grad_input=dgate)
 
 
 def _activate(io: Io, x: Tensor, out: Tensor) -> None:
-    if io.env.graph.config.activation == "silu":
+    if io.params(GluParams).activation == "silu":
         aten.silu.out(x, out=out)
     else:
         aten.gelu.out(x, approximate="tanh", out=out)
@@ -72,5 +73,5 @@ def _halves(io: Io, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _table(io: Io) -> tuple[Tensor, Tensor]:
     """cos and sin as (T, 1, D / 2)."""
-    cos, sin = io.env.tables[io.dims.window > 0]
+    cos, sin = io.env.tables[io.params(RopeParams).rope]
     return cos[:, None], sin[:, None]

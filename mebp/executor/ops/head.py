@@ -20,15 +20,15 @@ def head(io: Io) -> None:
     labels = io.env.labels
     backward = io.has("dx")
     N, d = x.shape
-    highest, total, picked, row = (io.take(N, dtype=torch.float32) for _ in range(4))
+    highest, total, picked, row = (io.take(name) for name in ("highest", "total", "picked", "row"))  # (N,) fp32
     highest.fill_(float("-inf"))
     total.zero_()
     rows = min(io.tile, stream_rows(d))
-    logits, typed = io.take(N * io.tile, dtype=torch.float32), io.take(N * rows)
-    weighted, product = (io.take(N, d, dtype=torch.float32).zero_(), io.take(N, d)) if backward else (None, None)
+    logits, typed = io.take("logits"), io.take("typed")
+    weighted, product = (io.take("weighted").zero_(), io.take("product")) if backward else (None, None)  # (N, d)
     for low, high, tiles in _vocabulary_tiles(io, rows):
         tile = logits[: N * (high - low)].view(N, high - low)
-        held = _logits(x, tile, low, typed, tiles)
+        whole = _logits(x, tile, low, typed, tiles)
         here = ((labels >= low) & (labels < high)).nonzero().squeeze(1)
         picked[here] = tile[here, labels[here] - low]
         torch.maximum(highest, torch.amax(tile, dim=1), out=row)
@@ -39,7 +39,7 @@ def head(io: Io) -> None:
         highest.copy_(row)
         total.add_(torch.sum(tile.sub_(highest[:, None]).exp_(), dim=1))
         if weighted is not None and product is not None:
-            _add_weighted(io, weighted, product, tile, low, typed, rows, held)
+            _add_weighted(io, weighted, product, tile, low, typed, rows, whole)
     _finish(io, highest.add_(total.log()).sub_(picked), total, weighted, typed)
 
 
@@ -72,10 +72,10 @@ def _logits(
 
 
 def _add_weighted(
-    io: Io, weighted: Tensor, product: Tensor, exps: Tensor, low: int, typed: Tensor, rows: int, held: Tensor | None
+    io: Io, weighted: Tensor, product: Tensor, exps: Tensor, low: int, typed: Tensor, rows: int, whole: Tensor | None
 ) -> None:
     """weighted += exps W, from the rows at hand or streaming them once more."""
-    pieces = [(low, low + exps.shape[1], held)] if held is not None else io.weight_tiles(rows)
+    pieces = [(low, low + exps.shape[1], whole)] if whole is not None else io.weight_tiles(rows)
     for start, end, weight in pieces:
         piece = typed[: len(exps) * (end - start)].view(len(exps), end - start)
         piece.copy_(exps[:, start - low : end - low])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.models.params import LinearParams
 
 
 def linear(io: Io) -> None:
@@ -14,27 +15,27 @@ def linear(io: Io) -> None:
         y.add_(io.vector())
     if io.op.adapters:
         A, B = _cast_adapter(io)
-        h = torch.mm(x, A.T, out=io.take(len(x), len(A)))  # (N, r)
-        y.addmm_(h, B.T, alpha=io.env.graph.workload.lora.scale)
+        h = torch.mm(x, A.T, out=io.take("h"))  # (N, r)
+        y.addmm_(h, B.T, alpha=io.params(LinearParams).lora_scale)
 
 
 def linear_backward(io: Io) -> None:
-    """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is made again: r is tiny."""
+    """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is recomputed: r is tiny."""
     dy = io["dy"]  # (N, n)
-    scale = io.env.graph.workload.lora.scale
+    scale = io.params(LinearParams).lora_scale
     if io.has("dx"):
         _input_gradient(io, dy)
     if not io.op.adapters:
         return
     x = io["x"]  # (N, k)
     A, B = _cast_adapter(io)
-    h = torch.mm(x, A.T, out=io.take(len(x), len(A)))  # (N, r)
-    dh = torch.mm(dy, B, out=io.take(len(x), len(A)))  # (N, r)
+    h = torch.mm(x, A.T, out=io.take("h"))  # (N, r)
+    dh = torch.mm(dy, B, out=io.take("dh"))  # (N, r)
     if io.has("dx"):
         io["dx"].addmm_(dh, A, alpha=scale)
     dA, dB = io["dA"], io["dB"]  # (r, k), (n, r)
-    dA.copy_(torch.mm(dh.T, x, out=io.take(*dA.shape))).mul_(scale)
-    dB.copy_(torch.mm(h.T, dy, out=io.take(*dB.T.shape)).T).mul_(scale)  # three times as fast as dy^T h
+    dA.copy_(torch.mm(dh.T, x, out=io.take("dA"))).mul_(scale)
+    dB.copy_(torch.mm(h.T, dy, out=io.take("dB")).T).mul_(scale)  # three times as fast as dy^T h
 
 
 def _input_gradient(io: Io, dy: Tensor) -> None:
@@ -47,4 +48,4 @@ def _input_gradient(io: Io, dy: Tensor) -> None:
 def _cast_adapter(io: Io) -> tuple[Tensor, Tensor]:
     """A (r, k) and B (n, r) in the activations' type."""
     adapter = io.adapter()
-    return io.take(*adapter.A.shape).copy_(adapter.A), io.take(*adapter.B.shape).copy_(adapter.B)
+    return io.take("A").copy_(adapter.A), io.take("B").copy_(adapter.B)

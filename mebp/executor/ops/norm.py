@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.models.params import NormParams
 from mebp.models.scratch import norm_rows
 
 
@@ -11,7 +12,7 @@ def norm(io: Io) -> None:
     C = io.dims.cols
     x, y = io["x"].view(-1, C), io["y"].view(-1, C)
     w, rows = _weight(io), norm_rows(io.dims)
-    x32, square, r = (io.take(*shape, dtype=torch.float32) for shape in ((rows, C), (rows, C), (rows, 1)))
+    x32, square, r = (io.take(name) for name in ("x", "square", "r"))  # (rows, C), (rows, C), (rows, 1)
     for start in range(0, len(x), rows):
         end = min(start + rows, len(x))
         n = end - start
@@ -25,8 +26,8 @@ def norm_backward(io: Io) -> None:
     x, dy = io["x"].view(-1, C), io["dy"].view(-1, C)
     dx = (io["dx"] if io.has("dx") else io["dy"]).view(-1, C)
     w, rows = _weight(io), norm_rows(io.dims)
-    shapes = ((rows, C), (rows, C), (rows, C), (rows, 1), (rows, 1))
-    xhat, g, product, r, mean = (io.take(*shape, dtype=torch.float32) for shape in shapes)
+    xhat, g, product = (io.take(name) for name in ("x", "g", "product"))  # (rows, C)
+    r, mean = io.take("r"), io.take("mean")  # (rows, 1)
     for start in range(0, len(x), rows):
         end = min(start + rows, len(x))
         n = end - start
@@ -44,10 +45,10 @@ def _normalise(io: Io, x: Tensor, xhat: Tensor, square: Tensor, r: Tensor) -> No
     """xhat = x r in fp32, with r = rsqrt(mean(x^2) + eps)."""
     xhat.copy_(x)
     torch.mul(xhat, xhat, out=square)
-    torch.mean(square, dim=1, keepdim=True, out=r).add_(io.env.graph.config.norm_eps).rsqrt_()
+    torch.mean(square, dim=1, keepdim=True, out=r).add_(io.params(NormParams).eps).rsqrt_()
     xhat.mul_(r)
 
 
 def _weight(io: Io) -> Tensor:
     """The norm's weight in fp32, the family's offset added."""
-    return io.take(io.dims.cols, dtype=torch.float32).copy_(io.vector()).add_(io.env.graph.config.norm_offset)
+    return io.take("weight").copy_(io.vector()).add_(io.params(NormParams).offset)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mebp.executor.env import Adapter, Env, Io
+from mebp.executor.adapter import Adapter
+from mebp.executor.env import Env, Io
+from mebp.models.params import PerturbParams, UpdateParams
 
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 CLIP_EPSILON = 1e-6
@@ -14,68 +16,66 @@ CLIP_EPSILON = 1e-6
 
 def update(io: Io) -> None:
     """Step every adapter of the layer along its gradient (no weight decay: adapters start at zero effect)."""
-    scratch = io.take(io.dims.cols, dtype=torch.float32)
+    values, updates = io.take("values"), (io.env.step + 1) // io.params(UpdateParams).accumulate
     for name, index, gradient in _gradients(io):
-        _step(io.env, io.env.adapters[name], index, gradient, scratch)
+        _step(io.env, io.env.adapters[name], index, gradient, values, updates)
 
 
 def accumulate(io: Io) -> None:
-    """Add the layer's gradients to those that are held: their mean over the steps until the next update."""
+    """Add the layer's gradients to the deferred ones: their mean over the steps until the next update."""
     for name, index, gradient in _gradients(io):
-        io.env.adapters[name].held[index].add_(gradient, alpha=1 / io.env.graph.workload.accumulate)
+        io.env.adapters[name].deferred[index].add_(gradient, alpha=1 / io.params(UpdateParams).accumulate)
 
 
 def apply(io: Io) -> None:
-    """After every `accumulate` steps: clip what is held by its 2-norm (as torch's clip_grad_norm_ does), step, begin again."""
-    scratch = io.take(io.dims.cols, dtype=torch.float32)
-    workload = io.env.graph.workload
-    if (io.env.step + 1) % workload.accumulate:
+    """After every `accumulate` steps: clip what is deferred by its 2-norm (as torch's clip_grad_norm_ does), step, begin again."""
+    values, params = io.take("values"), io.params(UpdateParams)
+    if (io.env.step + 1) % params.accumulate:
         return
     adapters = [io.env.adapters[name] for name in io.op.adapters]
-    if workload.clip_norm:
-        norm = math.hypot(*(float(torch.linalg.vector_norm(held)) for adapter in adapters for held in adapter.held))
-        scale = min(1.0, workload.clip_norm / (norm + CLIP_EPSILON))
-    else:
-        scale = 1.0
+    scale = 1.0
+    if params.clip_norm:
+        norm = math.hypot(*(float(torch.linalg.vector_norm(t)) for adapter in adapters for t in adapter.deferred))
+        scale = min(1.0, params.clip_norm / (norm + CLIP_EPSILON))
+    updates = (io.env.step + 1) // params.accumulate
     for adapter in adapters:
-        for index, held in enumerate(adapter.held):
-            _step(io.env, adapter, index, held.mul_(scale), scratch)
-            held.zero_()
+        for index, deferred in enumerate(adapter.deferred):
+            _step(io.env, adapter, index, deferred.mul_(scale), values, updates)
+            deferred.zero_()
 
 
 def _gradients(io: Io) -> Iterator[tuple[str, int, Tensor]]:
     """Every gradient of the op's adapters: whose, of A (0) or B (1), and the tensor, shown to who asked for it."""
     for name in io.op.adapters:
-        linear = name.partition(".")[2]
-        for index, slot in enumerate(("dA", "dB")):
-            gradient = io[f"{linear}.{slot}"]
+        for index, slot in enumerate((f"{name}.dA", f"{name}.dB")):
+            gradient = io[slot]
             if io.env.on_gradient:
-                io.env.on_gradient(f"{name}.{slot}", gradient)
+                io.env.on_gradient(slot, gradient)
             yield name, index, gradient
 
 
-def _step(env: Env, adapter: Adapter, index: int, gradient: Tensor, scratch: Tensor) -> None:
+def _step(env: Env, adapter: Adapter, index: int, gradient: Tensor, values: Tensor, updates: int) -> None:
+    """Step one matrix of a pair: its update number `updates`."""
     parameter = (adapter.A, adapter.B)[index]
     if adapter.states:
-        _adamw(env, parameter, gradient, adapter.states[2 * index : 2 * index + 2], scratch)
+        _adamw(env, parameter, gradient, adapter.states[2 * index : 2 * index + 2], values, updates)
     else:
         parameter.add_(gradient, alpha=-env.learning_rate)
 
 
-def _adamw(env: Env, parameter: Tensor, gradient: Tensor, states: list[Tensor], scratch: Tensor) -> None:
+def _adamw(env: Env, parameter: Tensor, gradient: Tensor, states: list[Tensor], values: Tensor, updates: int) -> None:
     """Kingma & Ba, 2015, with bias correction."""
     first, second = states
-    step = (env.step + 1) // env.graph.workload.accumulate
     first.lerp_(gradient, 1 - BETA1)
     second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    denominator = scratch[: parameter.numel()].view(parameter.shape)
-    torch.sqrt(second, out=denominator).div_((1 - BETA2**step) ** 0.5).add_(ADAM_EPSILON)
-    parameter.addcdiv_(first, denominator, value=-env.learning_rate / (1 - BETA1**step))
+    denominator = values[: parameter.numel()].view(parameter.shape)
+    torch.sqrt(second, out=denominator).div_((1 - BETA2**updates) ** 0.5).add_(ADAM_EPSILON)
+    parameter.addcdiv_(first, denominator, value=-env.learning_rate / (1 - BETA1**updates))
 
 
 def perturb(io: Io) -> None:
     """adapter += sign x epsilon x z, with z drawn again from the step's seed each time."""
-    _along_noise(io, io.op.sign * io.env.epsilon)
+    _along_noise(io, io.params(PerturbParams).sign * io.env.epsilon)
 
 
 def mezo_update(io: Io) -> None:
@@ -88,11 +88,11 @@ def mezo_update(io: Io) -> None:
 
 
 def _along_noise(io: Io, amount: float) -> None:
-    scratch = io.take(io.dims.cols, dtype=torch.float32)
+    values = io.take("values")
     generator = torch.Generator(io.env.device).manual_seed(io.env.seed * 1_000_003 + io.env.step)
     for name in io.op.adapters:
         for parameter in _parameters(io.env.adapters[name]):
-            noise = scratch[: parameter.numel()].view(parameter.shape).normal_(generator=generator)
+            noise = values[: parameter.numel()].view(parameter.shape).normal_(generator=generator)
             parameter.add_(noise, alpha=amount)
 
 

@@ -1,4 +1,4 @@
-"""Bring an order under a budget by evicting what pays least to keep, and making it again (or loading it) when it is read.
+"""Bring an order under a budget by evicting what pays least to keep, and recomputing it (or loading it) when it is read.
 
 The rule of dynamic tensor rematerialisation (Kirisame et al., 2021) with the future known: evict the result that is largest, read
 farthest from now, and cheapest to bring back.
@@ -12,7 +12,7 @@ from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.order import Flash, Run, measure
 
 DEEPEST = 400  # nested recomputations
-FARTHEST = 32  # nodes to run again for one result; beyond, it is as good as lost
+FARTHEST = 32  # nodes to recompute for one result; beyond, it is as good as lost
 MOST_RUNS = 3  # a node on average; an order that needs more is thrashing
 
 

@@ -1,6 +1,6 @@
-"""A graph of ops with a cost and a result size each, read from node-link JSON as networkx writes it.
+"""A graph of ops, each with a cost and a result size, read from node-link JSON as networkx writes it.
 
-Memory while a node runs: its inputs and its own result. A result stays until its last use before it is made anew; nothing is
+Memory while a node runs: its inputs and its own result. A result stays until its last use before it is recomputed; nothing is
 pinned.
 """
 

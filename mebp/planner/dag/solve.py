@@ -18,7 +18,7 @@ from mebp.planner.dag.evict import Taste, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
-from mebp.planner.solver.search import Effort, Progress, Stop
+from mebp.planner.effort import Effort, Progress, Stop
 
 EXACT_COPIES, MOST_COPIES = 2, 8
 EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order
@@ -31,9 +31,9 @@ TASTES = tuple(Taste(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked: a graph, bytes of memory, whether first runs keep the graph's order, flash to page to, the most `copies` (runs
-    and loads) of one node, None for any number.
+class Problem:
+    """What the solver is given: a graph, bytes of memory, whether first runs keep the graph's order, flash to page to, the most
+    `copies` (runs and loads) of one node, None for any number.
     """
 
     dag: Dag
@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Solution:
     """An order, what it costs, and a cost that none of `scope` goes below."""
 
     runs: tuple[Run, ...]
@@ -66,7 +66,7 @@ class Found:
 class _Best:
     """The best order so far, and who is told of it."""
 
-    question: Question
+    problem: Problem
     progress: Progress | None
     bound: int
     runs: list[Run] | None = None
@@ -74,40 +74,40 @@ class _Best:
 
     @property
     def copies(self) -> int:
-        """Runs of one node that the exact model allows: what is asked for, else two, or what the best order has, to a limit."""
-        return self.question.copies or min(MOST_COPIES, max(EXACT_COPIES, _most_runs(self.runs or [])))
+        """Runs of one node that the exact model allows: what is asked for, else two, or what the best order has, up to a limit."""
+        return self.problem.copies or min(MOST_COPIES, max(EXACT_COPIES, _most_runs(self.runs or [])))
 
     def offer(self, runs: list[Run] | None) -> None:
         """Take an order if it fits and costs less."""
-        question = self.question
-        if runs is None or (question.copies is not None and _most_runs(runs) > question.copies):
+        problem = self.problem
+        if runs is None or (problem.copies is not None and _most_runs(runs) > problem.copies):
             return
-        found = measure(question.dag, runs, question.flash)
-        if found.peak <= question.budget and found.cost < self.cost:
+        found = measure(problem.dag, runs, problem.flash)
+        if found.peak <= problem.budget and found.cost < self.cost:
             self.runs, self.cost = runs, found.cost
             if self.progress:
                 self.progress(self.cost, self.bound)
 
 
-def solve_dag(question: Question, effort: Effort) -> Found:
+def solve_dag(problem: Problem, effort: Effort) -> Solution:
     """The cheapest order found in the wall seconds of `effort`: numbers of rounds follow from them, the clock only stops what runs
     far over; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
-    begin, seconds = time.monotonic(), effort.limits.wall_s
-    dag = question.dag
-    if question.budget < dag.least_budget:
+    begin, seconds = time.monotonic(), effort.wall_s
+    dag = problem.dag
+    if problem.budget < dag.least_budget:
         raise InfeasibleBudget(
-            f"does not fit {question.budget} bytes: one node alone takes {dag.least_budget}: raise --budget",
-            question.budget,
+            f"does not fit {problem.budget} bytes: one node alone takes {dag.least_budget}: raise `budget`",
+            problem.budget,
             dag.least_budget,
         )
-    best = _Best(question=question, progress=effort.progress, bound=dag.total_cost)
+    best = _Best(problem=problem, progress=effort.progress, bound=dag.total_cost)
     _start(best, effort.stop)
     bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
     copies = best.copies
-    proven = _fixed(best, effort, begin) if question.fixed_order or dag.num_nodes <= EXACT_NODES else 0
-    if question.fixed_order and proven > bound:
+    proven = _fixed(best, effort, begin) if problem.fixed_order or dag.num_nodes <= EXACT_NODES else 0
+    if problem.fixed_order and proven > bound:
         bound, scope = proven, f"the graph's order, at most {copies} runs a node"
-    if not question.fixed_order and best.cost > dag.total_cost:
+    if not problem.fixed_order and best.cost > dag.total_cost:
         if dag.num_nodes <= FREE_EXACT_NODES:
             copies = best.copies
             bound = max(bound, _exact(best, seconds - (time.monotonic() - begin), effort, fixed=False))
@@ -118,10 +118,10 @@ def solve_dag(question: Question, effort: Effort) -> Found:
     if best.runs is None and effort.stop.asked:
         raise Interrupted("interrupted before an order was found")
     if best.runs is None:
-        remedy = "--time-limit, --copies or --budget" if question.copies else "--time-limit or --budget"
-        raise NoPlanInTime(f"no order within {question.budget} bytes found in {time.monotonic() - begin:.0f} s: raise {remedy}")
-    measured = measure(dag, best.runs, question.flash)
-    return Found(
+        remedy = "`time_limit`, `copies` or `budget`" if problem.copies else "`time_limit` or `budget`"
+        raise NoPlanInTime(f"no order within {problem.budget} bytes found in {time.monotonic() - begin:.0f} s: raise {remedy}")
+    measured = measure(dag, best.runs, problem.flash)
+    return Solution(
         runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=time.monotonic() - begin
     )
 
@@ -131,20 +131,20 @@ def _most_runs(runs: Sequence[Run]) -> int:
 
 
 def _start(best: _Best, stop: Stop) -> None:
-    question = best.question
-    orders = [list(range(question.dag.num_nodes))]
-    if not question.fixed_order:
-        orders.append(least_memory_order(question.dag))
+    problem = best.problem
+    orders = [list(range(problem.dag.num_nodes))]
+    if not problem.fixed_order:
+        orders.append(least_memory_order(problem.dag))
     for order in orders:
         for taste in TASTES:
-            best.offer(_played(question, order, taste))
-            if best.cost == question.dag.total_cost or (stop.asked and best.runs):
+            best.offer(_played(problem, order, taste))
+            if best.cost == problem.dag.total_cost or (stop.asked and best.runs):
                 return
 
 
-def _played(question: Question, order: Sequence[int], taste: Taste) -> list[Run] | None:
-    runs = evict(question.dag, question.budget, order, taste, question.flash)
-    return None if runs is None else drop_needless(question.dag, question.budget, runs, question.flash)
+def _played(problem: Problem, order: Sequence[int], taste: Taste) -> list[Run] | None:
+    runs = evict(problem.dag, problem.budget, order, taste, problem.flash)
+    return None if runs is None else drop_needless(problem.dag, problem.budget, runs, problem.flash)
 
 
 def least_memory_order(dag: Dag) -> list[int]:
@@ -170,27 +170,27 @@ def least_memory_order(dag: Dag) -> list[int]:
 
 def _anneal(best: _Best, effort: Effort, begin: float) -> None:
     """Move nodes within the order and change the taste of eviction; play each out; accept worse with falling probability."""
-    question, dag = best.question, best.question.dag
-    draw, seconds = random.Random(effort.limits.seed), effort.limits.wall_s
+    problem, dag = best.problem, best.problem.dag
+    draw, seconds = random.Random(effort.seed), effort.wall_s
     order = first_runs(best.runs) if best.runs else least_memory_order(dag)
-    taste, cost = TASTES[0], _cost_of(question, best.runs)
+    taste, cost = TASTES[0], _cost_of(problem, best.runs)
     rounds = int(seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
     for number in range(rounds):
         if effort.stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * seconds:
             return
         temperature = 0.002 * dag.total_cost * (1 - number / rounds) ** 2
         candidate, other = moved(dag, order, draw), draw.choice(TASTES) if draw.random() < 0.2 else taste
-        runs = evict(dag, question.budget, candidate, other, question.flash)
-        found = _cost_of(question, runs)
+        runs = evict(dag, problem.budget, candidate, other, problem.flash)
+        found = _cost_of(problem, runs)
         if found <= cost or (temperature > 0 and draw.random() < exp(min(0.0, (cost - found) / temperature))):
             order, taste, cost = candidate, other, found
             if runs is not None and found <= best.cost + temperature:
-                best.offer(drop_needless(dag, question.budget, runs, question.flash))
+                best.offer(drop_needless(dag, problem.budget, runs, problem.flash))
 
 
-def _cost_of(question: Question, runs: list[Run] | None) -> int:
-    too_often = runs is not None and question.copies is not None and _most_runs(runs) > question.copies
-    return 2**62 if runs is None or too_often else measure(question.dag, runs, question.flash).cost
+def _cost_of(problem: Problem, runs: list[Run] | None) -> int:
+    too_often = runs is not None and problem.copies is not None and _most_runs(runs) > problem.copies
+    return 2**62 if runs is None or too_often else measure(problem.dag, runs, problem.flash).cost
 
 
 def first_runs(runs: Sequence[Run]) -> list[int]:
@@ -211,39 +211,36 @@ def moved(dag: Dag, order: Sequence[int], draw: random.Random) -> list[int]:
 
 def _fixed(best: _Best, effort: Effort, begin: float) -> int:
     """The exact model in the graph's own order; all the time where no other is asked for, else a part of it."""
-    if best.cost == best.question.dag.total_cost:
+    if best.cost == best.problem.dag.total_cost:
         return 0
-    share = 1.0 if best.question.fixed_order else FIXED_SHARE
-    left = share * effort.limits.wall_s - (time.monotonic() - begin)
-    return _exact(best, left, effort, fixed=True, order=list(range(best.question.dag.num_nodes)))
+    share = 1.0 if best.problem.fixed_order else FIXED_SHARE
+    left = share * effort.wall_s - (time.monotonic() - begin)
+    return _exact(best, left, effort, fixed=True, order=list(range(best.problem.dag.num_nodes)))
 
 
 def _exact(best: _Best, seconds: float, effort: Effort, *, fixed: bool, order: list[int] | None = None) -> int:
     """Improve on the best order with the exact model, by default around the order of its first runs; returns the bound."""
-    question = best.question
+    problem = best.problem
     stop = effort.stop
-    if stop.asked or seconds <= 0 or question.dag.num_nodes > LARGEST_EXACT or best.cost == question.dag.total_cost:
+    if stop.asked or seconds <= 0 or problem.dag.num_nodes > LARGEST_EXACT or best.cost == problem.dag.total_cost:
         return 0
-    order = order or (first_runs(best.runs) if best.runs else list(range(question.dag.num_nodes)))
+    order = order or (first_runs(best.runs) if best.runs else list(range(problem.dag.num_nodes)))
     place = {node: at for at, node in enumerate(order)}
-    model = Model(question.dag.reordered(order), question.budget, copies=best.copies, fixed_order=fixed, flash=question.flash)
+    model = Model(problem.dag.reordered(order), problem.budget, copies=best.copies, fixed_order=fixed, flash=problem.flash)
     if best.runs is not None and first_runs(best.runs) == order:
         model.hint([Run(node=place[run.node], loaded=run.loaded) for run in best.runs])
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = WORKERS
     solver.parameters.interleave_search = True  # repeatable with several workers
-    solver.parameters.random_seed = effort.limits.seed
+    solver.parameters.random_seed = effort.seed
     solver.parameters.max_time_in_seconds = seconds
     solver.parameters.catch_sigint_signal = False
-    status = cp_model.UNKNOWN
-    if stop.start(solver):
-        status = solver.solve(model.model)
-    stop.end(solver)
-    if status == cp_model.INFEASIBLE and question.fixed_order and question.copies and best.runs is None and not model.rounded:
+    status = stop.run(solver, model.model)
+    if status == cp_model.INFEASIBLE and problem.fixed_order and problem.copies and best.runs is None and not model.rounded:
         raise InfeasibleBudget(
-            f"does not fit {question.budget} bytes in this order and {best.copies} runs of a node: raise --budget or --copies",
-            question.budget,
-            question.dag.least_budget,
+            f"does not fit {problem.budget} bytes in this order and {best.copies} runs of a node: raise `budget` or `copies`",
+            problem.budget,
+            problem.dag.least_budget,
         )
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         best.offer([Run(node=order[run.node], loaded=run.loaded) for run in model.runs(solver)])

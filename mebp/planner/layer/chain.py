@@ -31,8 +31,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Menu:
-    """Options written for layer `source`, in the order in which layers take them, and its weights that may be resident. `number` tells
-    the menus of a chain apart.
+    """Options written for layer `source`, in the order in which layers take them, and its weights that may be resident. `number`
+    tells the menus of a chain apart.
     """
 
     number: int

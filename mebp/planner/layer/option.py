@@ -21,8 +21,8 @@ class Option:
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
     `wait_ns` is how long its first load is waited for, where no layer above runs meanwhile. `shared` are the weights, by role, that
-    are unpacked once for recomputation and backward; `read_again` those that recomputation reads in addition to forward and backward.
-    `input_bytes` are those of the layer's input, whatever becomes of it.
+    are unpacked once for recomputation and backward; `read_again` those that recomputation reads in addition to forward and
+    backward. `input_bytes` are those of the layer's input, whatever becomes of it.
     """
 
     saving: Mapping[TensorId, Saving]

@@ -59,17 +59,6 @@ def live_peak(buffers: Sequence[Buffer]) -> int:
     return _live_peak(*(np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size")))
 
 
-def require_apart(buffers: list[Buffer], packing: Packing) -> None:
-    """Check pair by pair, the slow way, that no two buffers that live together overlap (AssertionError)."""
-    placed = list(zip(buffers, packing.offsets, strict=True))
-    for i, (a, at) in enumerate(placed):
-        assert at >= 0
-        assert at + a.size <= packing.height
-        for b, other in placed[:i]:
-            apart_in_time = a.end <= b.start or b.end <= a.start
-            assert apart_in_time or at + a.size <= other or other + b.size <= at, (a, b)
-
-
 def _orders(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     length = end - start
     fullest = (start <= (peak := _fullest(start, end, size))) & (end > peak)

@@ -59,6 +59,7 @@ def lower(
         exact=exact,
         signature=graph.signature,
         device=device.name,
+        device_title=device.title,
         overrides=device.overrides,
         budget_bytes=budget_bytes,
         config=graph.config,

@@ -1,4 +1,5 @@
-"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution stands for."""
+"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution stands for.
+"""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -48,7 +49,7 @@ class Model:
 
     def solved_step_ns(self, solution: Solution) -> int:
         """The step time of a solution."""
-        return self.problem.base_ns + round(solution.solver.objective_value) // self._scale
+        return self.problem.base_ns + int(round(solution.solver.objective_value) // self._scale)
 
     def bound_ns(self, solution: Solution) -> int:
         """A step time that no placement of this model goes below; 0 where none was proven."""
@@ -59,7 +60,8 @@ class Model:
         return {name: solution.solver.value(variable) for name, variable in self.variables.decisions.items()}
 
     def recipe(self, solution: Solution) -> Recipe:
-        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the stream kept."""
+        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the stream kept.
+        """
         graph, solver = self.problem.graph, solution.solver
         saving: dict[TensorId, Saving] = {graph.stream[-1]: Saving.KEEP}
         unpacking: dict[WeightId, Unpacking] = dict.fromkeys(self.problem.cost.ahead, Unpacking.AHEAD)

@@ -48,8 +48,8 @@ class OneOptionPerLayer:
 class FitsTheArena:
     """resident + kept by lower stretches + kept by equals before + peak <= room, for the last layer of every option used.
 
-    What a layer keeps is part of its own peak. At the head every layer's kept tensors come on top of the head's own peak. `room` is a
-    number or a variable.
+    What a layer keeps is part of its own peak. At the head every layer's kept tensors come on top of the head's own peak. `room` is
+    a number or a variable.
     """
 
     room: cp_model.LinearExprT

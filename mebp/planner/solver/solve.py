@@ -42,8 +42,8 @@ DESCENTS = 12  # attempts to go below the least plan
 def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None = None) -> Plan:
     """The fastest plan found under `budget_bytes` of footprint; raises InfeasibleBudget if none is.
 
-    `least` is a plan of few bytes to fall back on, where one is known. Where unpacking has an engine of its own, this is the fastest
-    over which weights that one unpacks ahead.
+    `least` is a plan of few bytes to fall back on, where one is known. Where unpacking has an engine of its own, this is the
+    fastest over which weights that one unpacks ahead.
     """
     begin = time.monotonic()
     found = [_Attempts(problem, budget_bytes, effort, least).best()]
@@ -97,8 +97,8 @@ def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Pl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
-    """A plan that fits and its simulated time; `model_ns` and `bound_ns` (0: none) are what its placement said. `unhurried` where that
-    might use flash as it liked without stalling: then its bound is the class's.
+    """A plan that fits and its simulated time; `model_ns` and `bound_ns` (0: none) are what its placement said. `unhurried` where
+    that might use flash as it liked without stalling: then its bound is the class's.
     """
 
     plan: Plan
@@ -128,8 +128,8 @@ class _Attempts:
         return _fastest(self._without_stalling() or self._stalling())
 
     def _without_stalling(self) -> list[_Timed]:
-        """Plans whose transfers run concurrently with the processor; while one stalls all the same, one that uses flash less is looked
-        for too. Empty where none fits.
+        """Plans whose transfers run concurrently with the processor; while one stalls all the same, one that uses flash less is
+        looked for too. Empty where none fits.
         """
         found: list[_Timed] = []
         for share in CONCURRENT[:1] if self.problem.cost.ahead else CONCURRENT:  # there it rather waits for unpacking
@@ -164,8 +164,8 @@ class _Attempts:
             return None
 
     def _place_and_write(self, problem: Problem, effort: Effort) -> _Timed | None:
-        """Place, then write out. Packing and transfers in flight may need more than the live bytes that the model bounds: then place
-        in less room.
+        """Place, then write out. Packing and transfers in flight may need more than the live bytes that the model bounds: then
+        place in less room.
         """
         allowed, first = self.room, None
         ways = (False, True) if problem.flash_share > CONCURRENT[0] else (False,)

@@ -47,10 +47,7 @@ class Variables:
         ]
         sizes = [len(stretch.layers) for stretch in stretches]
         self.count = [
-            [
-                self._decide(size // option.layers, f"stretch {i} option {m}")
-                for m, option in zip(open_, options, strict=True)
-            ]
+            [self._decide(size // option.layers, f"stretch {i} option {m}") for m, option in zip(open_, options, strict=True)]
             for i, (size, open_, options) in enumerate(zip(sizes, numbers, self.options, strict=True))
         ]
         self.used = [[self._decide(1, f"stretch {i} uses option {m}") for m in open_] for i, open_ in enumerate(numbers)]

@@ -1,4 +1,4 @@
-"""What the constants of a fit multiply, of each measured step: read off the plan of its method and off the model's shapes."""
+"""The regressors of a fit: one row per measured step, read off the plan of its method and off the model's shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from mebp.models.build import build_graph, num_trainable
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS
-from mebp.models.op import Part
+from mebp.models.op import Part, Rate
 from mebp.models.tensor import FLOAT_BYTES, Role, Weight
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Compute, Plan
@@ -25,7 +24,7 @@ LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What the constants multiply, of one measurement.
+    """The regressors of one measurement.
 
     `work` are FLOPs of forward, backward and head, `base` seconds a FLOP of each on the profile as it was (and its footprint),
     `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also hold
@@ -44,7 +43,7 @@ class Case:
 
 
 def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]:
-    """Plan every measured step on the hardware of `device`, and read off what the constants multiply."""
+    """Plan every measured step on the hardware of `device`, and read off the regressors."""
     for m in measured:
         if m.peak_bytes > device.hardware.ram_bytes:
             ram = device.hardware.ram_bytes / 1e6
@@ -81,7 +80,7 @@ def _case(measured: Measured, device: Device) -> Case:
     graph, plan = _planned(measured, device)
     parts = simulate(plan, graph, device).time_breakdown
     small_s = sum(parts.get(part, 0) for part in (Part.ELEMENTWISE, Part.LAUNCH, Part.UPDATE)) / 1e9
-    head = next(op for op in graph.ops if op.kind == "head")
+    head = graph.head
     weight = graph.weights[head.weights[0]]
     return Case(
         measured=measured,
@@ -98,33 +97,24 @@ def _case(measured: Measured, device: Device) -> Case:
 
 def _base(measured: Measured, device: Device) -> tuple[float, float, float]:
     """Seconds a FLOP of forward, backward and head on a profile, each with the unpacking of its weights."""
-    runtime, peak = device.runtime, device.hardware.product_flops
-    unpack_s = 1 / (runtime.unpack_rate * 2 * measured.seq_len)
-    forward, backward, head = (1 / (f * peak) for f in (runtime.product_fraction, runtime.backward_fraction, runtime.head_fraction))
+    unpack_s = 1 / (device.runtime.unpack_rate * 2 * measured.seq_len)
+    forward, backward, head = (1 / device.rate(rate) for rate in (Rate.FORWARD_PRODUCT, Rate.BACKWARD_PRODUCT, Rate.HEAD))
     return forward + unpack_s, backward + unpack_s, head + unpack_s
 
 
 def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
     """FLOPs of forward and of backward products (attention's counted by its share, as forward), and of the head."""
-    forward = backward = head = 0.0
+    flops = dict.fromkeys(Rate, 0)
     for instruction in plan.instructions:
         if isinstance(instruction, Compute):
             op = graph.op[instruction.op]
-            flops = KINDS[op.kind].flops(op)
-            match KINDS[op.kind].part:
-                case Part.HEAD:
-                    head += flops
-                case Part.ATTENTION:
-                    forward += flops / ATTENTION_SHARE
-                case _ if op.backward:
-                    backward += flops
-                case _:
-                    forward += flops
-    return forward, backward, head
+            flops[op.kind.rate] += op.kind.flops(op)
+    forward = flops[Rate.FORWARD_PRODUCT] + flops[Rate.ATTENTION] / ATTENTION_SHARE
+    return forward, float(flops[Rate.BACKWARD_PRODUCT]), float(flops[Rate.HEAD])
 
 
 def _at_head(graph: Graph) -> int:
-    """Bytes held at the head beside logits and packed heads: the adapters, and the widest weight, unpacked."""
+    """Bytes held at the head besides logits and compressed heads: the adapters, and the widest weight, unpacked."""
     return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
 
 
@@ -135,7 +125,7 @@ def _in_block(graph: Graph) -> int:
 
 
 def _layer_weights(graph: Graph) -> list[Weight]:
-    return [weight for wid, weight in graph.weights.items() if wid.startswith("0.")]
+    return [weight for weight in graph.weights.values() if weight.layer == 0]
 
 
 def _adapter_bytes(graph: Graph) -> int:

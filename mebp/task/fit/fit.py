@@ -1,7 +1,7 @@
 """Fit a runtime to what somebody measured on a phone: peaks and step times of published implementations, by model and method.
 
 The times of a plan are sums of work over rates: FLOPs of forward products, of backward products and of the head. Each has one
-constant, seconds a FLOP, found by non-negative least squares on relative errors; unpacking is proportional to forward products in
+constant, seconds per FLOP, found by non-negative least squares on relative errors; unpacking is proportional to forward products in
 the methods measured, so a share of a layer's forward is taken for it. A peak is what the process has before any tensor, and what
 such an implementation holds at the fuller of two moments (see case.py): three constants. No constant belongs to a model.
 """
@@ -22,7 +22,7 @@ from mebp.task.fit.measured import Measured
 Floats = npt.NDArray[np.float64]
 UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
 ROUNDS = 20
-PAPER_HOLDS = (0.67, 1.73)  # logits and packed heads, as `mebp-plan validate --paper` fits them
+PAPER_HOLDS = (0.67, 1.73)  # logits and compressed heads, as fitting the paper's figures finds them
 LEAST_FOOTPRINT = 1e6
 PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
@@ -33,9 +33,9 @@ CONTRADICTION = 0.25  # relative difference of two measurements of the same thin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What is fitted: seconds a FLOP (each with the unpacking of its weights), and bytes before any tensor.
+    """What is fitted: seconds per FLOP (each with the unpacking of its weights), and bytes before any tensor.
 
-    `logits` is how many full fp32 logits are held at the head, `heads` how many packed heads are in memory all the time (the
+    `logits` is how many full fp32 logits are in memory at the head, `heads` how many compressed heads are there all the time (the
     head and the embedding that it is tied to are read apart).
     """
 
@@ -81,11 +81,11 @@ def predict(constants: Constants, cases: Sequence[Case], warnings: tuple[str, ..
     """What constants say of every measurement."""
     c = constants
     seconds = [float(np.dot((c.forward_s, c.backward_s, c.head_s), case.work)) + case.small_s for case in cases]
-    held = np.array((c.footprint_bytes, c.logits, c.heads))
+    bytes_of = np.array((c.footprint_bytes, c.logits, c.heads))
     return Fit(
         measured=tuple(case.measured for case in cases),
         constants=constants,
-        peak_bytes=tuple(max(_moments(held, case)) for case in cases),
+        peak_bytes=tuple(max(_moments(bytes_of, case)) for case in cases),
         step_s=tuple(seconds),
         warnings=warnings,
     )
@@ -110,7 +110,7 @@ def fitted_device(cases: Sequence[Case], device: Device, source: str) -> Device:
     """`device` with the runtime fitted to `cases`: each pass over a weight takes its unpacking time and, in what is left, its
     product. A number's range is two standard errors either way, by the jackknife over models (Efron & Stein, 1981); with one
     model it is that of an assumed one. What the footprint contains (libraries, the plan) is not counted again, and the hardware's
-    rate of products, to which the fractions are fitted, is not uncertain beside them.
+    rate of products, to which the fractions are fitted, is not uncertain on top of them.
     """
     values = _runtime(fit(cases), device)
     without = [_runtime(fit(rest), device) for rest in _without_each_model(cases)]
@@ -137,7 +137,7 @@ def _runtime(found: Fit, device: Device) -> dict[str, float]:
     passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
     slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
     if slow:
-        raise InputError(f"the measurements leave {NAMES[slow[0]]} no time beside unpacking: measure more models or methods")
+        raise InputError(f"the measurements leave {NAMES[slow[0]]} no time besides unpacking: measure more models or methods")
     fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
     fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
     flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
@@ -162,7 +162,7 @@ def _two_errors(values: Sequence[float]) -> float:
 
 
 def _ends(low: float, value: float, high: float) -> tuple[float, float]:
-    """Three digits of a range's ends, which hold its value."""
+    """Three digits of a range's ends, with its value between them."""
     return min(value, float(f"{low:.3g}")), max(value, float(f"{high:.3g}"))
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mebp.cli.unit import parse_nbytes, show_nbytes, show_ns, whole_us
+from mebp.unit import parse_nbytes, show_nbytes, show_ns, whole_us
 from mebp.errors import InputError
 
 

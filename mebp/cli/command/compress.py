@@ -1,0 +1,32 @@
+"""`mebp-plan compress`: a store of a checkpoint's weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mebp.cli.flag import Flag
+from mebp.cli.screen import working
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors files.")],
+    output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
+    weights: Annotated[str, Flag("--weights", help="int4-g32 int4-g64 int4-g128 int8 ternary bf16.")] = "int4-g64",
+) -> None:
+    """Compress a Hugging Face checkpoint into a store to run plans on."""
+    from mebp.models.format import weight_format  # noqa: PLC0415
+    from mebp.store.checkpoint import compress as write  # noqa: PLC0415  (torch)
+    from mebp.store.checkpoint import require_apart  # noqa: PLC0415
+    from mebp.unit import show_nbytes  # noqa: PLC0415
+
+    fmt = weight_format(weights)
+    require_apart(source, output)
+    with working(f"compressing {source.name}") as status:
+        found = write(source, output, fmt, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
+    size = (output / "weights.safetensors").stat().st_size
+    typer.echo(f"wrote {output}: {found.config.name} in {fmt.name}, {show_nbytes(size)}")
+    name, error = found.worst
+    if name:
+        mean = sum(found.errors.values()) / len(found.errors)
+        typer.echo(f"error of a weight, relative root mean square: {mean:.2%} on average, worst {error:.2%} ({name})")

@@ -1,0 +1,69 @@
+"""`mebp-plan devices`: profiles, and what each of their numbers is worth."""
+
+from typing import Annotated
+
+import typer
+
+from mebp.cli.help import Command
+from mebp.cli.screen import note, stdout
+
+app = typer.Typer(
+    help="List device profiles, or show where a profile's numbers come from.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def devices(context: typer.Context) -> None:
+    """List device profiles, or show where a profile's numbers come from: `mebp-plan devices show NAME`."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.markup import escape  # noqa: PLC0415
+
+    from mebp.cli.view.grid import grid  # noqa: PLC0415
+    from mebp.errors import MebpError  # noqa: PLC0415
+    from mebp.sim.profile import device_names, load_device  # noqa: PLC0415
+    from mebp.unit import show_nbytes  # noqa: PLC0415
+
+    table = grid("device", right=())
+    table.add_column("what")
+    for title in ("RAM", "app limit", "budget"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in device_names():
+        try:
+            device = load_device(name)
+        except MebpError as error:
+            note(f"mebp-plan: {error}")
+            continue
+        hardware = device.hardware
+        budget = show_nbytes(device.default_budget_bytes)
+        table.add_row(name, escape(device.title), show_nbytes(hardware.ram_bytes), show_nbytes(hardware.app_limit_bytes), budget)
+    stdout().print(table)
+
+
+@app.command("show", cls=Command)
+def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .toml file.")]) -> None:
+    """Print every number of a profile with its kind and source."""
+    from rich.markup import escape  # noqa: PLC0415
+
+    from mebp.cli.view.grid import grid  # noqa: PLC0415
+    from mebp.sim.device import KEYS, SHAPES  # noqa: PLC0415
+    from mebp.sim.profile import load_device  # noqa: PLC0415
+
+    device = load_device(name)
+    table = grid(title=escape(f"{device.name}: {device.title}"))
+    table.add_column("entry", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for key in (*KEYS, *(f"{SHAPES}.{shape}" for shape in device.shapes)):
+        origin = device.sources[key]
+        table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
+    stdout().print(table)
+
+
+def _value(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e6 else f"{value:.4g}"

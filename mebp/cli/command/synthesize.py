@@ -1,0 +1,29 @@
+"""`mebp-plan synthesize`: a store of random weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mebp.cli.flag import MODEL, Flag, ModelFlags, require_search
+from mebp.cli.screen import working
+
+
+def synthesize(
+    model: ModelFlags,
+    output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
+    weights: Annotated[str, Flag("--weights", help="Format of the frozen weights.", rich_help_panel=MODEL)] = "int4-g64",
+    seed: Annotated[int, Flag("--seed", help="Seed of the random weights.")] = 0,
+) -> None:
+    """Write a store of random weights of the right shapes and statistics, to run plans on."""
+    from mebp.models.format import weight_format  # noqa: PLC0415
+    from mebp.task.weights import write_random  # noqa: PLC0415
+    from mebp.unit import show_nbytes  # noqa: PLC0415
+
+    require_search(1.0, seed)
+    config, fmt = model.config(), weight_format(weights)
+    with working(f"synthesizing {config.name}") as status:
+        size = write_random(
+            output, config, fmt, seed, lambda done, total: status.update(f"synthesizing {config.name}: {done / total:.0%}")
+        )
+    typer.echo(f"wrote {output}: {config.name} in {fmt.name}, {show_nbytes(size)}")

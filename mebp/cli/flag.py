@@ -1,0 +1,248 @@
+"""The flags that commands share, in groups, and how a setting that the library names is typed here.
+
+A command's function takes whole groups (`plan(model: ModelFlags, step: StepFlags, ...)`); `with_flags` turns their fields into the
+command's own flags. Groups check what they are given and hand on what the library takes.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from mebp.errors import InputError
+from mebp.unit import parse_nbytes, show_nbytes
+
+if TYPE_CHECKING:
+    from mebp.models.config import ModelConfig
+    from mebp.models.workload import Workload
+    from mebp.planner.effort import Effort, Progress
+    from mebp.sim.device import Device
+
+Flag = typer.Option
+MODEL, STEP, TARGET, SEARCH, OUTPUT, RUN = "Model", "Training step", "Device and budget", "Search", "Output", "Run"
+DEFAULT_MODEL, DEFAULT_DEVICE = "0.5b", "iphone15promax"
+SEARCH_SHARE = 5.0  # wall seconds of --time-limit for each deterministic second of search, about
+BACKSTOP = 3.0  # times --time-limit, by the wall clock, where a machine is too slow for the deterministic one
+
+SPELLED = {  # settings whose flag is not their own name
+    "rank": "--lora-r",
+    "alpha": "--lora-alpha",
+    "targets": "--lora-targets",
+    "output": "-o",
+}
+SETTINGS = {
+    *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
+    *("max_flash_write", "budget", "time_limit", "seed", "copies", "capacity", "spill_dir", "store", "ids", "steps"),
+    *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", *SPELLED),
+}
+
+
+def flag_of(setting: str) -> str:
+    """How a setting is typed."""
+    return SPELLED.get(setting, f"--{setting.replace('_', '-')}")
+
+
+def spell(text: str) -> str:
+    """A library's text with the settings that it names in backticks as flags."""
+    return re.sub(r"`([a-z_]+)`", lambda match: flag_of(match[1]) if match[1] in SETTINGS else match[0], text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagGroup:
+    """Fields that are flags, each with its default."""
+
+    def given(self) -> list[str]:
+        """Flags that differ from their defaults."""
+        changed = (f.name for f in fields(self) if getattr(self, f.name) not in (f.default, []))
+        return [flag_of({"lora_r": "rank", "set_": "set"}.get(name, name)) for name in changed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFlags(FlagGroup):
+    """Which model."""
+
+    model: Annotated[
+        str | None,
+        Flag(
+            "--model",
+            "-m",
+            help="Name or alias (0.5b 1.5b 3b 1b 4b), Hugging Face id of one of these, config.json or its folder. Default: 0.5b.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+
+    def config(self) -> "ModelConfig":
+        from mebp.models.catalogue import load_model  # noqa: PLC0415  (--help does without)
+
+        return load_model(DEFAULT_MODEL if self.model is None else self.model)
+
+    def files(self) -> list[Path]:
+        """Files that the flag names."""
+        return _files(self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFlags(FlagGroup):
+    """One training step."""
+
+    seq_len: Annotated[int, Flag("--seq-len", help="Tokens per sequence.", rich_help_panel=STEP)] = 256
+    batch_size: Annotated[int, Flag("--batch-size", help="Sequences per step.", rich_help_panel=STEP)] = 1
+    lora_r: Annotated[int, Flag("--lora-r", "--lora-rank", help="Rank of the adapters.", rich_help_panel=STEP)] = 8
+    lora_alpha: Annotated[float, Flag("--lora-alpha", help="Adapters are scaled by alpha / rank.", rich_help_panel=STEP)] = 16.0
+    lora_targets: Annotated[
+        str,
+        Flag(
+            "--lora-targets",
+            "--target-modules",
+            help="all-linear, or some of q,k,v,o,gate,up,down.",
+            rich_help_panel=STEP,
+        ),
+    ] = "all-linear"
+    weights: Annotated[
+        str,
+        Flag(
+            "--weights",
+            help="Format of the frozen weights: int4-g32 int4-g64 int4-g128 int8 ternary bf16.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "int4-g64"
+    precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.", rich_help_panel=STEP)] = "bf16"
+    optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.", rich_help_panel=STEP)] = "sgd"
+    accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.", rich_help_panel=STEP)] = 1
+    clip_norm: Annotated[
+        float, Flag("--clip-norm", help="Longest gradient, all adapters together; 0: no clipping.", rich_help_panel=STEP)
+    ] = 0.0
+
+    def workload(self) -> "Workload":
+        from mebp.models.format import weight_format  # noqa: PLC0415
+        from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets  # noqa: PLC0415
+
+        return Workload(
+            seq_len=self.seq_len,
+            batch_size=self.batch_size,
+            lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
+            weights=weight_format(self.weights),
+            precision=cast(Precision, self.precision),
+            optimizer=cast(Optimizer, self.optimizer),
+            accumulate=self.accumulate,
+            clip_norm=self.clip_norm,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileFlags(FlagGroup):
+    """Changes to a device's profile."""
+
+    max_flash_write: Annotated[
+        str | None,
+        Flag("--max-flash-write", help="Bytes a step may write to flash. Default: the device's.", rich_help_panel=TARGET),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        Flag("--set", help="Override a profile entry: --set runtime.unpack_rate=2e9. Repeatable.", rich_help_panel=TARGET),
+    ] = None
+
+    def overrides(self) -> tuple[str, ...]:
+        """--set as it is, and --max-flash-write as an entry of the profile."""
+        if self.max_flash_write is None:
+            return tuple(self.set_ or ())
+        cap = parse_nbytes(self.max_flash_write, "--max-flash-write", lowest=0)
+        return (*(self.set_ or ()), f"runtime.flash_write_cap_bytes={cap}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetFlags(FlagGroup):
+    """Which device, and how much of it."""
+
+    device: Annotated[
+        str | None, Flag("--device", "-d", help="Device name, or a profile's .toml file.", rich_help_panel=TARGET)
+    ] = None
+    budget: Annotated[
+        str | None,
+        Flag("--budget", "-b", help="Footprint allowed: 1GB, 512MiB, or bytes. Default: the device's.", rich_help_panel=TARGET),
+    ] = None
+
+    def load(self, profile: ProfileFlags, default: str = DEFAULT_DEVICE) -> "Device":
+        """The device asked for (or `default`), with overrides."""
+        from mebp.sim.profile import load_device, override  # noqa: PLC0415
+
+        if self.device is not None and not self.device.strip():
+            raise InputError("--device is empty: take a name that `mebp-plan devices` lists, or a .toml file")
+        return override(load_device(self.device or default), profile.overrides())
+
+    def budget_on(self, device: "Device", say: Callable[[str], None]) -> int:
+        """The budget asked for, or the device's own; never more than the device gives an app, which is said."""
+        if self.budget is None:
+            return device.default_budget_bytes
+        asked, limit = parse_nbytes(self.budget, "--budget"), int(device.hardware.app_limit_bytes)
+        if asked > limit:
+            say(f"--budget {self.budget} is above what {device.name} gives an app: planning for {show_nbytes(limit)}")
+        return min(asked, limit)
+
+    def files(self) -> list[Path]:
+        """Files that the flags name."""
+        return _files(self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchFlags(FlagGroup):
+    """How long to search."""
+
+    time_limit: Annotated[float, Flag("--time-limit", help="Seconds that one search may take, about.", rich_help_panel=SEARCH)] = (
+        4.0
+    )
+    seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
+
+    def effort(self, progress: "Progress | None" = None) -> "Effort":
+        """What the flags allow a search."""
+        from mebp.planner.effort import Effort  # noqa: PLC0415  (the solver takes half a second to import)
+
+        require_search(self.time_limit, self.seed)
+        seconds = self.time_limit
+        return Effort(deterministic_s=seconds / SEARCH_SHARE, wall_s=BACKSTOP * seconds, seed=self.seed, progress=progress)
+
+
+def require_search(time_limit: float, seed: int) -> None:
+    """Refuse a --time-limit or --seed that no search can take."""
+    if not 0 < time_limit < 1e6:
+        raise InputError(f"`time_limit` = {time_limit:g}: must be a positive number of seconds, below a million")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"`seed` = {seed}: must be between 0 and {2**31 - 1}")
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the fields of its flag groups as parameters of their own."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {name: p.annotation for name, p in own.items() if is_dataclass(p.annotation)}
+    expanded: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        if name in groups:
+            expanded += _parameters(groups[name])
+        else:
+            expanded.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def wrapped(**given: Any) -> None:
+        arguments = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**arguments, **given)
+
+    wrapped.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in expanded}
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    """A group's fields as keyword parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
+
+
+def _files(spec: str | None) -> list[Path]:
+    """The file that a flag names, itself or by its folder."""
+    found = [Path(spec), Path(spec) / "config.json"] if spec else []
+    return [path for path in found if path.is_file()]

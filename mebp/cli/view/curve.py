@@ -1,0 +1,101 @@
+"""The trade-off curve as tables, CSV and JSON."""
+
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from mebp.cli.flag import flag_of
+from mebp.cli.view.grid import grid
+from mebp.models.graph import Graph
+from mebp.planner.curve import Point, saved_ns_per_byte
+from mebp.planner.knob import Change, Knob
+from mebp.sim.device import Device
+from mebp.unit import show_nbytes, show_ns
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mebp.cli.command.curve import Curve
+
+BAR = 24
+PRICED_BYTES = 64 << 20  # bytes that the last column prices
+
+
+def print_curve(console: "Console", graph: Graph, device: Device, budget: int, found: "Curve") -> None:
+    """The points, and what knobs change."""
+    w = graph.workload
+    console.print(f"{graph.config.name} on {device.title}, {w.batch_size} x {w.seq_len} tokens", markup=False)
+    _print_points(console, found.points)
+    _print_knobs(console, budget, found.knobs)
+
+
+def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
+    """A row per budget: time as a bar, and what 64 MiB more would have bought up to there."""
+    table = grid(right=("budget", "peak", "step", "gap", "64 MiB save"))
+    table.add_column("above the fastest", no_wrap=True)
+    steps = [point.prediction.step_ns for point in points]
+    fastest, range_ns = min(steps, default=0), max(1, max(steps, default=0) - min(steps, default=0))
+    budgets = [point.budget_bytes for point in points]
+    priced = [PRICED_BYTES, *(min(PRICED_BYTES, high - low) for low, high in pairwise(budgets))]
+    for point, saved, nbytes in zip(points, saved_ns_per_byte(points), priced, strict=True):
+        p = point.prediction
+        gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
+        price = show_ns(saved * nbytes) if saved else "-"
+        cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
+        table.add_row(*cells, "#" * round(BAR * (p.step_ns - fastest) / range_ns))
+    console.print(table)
+    legend = "64 MiB save: what 64 MiB of the way from the row above save per step, or all of it where that is less"
+    console.print(legend, style="dim", markup=False)
+
+
+def _print_knobs(console: "Console", budget: int, changes: tuple[Knob, ...]) -> None:
+    """A row per change: the least budget under it, the least step time at the budget, and the size of the weights' file."""
+    table = grid("what if", right=("least budget", f"lower bound on the step at {show_nbytes(budget)}", "weights"))
+    for knob in changes:
+        best = show_ns(knob.best_step_ns) if knob.best_step_ns is not None else "no fit"
+        least, size = show_nbytes(knob.least_budget_bytes, up=True), show_nbytes(knob.weight_file_bytes)
+        table.add_row(change_text(knob.change), least, best, size)
+    console.print(table)
+
+
+def change_text(change: Change | None) -> str:
+    """A change as it is typed."""
+    return f"{flag_of(change.setting)} {change.value}" if change else "as asked"
+
+
+def curve_json(budget: int, found: "Curve") -> str:
+    """Points and knobs: whole bytes and microseconds."""
+    points = [point_fields(point) for point in found.points]
+    knobs = [knob_fields(knob) for knob in found.knobs]
+    return json.dumps({"schema_version": 1, "budget_bytes": budget, "points": points, "knobs": knobs}, indent=2)
+
+
+def knob_fields(knob: Knob) -> dict[str, int | str | None]:
+    """A change as whole bytes and microseconds."""
+    best = knob.best_step_ns
+    return {
+        "flags": change_text(knob.change) if knob.change else "",
+        "least_budget_bytes": knob.least_budget_bytes,
+        "best_step_time_us": best // 1000 if best is not None else None,
+        "weight_file_bytes": knob.weight_file_bytes,
+    }
+
+
+def points_csv(points: tuple[Point, ...]) -> str:
+    """One line per point: bytes and microseconds."""
+    rows = [point_fields(point) for point in points]
+    names = list(rows[0]) if rows else []
+    return "\n".join([",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]) + "\n"
+
+
+def point_fields(point: Point) -> dict[str, int]:
+    """A point as whole bytes and microseconds."""
+    p = point.prediction
+    return {
+        "budget_bytes": point.budget_bytes,
+        "peak_bytes": p.peak_bytes,
+        "step_time_us": round(p.step_ns / 1000),
+        "bound_us": point.bound_ns // 1000,
+        "recompute_time_us": round(p.recompute_ns / 1000),
+        "flash_written_bytes": p.flash_written_bytes,
+    }

@@ -1,0 +1,31 @@
+"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only once it was asked."""
+
+import sys
+
+from mebp.errors import MebpError
+from mebp.executor.measure.message import failure_line, progress_line, read_request, result_line
+
+NO_MEMORY = ("allocate", "could not create a primitive")  # how torch and oneDNN say that there is none
+
+
+def main() -> None:
+    """Run what is asked, and say how it went."""
+    try:
+        plan_text, job = read_request(sys.stdin.readline())
+        from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)
+
+        _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)))))
+    except MebpError as error:
+        _say(failure_line(type(error).__name__, str(error)))
+    except MemoryError as error:
+        _say(failure_line("Disagreement", f"out of memory: {error}"))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        _say(failure_line("Disagreement", f"the machine cannot give the plan its memory: {str(error).splitlines()[0]}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

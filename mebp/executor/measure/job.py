@@ -1,0 +1,62 @@
+"""What a measured run is asked (Job) and what it says (Measurement): data that crosses between the two processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Progress = Callable[[int, int], None]  # steps done, and of how many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to run: a plan, the store to run it on, steps after one warm-up step, and where things go.
+
+    With `enforce` the process may take no more memory of its own than the plan's budget; `limit_bytes` (0: none) is for all its
+    memory, page cache included.
+    """
+
+    store: Path
+    steps: int = 3
+    device: str = "cpu"
+    spill_dir: Path | None = None
+    ids: tuple[tuple[int, ...], ...] | None = None
+    learning_rate: float = 1e-4
+    seed: int = 0
+    check_gradients: bool = False
+    enforce: bool = False
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientCheck:
+    """The worst adapter gradient against autograd on the same decompressed weights, and the cosine of all of them together."""
+
+    max_relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What running a plan took. Bytes are resident in the worker; the peak is anonymous memory, its baseline included.
+
+    `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it;
+    `durations_ns` are each instruction's median over the last steps. `floor_s` is what the step's dense products take, forward and
+    backward once (0: not measured).
+    """
+
+    arena_bytes: int
+    baseline_bytes: int
+    peak_bytes: int
+    file_bytes: int
+    step_s: tuple[float, ...]
+    loss: tuple[float, ...]
+    spans_ns: tuple[tuple[int, int], ...]
+    durations_ns: tuple[int, ...] = ()
+    memory: tuple[tuple[int, int], ...] = ()
+    floor_s: float = 0.0
+    gradients: GradientCheck | None = None
+
+    @property
+    def busy_ns(self) -> int:
+        """What all instructions of the last step took together."""
+        return sum(end - start for start, end in self.spans_ns)

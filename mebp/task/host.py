@@ -1,0 +1,99 @@
+"""This machine as device `host`: its profile, measured when a model's shapes are met for the first time, and kept."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mebp.errors import InputError, ProfileError
+from mebp.models.build import build_graph
+from mebp.models.config import ModelConfig
+from mebp.models.workload import Workload
+from mebp.plan import HOST, Plan
+from mebp.sim.device import Device
+from mebp.sim.profile import dump_device, load_device, override, user_device_dir
+from mebp.sim.shape import knows, remember
+from mebp.text import write_file
+
+Report = Callable[[str], None]  # what is being measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostProfile:
+    """A profile of this machine, and why it could not be kept, where it could not."""
+
+    device: Device
+    not_kept: str | None = None
+
+
+def host_path() -> Path:
+    """Where this machine's profile is kept."""
+    return user_device_dir() / f"{HOST}.toml"
+
+
+def why_calibrate(config: ModelConfig, workload: Workload) -> str | None:
+    """Why this machine has to be measured before a plan for it can be trusted; None where its profile knows the shapes."""
+    if not host_path().is_file():
+        return "no profile of this machine yet"
+    known = load_device(HOST)
+    if known.shapes and not knows(known, build_graph(config, workload)):
+        return f"no measurements at the shapes of {config.name} yet"
+    return None
+
+
+def measure_host(
+    config: ModelConfig, workload: Workload, report: Report, *, spill_dir: Path | None = None, target: Path | None = None
+) -> HostProfile:
+    """Calibrate, and keep the profile in `target` (default: host_path()) where that can be written; the measurement is not lost
+    where it cannot. What the profile of this machine knew of other models' shapes stays.
+    """
+    from mebp.task.calibrate import calibrate  # noqa: PLC0415  (torch)
+
+    device = calibrate(config, workload, report, spill_dir)
+    with suppress(ProfileError):  # none yet, or one that no longer reads: this one takes its place
+        device = remember(device, load_device(HOST))
+    path = target or host_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, dump_device(device))
+    except (OSError, InputError) as error:
+        return HostProfile(device=device, not_kept=str(error))
+    return HostProfile(device=device)
+
+
+def require_writable(target: Path) -> None:
+    """Refuse, before anything is measured, a place where the profile could not be kept."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}: name another file as `output`") from None
+    if target.exists() and not target.is_file():
+        raise InputError(f"cannot write {target}: it is no file: name another as `output`")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}: permission denied: name another file as `output`")
+
+
+def device_of(plan: Plan) -> tuple[Device, str | None]:
+    """The device to time a plan on, with the overrides that it was made with, and a line about it where that is not the very
+    machine that it was made for: a plan for `host` was made on some machine, and this one may be another.
+    """
+    if plan.device != HOST:
+        return override(load_device(plan.device), plan.overrides), None
+    whose = plan.device_title or "another machine"
+    line: str | None
+    if not host_path().is_file():
+        other = load_device(STAND_IN)
+        line = f"made for {whose}, of which there is no profile here: timed on {other.name}; `device` names another"
+        return override(other, plan.overrides), line
+    device = load_device(HOST)
+    line = None if machine_of(device.title) == machine_of(whose) else f"made for {whose}: timed on {device.title}"
+    return override(device, plan.overrides), line
+
+
+STAND_IN = "laptop16"
+
+
+def machine_of(title: str) -> str:
+    """The machine in a host profile's title, without the model that it was measured with."""
+    return title.partition(", measured with")[0]
