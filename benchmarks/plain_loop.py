@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mebp import Job, Limits, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
+from mebp import Effort, Job, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
 from mebp.plan import dump_plan
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import solve
@@ -32,7 +32,7 @@ def make_plans(folder: Path, model: str) -> dict[str, Path]:
     problem = pose(graph, device)
     found = {}
     for name, nbytes in ROOM.items():
-        plan = solve(problem, int(device.runtime.footprint_bytes) + nbytes, Limits(deterministic_s=1.0))
+        plan = solve(problem, int(device.runtime.footprint_bytes) + nbytes, Effort(deterministic_s=1.0))
         found[name] = folder / f"{len(found)}.json"
         found[name].write_text(dump_plan(plan))
     return found

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mebp import STRATEGIES, Job, Limits, Lora, Workload, build_graph, load_model, run_plan, weight_format
 from mebp.cli.command.device import calibrated
+
+from mebp import STRATEGIES, Effort, Job, Lora, Workload, build_graph, load_model, run_plan, weight_format
 from mebp.plan import Plan
-from mebp.sim.footprint import outside_arena
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import least_plan, solve
+from mebp.sim.footprint import outside_arena
 from mebp.store.synthetic import synthesize
 
 PEFT = Path(__file__).with_name("peft_step.py")
@@ -46,12 +47,12 @@ def plans(model: str, seq_len: int, sixth_bytes: int) -> dict[str, Plan]:
     config, workload = load_model(model), Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64"))
     device, graph = calibrated(config, workload, None), build_graph(config, workload)
     problem = pose(graph, device)
-    least = least_plan(problem, 0, Limits())
+    least = least_plan(problem, 0, Effort())
     footprint = outside_arena(graph, device) + least.arena_bytes
     found = {"least": least}
-    found |= {f"solved, {factor} x least": solve(problem, int(factor * footprint), Limits()) for factor in (1.2, 1.7)}
+    found |= {f"solved, {factor} x least": solve(problem, int(factor * footprint), Effort()) for factor in (1.2, 1.7)}
     if (budget := int(device.runtime.footprint_bytes) + sixth_bytes) >= footprint:
-        found[SIXTH] = solve(problem, budget, Limits())
+        found[SIXTH] = solve(problem, budget, Effort())
     for name, strategy in (("mebp (the paper's recipe)", STRATEGIES["mebp"]), ("mezo (an estimate)", STRATEGIES["mezo"])):
         found[name] = strategy.plan(strategy.graph(graph), device, 0)
     return found

@@ -13,7 +13,8 @@ from statistics import median
 import torch
 
 from mebp import Lora, Workload, build_graph, load_device, load_model, weight_format
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor
 from mebp.executor.measure.memory import fix_allocator
 from mebp.plan import Compute
 from mebp.planner.recipe.strategies import STRATEGIES

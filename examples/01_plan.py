@@ -1,15 +1,15 @@
 """Plan a 4B model for an iPhone: the paper's recipe, the best fixed one, and the solved plan."""
 
-from mebp import Limits, Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
+from mebp import Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
 
 graph = build_graph(load_model("4b"), Workload(seq_len=256, lora=Lora(rank=8), weights=weight_format("int4-g64")))
 device = load_device("iphone15promax")
-found = tradeoff(graph, device, budget_bytes=500_000_000, limits=Limits())
+found = tradeoff(graph, device, budget_bytes=500_000_000)
 
 for name in ("mebp", "checkpoint-1"):
     row = found.row(name)
     assert row is not None
-    print(f"{name:13s} {row.prediction.peak_bytes / 1e6:5.0f} MB {row.prediction.step_ns / 1e9:6.2f} s a step, fits: {row.fits}")
+    print(f"{name:13s} {row.prediction.peak_bytes / 1e6:5.0f} MB {row.prediction.step_ns / 1e9:6.2f} s per step, fits: {row.fits}")
 
 solved, paper = found.chosen, found.row("mebp")
 assert solved is not None

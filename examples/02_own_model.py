@@ -24,9 +24,11 @@ with tempfile.TemporaryDirectory() as folder:
     config = load_model(folder)
 
 graph = build_graph(config, Workload(seq_len=512, lora=Lora(rank=16), weights=weight_format("int4-g32")))
-print(f"{config.num_parameters / 1e6:.1f} M parameters, {len(graph.ops)} ops a step")
+print(f"{config.num_parameters / 1e6:.1f} M parameters, {len(graph.ops)} ops per step")
 for speed in (1.25e9, 1e7):
     device = override(load_device("iphone15promax"), [f"hardware.flash_write={speed}"])
     found = simulate(STRATEGIES["mebp"].plan(graph, device, 10**9), graph, device)
     waits = {part.value: ns for part, ns in found.time_breakdown.items()}.get("flash wait", 0)
-    print(f"flash at {speed / 1e6:5.0f} MB/s: {found.step_ns / 1e6:5.0f} ms a step, {waits / 1e6:3.0f} ms of it waiting for flash")
+    print(
+        f"flash at {speed / 1e6:5.0f} MB/s: {found.step_ns / 1e6:5.0f} ms per step, {waits / 1e6:3.0f} ms of it waiting for flash"
+    )

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_format
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
 from mebp.store.reader import open_store
 from mebp.store.synthetic import synthesize

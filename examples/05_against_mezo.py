@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_format
-from mebp.executor.env import Adapter
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import Adapter, new_adapters
+from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
 from mebp.store.reader import Store, open_store
 from mebp.store.synthetic import synthesize

@@ -16,9 +16,9 @@ def test_every_public_name_is_there() -> None:
 def test_planning_imports_neither_torch_nor_the_executor() -> None:
     code = """
 import sys
-from mebp import Limits, Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
+from mebp import Effort, Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
 graph = build_graph(load_model("smollm2-135m"), Workload(seq_len=32, lora=Lora(), weights=weight_format("int4-g64")))
-tradeoff(graph, load_device("pixel8"), 10**9, Limits(deterministic_s=0.05))
+tradeoff(graph, load_device("pixel8"), 10**9, Effort(deterministic_s=0.05))
 print([name for name in sys.modules if name == "torch" or name.startswith("mebp.executor")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

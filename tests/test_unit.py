@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mebp.unit import parse_nbytes, show_nbytes, show_ns, whole_us
 from mebp.errors import InputError
+from mebp.unit import parse_nbytes, show_nbytes, show_ns, whole_us
 
 
 @pytest.mark.parametrize(

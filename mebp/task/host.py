@@ -17,6 +17,7 @@ from mebp.sim.shape import knows, remember
 from mebp.text import write_file
 
 Report = Callable[[str], None]  # what is being measured
+STAND_IN = "laptop16"  # a machine of the same class, where this one was never measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,26 +75,29 @@ def require_writable(target: Path) -> None:
         raise InputError(f"cannot write {target}: permission denied: name another file as `output`")
 
 
+def made_elsewhere(plan: Plan) -> str | None:
+    """The device that a plan was made for, where that is another than this machine. A plan for `host` was made on some machine."""
+    if plan.device != HOST:
+        return plan.device_title or plan.device
+    whose = plan.device_title or "another machine"
+    here = load_device(HOST).title if host_path().is_file() else ""
+    return None if _machine(here) == _machine(whose) else whose
+
+
 def device_of(plan: Plan) -> tuple[Device, str | None]:
-    """The device to time a plan on, with the overrides that it was made with, and a line about it where that is not the very
-    machine that it was made for: a plan for `host` was made on some machine, and this one may be another.
+    """The device to time a plan on, with the overrides that it was made with; and a line where that is not what it was made for:
+    the profile of another machine is not here.
     """
     if plan.device != HOST:
         return override(load_device(plan.device), plan.overrides), None
-    whose = plan.device_title or "another machine"
-    line: str | None
-    if not host_path().is_file():
-        other = load_device(STAND_IN)
-        line = f"made for {whose}, of which there is no profile here: timed on {other.name}; `device` names another"
-        return override(other, plan.overrides), line
-    device = load_device(HOST)
-    line = None if machine_of(device.title) == machine_of(whose) else f"made for {whose}: timed on {device.title}"
+    device = load_device(HOST if host_path().is_file() else STAND_IN)
+    whose = made_elsewhere(plan)
+    line = (
+        f"made for {whose}, of which there is no profile here: timed on {device.title}; `device` names another" if whose else None
+    )
     return override(device, plan.overrides), line
 
 
-STAND_IN = "laptop16"
-
-
-def machine_of(title: str) -> str:
+def _machine(title: str) -> str:
     """The machine in a host profile's title, without the model that it was measured with."""
     return title.partition(", measured with")[0]

@@ -8,15 +8,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from mebp.executor.env import Adapter
-from mebp.executor.executor import new_adapters
+from mebp.executor.adapter import Adapter, new_adapters
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat, weight_format
 from mebp.models.graph import Graph
 from mebp.models.huggingface import read_model
 from mebp.models.workload import Lora, Workload
-from mebp.store.codec import pack, unpack_whole
+from mebp.store.codec import quantise, unpack_whole
 from mebp.store.reader import Store, layout, open_store
 from mebp.store.writer import write_store
 
@@ -77,13 +76,13 @@ def tiny_config(family: str, folder: Path) -> ModelConfig:
 
 
 def tiny_store(config: ModelConfig, fmt: WeightFormat, folder: Path) -> Store:
-    """A store of random weights, packed from tensors."""
+    """A store of random weights, quantised from tensors."""
     generator = torch.Generator().manual_seed(11)
     tensors: dict[str, Tensor] = {}
     for name, shape in config.matrices().items():
         weight = torch.randn(shape, generator=generator) * 0.08
-        if fmt.packed:
-            tensors[f"{name}.codes"], tensors[f"{name}.steps"] = pack(weight, fmt)
+        if fmt.compressed:
+            tensors[f"{name}.codes"], tensors[f"{name}.steps"] = quantise(weight, fmt)
         else:
             tensors[name] = weight.bfloat16()
     for name, length in config.vectors().items():
@@ -125,10 +124,7 @@ def reference_weights(config: ModelConfig, store: Store) -> dict[str, Tensor]:
     """The store's contents under transformers' names, decompressed to fp32."""
 
     def matrix(name: str) -> Tensor:
-        frozen = store.matrix(name)
-        if frozen.steps is None:
-            return frozen.codes.float()
-        return unpack_whole(frozen.codes, frozen.steps, frozen.format, torch.float32)
+        return unpack_whole(store.matrix(name), torch.float32)
 
     found = {"model.embed_tokens.weight": matrix("embedding"), "model.norm.weight": store.vector("final_norm").float()}
     if not config.tied:
@@ -186,10 +182,7 @@ class Trial:
 
     def fresh_adapters(self) -> dict[str, Adapter]:
         """Copies, so that one run's updates do not reach the next."""
-        return {
-            name: Adapter(A=a.A.clone(), B=a.B.clone(), states=[s.clone() for s in a.states], held=[h.clone() for h in a.held])
-            for name, a in self.adapters.items()
-        }
+        return {name: adapter.copy_to("cpu") for name, adapter in self.adapters.items()}
 
     def expected(
         self, labels: Tensor | None = None, adapters: dict[str, Adapter] | None = None, mask: Tensor | None = None

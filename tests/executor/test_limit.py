@@ -1,4 +1,4 @@
-"""Limits that the kernel keeps: an honest plan runs within them, one that takes more than its budget ends with a line."""
+"""Effort that the kernel keeps: an honest plan runs within them, one that takes more than its budget ends with a line."""
 
 import sys
 from dataclasses import replace
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from mebp.errors import Disagreement, InputError
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor
+from mebp.executor.measure.job import Job
 from mebp.executor.measure.limit import make_cgroup
-from mebp.executor.measure.worker import Job, run_plan
+from mebp.executor.measure.worker import run_plan
 from mebp.models.build import build_graph
 from mebp.models.workload import Workload
 from mebp.plan import Plan

@@ -8,15 +8,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mebp.errors import StoreError
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor
 from mebp.executor.measure.reference import reference_gradients
 from mebp.executor.spill import Spill
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora
 from mebp.plan import Plan
+from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.problem import pose
-from mebp.planner.solver.search import Limits
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device, override
@@ -34,10 +35,10 @@ def plan_named(name: str, graph: Graph) -> Plan:
     if name in STRATEGIES:
         return STRATEGIES[name].plan(graph, DEVICE, DEVICE.default_budget_bytes)
     problem = pose(graph, DRY if name == "least-dry" else DEVICE)
-    least = least_plan(problem, 0, Limits())
+    least = least_plan(problem, 0, Effort())
     if name in ("least", "least-dry"):
         return least
-    return solve(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Limits())
+    return solve(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Effort())
 
 
 def run_once(plan: Plan, given: Trial, labels: Tensor | None = None) -> tuple[float, dict[str, Tensor]]:
@@ -83,7 +84,7 @@ def test_every_weight_format_has_the_gradients_of_autograd(fmt: str, tmp_path: P
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mebp.models.kind.SCORE_ELEMENTS", 256)
+    monkeypatch.setattr("mebp.models.scratch.SCORE_ELEMENTS", 256)
     require_exact(trial(family, tmp_path, seq_len=37, batch_size=3), ["mebp", "least"])
 
 

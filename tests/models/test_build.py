@@ -8,9 +8,9 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.models.kind import CHANGES_ADAPTERS, KINDS, attended_pairs, num_kernels
+from mebp.models.kind import attended_pairs, num_kernels
 from mebp.models.tensor import Role, TensorId
-from mebp.models.view import critical_path, dataflow, dominators, frontier
+from mebp.models.view import critical_path, dataflow, dominators, live_after
 from mebp.models.workload import Lora, parse_targets
 from tests.conftest import small_config, small_workload
 
@@ -26,10 +26,10 @@ def test_every_tensor_that_is_read_in_backward_is_declared_saved_by_its_kind(sma
     """The kind table's `saves` is what the graph's backward ops read of each kind's inputs."""
     forward = {op.id: op for op in small_graph.ops if not op.backward}
     for op in small_graph.ops:
-        if op.backward and op.kind not in CHANGES_ADAPTERS:
+        if op.backward and not op.kind.changes_adapters:
             twin = forward.get(op.id.removesuffix(".backward"))  # type: ignore[call-overload]
             assert twin is not None
-            saved = {twin.reads[slot] for slot in KINDS[twin.kind].saves}
+            saved = {twin.reads[slot] for slot in twin.kind.saves}
             assert {t for t in op.reads.values() if small_graph.tensors[t].role is Role.ACTIVATION} <= saved
 
 
@@ -58,7 +58,7 @@ def test_a_format_that_does_not_divide_a_row_is_refused_with_a_remedy() -> None:
 
 @pytest.mark.parametrize("text", ["", "z", "q,z", " , "])
 def test_unknown_targets_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="--lora-targets"):
+    with pytest.raises(InputError, match="targets"):
         parse_targets(text)
 
 
@@ -73,8 +73,8 @@ def test_dominators_are_the_residual_stream(small_graph: Graph) -> None:
     assert [f"{layer}.residual2" for layer in range(4)] == [name for name in names if name.endswith("residual2")]
 
 
-def test_the_frontier_after_a_layer_is_what_backward_will_ask_for(small_graph: Graph) -> None:
-    cut = frontier(small_graph, small_graph.ops[15].id)
+def test_the_live_set_after_a_layer_is_what_backward_will_ask_for(small_graph: Graph) -> None:
+    cut = live_after(small_graph, small_graph.ops[15].id)
     assert "0.residual2.out" in cut
     assert "0.glu.out" in cut
     assert "0.q.out" not in cut  # rope's backward reads nothing of the forward

@@ -9,7 +9,6 @@ from mebp.errors import ModelError
 from mebp.models.build import build_graph, num_trainable
 from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
 from mebp.models.format import weight_format
-from mebp.models.kind import KINDS
 from mebp.models.op import Part
 from mebp.models.workload import Lora, Workload
 
@@ -69,17 +68,17 @@ def test_forward_flops_agree_with_torch_counter_on_real_modules(name: str) -> No
             model(input_ids=ids)
     counted = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
     graph = build_graph(catalogue_model(name), workload(64))
-    lora = sum(2 * op.dims.rows * op.dims.rank * (op.dims.cols + op.dims.outs) for op in graph.ops if op.kind == "linear")
-    ours = sum(KINDS[op.kind].flops(op) for op in graph.ops if op.kind == "linear") - lora
-    head = next(op for op in graph.ops if op.kind == "head")
-    ours += KINDS["head"].flops(head) // 2  # logits only, not dx
+    lora = sum(2 * op.dims.rows * op.dims.rank * (op.dims.cols + op.dims.outs) for op in graph.ops if op.kind.name == "linear")
+    ours = sum(op.kind.flops(op) for op in graph.ops if op.kind.name == "linear") - lora
+    head = graph.head
+    ours += head.kind.flops(head) // 2  # logits only, not dx
     assert ours == counted
 
 
 def test_attention_flops_follow_the_formula() -> None:
     """Two products of (query, key) pairs x head_dim forward, five backward; half of T x T pairs and the diagonal."""
     graph = build_graph(catalogue_model("qwen2.5-0.5b"), workload(256))
-    flops = {op.kind: KINDS[op.kind].flops(op) for op in graph.ops if KINDS[op.kind].part is Part.ATTENTION}
+    flops = {op.kind.name: op.kind.flops(op) for op in graph.ops if op.kind.part is Part.ATTENTION}
     pairs = 256 * 257 // 2
     assert flops == {"attention": 2 * 2 * 14 * pairs * 64, "attention_backward": 5 * 2 * 14 * pairs * 64}
 

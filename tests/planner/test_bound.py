@@ -17,16 +17,16 @@ from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
 from mebp.models.tensor import TensorId
+from mebp.planner.effort import Effort
 from mebp.planner.layer.chain import Stretch, make_menu
-from mebp.planner.layer.menu import Option
+from mebp.planner.layer.option import Option
 from mebp.planner.recipe.lower import lower
-from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile, layer_inputs
+from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, backward_reads, head_tile
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.bound import Limited, Prices, Relaxation
 from mebp.planner.solver.objective import extra_time_ns
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
-from mebp.planner.solver.search import Limits
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.device import Device
@@ -42,8 +42,8 @@ def random_option(draw: random.Random) -> Option:
     kept = draw.randint(1, 9)
     return Option(
         saving={},
-        hold=frozenset(),
-        again=frozenset(),
+        shared=frozenset(),
+        read_again=frozenset(),
         input_bytes=1,
         kept_bytes=kept,
         stored_bytes=draw.choice((0, 0, 2, 5)),
@@ -58,7 +58,7 @@ def random_option(draw: random.Random) -> Option:
 def random_chain(seed: int) -> list[Stretch]:
     """A heterogeneous chain: every layer has a menu of its own."""
     draw = random.Random(seed)
-    menus = [make_menu(SimpleNamespace(number=n, input="x"), [random_option(draw) for _ in range(4)], ()) for n in range(7)]  # type: ignore[arg-type]
+    menus = [make_menu(n, SimpleNamespace(number=n, input="x"), [random_option(draw) for _ in range(4)]) for n in range(7)]  # type: ignore[arg-type]
     return [Stretch(layers=(menu.source,), menu=menu) for menu in menus]
 
 
@@ -106,7 +106,9 @@ def test_the_bound_is_below_the_optimum_and_fixing_by_it_loses_nothing(seed: int
     assert bound.bound_ns <= optimum
     kept = [
         make_menu(
-            s.menu.source, [o for o, cost in zip(s.menu.options, reduced, strict=True) if cost <= optimum - bound.bound_ns], ()
+            s.menu.number,
+            s.menu.source,
+            [o for o, cost in zip(s.menu.options, reduced, strict=True) if cost <= optimum - bound.bound_ns],
         )
         for s, reduced in zip(chain, bound.reduced_ns, strict=True)
     ]
@@ -118,7 +120,7 @@ def test_no_plan_of_a_small_chain_beats_the_bound_on_all_plans(device: Device) -
     dry = override(device, ["runtime.flash_write_cap_bytes=0"])
     graph = build_graph(small_config(layers=3), small_workload())
     problem = pose(graph, dry)
-    inputs = layer_inputs(graph)
+    inputs = graph.stream
     others = [TensorId(f"{layer}.{name}.out") for layer in range(3) for name in ("glu",)]
     for pattern in product((False, True), repeat=2 + len(others)):
         kept = [tensor for tensor, keep in zip((*inputs[1:-1], *others), pattern, strict=True) if keep]
@@ -132,7 +134,7 @@ def test_no_plan_that_stores_beats_the_bound_on_all_plans(waits: bool, device: D
     """Every split of the last layer's activations into kept and stored, finer than any menu offers."""
     graph = build_graph(small_config(layers=2), small_workload())
     problem = pose(graph, device)
-    inputs = layer_inputs(graph)
+    inputs = graph.stream
     last = [tensor for tensor in sorted(backward_reads(graph)) if tensor.startswith("1.") and tensor not in inputs]
     below = dict.fromkeys((tensor for tensor in backward_reads(graph) if tensor.startswith("0.")), Saving.KEEP)
     for pattern in product((Saving.KEEP, Saving.STORE), repeat=min(7, len(last))):
@@ -145,7 +147,7 @@ def test_no_plan_that_stores_beats_the_bound_on_all_plans(waits: bool, device: D
 @pytest.mark.parametrize("written", [0.0, 1e-3])
 def test_the_best_price_is_the_best_of_a_fine_scan(written: float, small_graph: Graph, device: Device) -> None:
     problem = pose(small_graph, device)
-    room = least_plan(problem, 0, Limits()).arena_bytes * 3 // 2
+    room = least_plan(problem, 0, Effort()).arena_bytes * 3 // 2
     relaxation = problem.relaxations(room)[0]
     best = relaxation._best_memory(written)
     scan = [relaxation._at(Prices(memory=price, written=written))[0] for price in np.linspace(0, 4 * best.memory + 1, 4001)]
@@ -154,7 +156,7 @@ def test_the_best_price_is_the_best_of_a_fine_scan(written: float, small_graph: 
 
 def test_a_model_of_one_layer_is_planned(device: Device) -> None:
     graph = build_graph(small_config(layers=1), small_workload())
-    plan = solve(pose(graph, device), 10**9, Limits())
+    plan = solve(pose(graph, device), 10**9, Effort())
     assert simulate(plan, graph, device).recompute_ns == 0
 
 
@@ -187,7 +189,7 @@ def test_a_better_device_is_never_slower_and_needs_no_more(
     """More of anything, then 5% more memory."""
     better = override(device, [f"{entry}={factor * device.value(entry)}" for entry in sorted(entries)])
     before, after = (pose(qwen_graph, d) for d in (device, better))
-    limits = Limits(deterministic_s=0.3)
+    limits = Effort(deterministic_s=0.3)
     least = [least_plan(problem, 0, limits).arena_bytes for problem in (before, after)]
     assert least[1] <= least[0] * LEAST_NOISE
     outside = outside_arena(qwen_graph, device)
@@ -206,10 +208,10 @@ def test_twice_of_one_thing_is_never_slower_and_needs_no_more(entry: str, device
     """The same without any tolerance, on a small model."""
     graph = build_graph(small_config(), small_workload())
     better = override(device, [f"{entry}={2 * device.value(entry)}"])
-    least = [least_plan(pose(graph, d), 0, Limits()).arena_bytes for d in (device, better)]
+    least = [least_plan(pose(graph, d), 0, Effort()).arena_bytes for d in (device, better)]
     assert least[1] <= least[0]
     budget = outside_arena(graph, device) + 2 * least[0]
-    steps = [simulate(solve(pose(graph, d), budget, Limits()), graph, d).step_ns for d in (device, better)]
+    steps = [simulate(solve(pose(graph, d), budget, Effort()), graph, d).step_ns for d in (device, better)]
     assert steps[1] <= steps[0]
 
 
@@ -222,7 +224,7 @@ def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, besid
     profile = override(device, [f"runtime.unpack_beside={beside}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
     graph = build_graph(small_config(), small_workload(weights=weight_format(weights)))
     problem = pose(graph, profile)
-    layers = [weight for weight in graph.weights if weight.split(".")[0].isdigit()]
+    layers = [weight.id for weight in graph.weights.values() if weight.layer is not None]
     for strategy in STRATEGIES.values():
         if not strategy.exact:
             continue

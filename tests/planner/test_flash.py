@@ -7,7 +7,7 @@ from mebp.models.graph import Graph
 from mebp.plan import Compute, Engine, Unpack
 from mebp.planner.recipe.flash import hoist_unpacking
 from mebp.planner.recipe.lower import lower
-from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, head_tile, layer_inputs
+from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, head_tile
 from mebp.planner.recipe.schedule import Run, Step, Unpacked, schedule
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -16,14 +16,14 @@ from mebp.sim.simulate import simulate
 
 
 def ahead_recipe(graph: Graph, linears: tuple[str, ...]) -> Recipe:
-    weights = [weight for weight in graph.weights if weight.split(".")[1] in linears]
-    saving = dict.fromkeys(layer_inputs(graph), Saving.KEEP)
+    weights = [weight.id for weight in graph.weights.values() if weight.role in linears]
+    saving = dict.fromkeys(graph.stream, Saving.KEEP)
     return Recipe(saving=saving, unpacking=dict.fromkeys(weights, Unpacking.AHEAD), head_tile=head_tile(graph))
 
 
 def hoisted(graph: Graph, device: Device, linears: tuple[str, ...]) -> list[Step]:
     recipe = ahead_recipe(graph, linears)
-    return hoist_unpacking(schedule(graph, recipe), CostModel(graph, device), recipe.head_tile)
+    return hoist_unpacking(schedule(graph, recipe), CostModel(graph, device))
 
 
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
@@ -34,10 +34,10 @@ ALL = ("q", "k", "v", "o", "gate", "up", "down")
 def test_at_most_two_weights_are_unpacked_ahead(
     linears: tuple[str, ...], unpack_rate: float, small_graph: Graph, device: Device
 ) -> None:
-    beside = override(device, ["runtime.unpack_beside=1", f"runtime.unpack_rate={unpack_rate}"])
+    concurrent = override(device, ["runtime.unpack_beside=1", f"runtime.unpack_rate={unpack_rate}"])
     waiting: list[str] = []
     moved = False
-    for step in hoisted(small_graph, beside, linears):
+    for step in hoisted(small_graph, concurrent, linears):
         match step:
             case Unpacked(weight=weight):
                 assert weight not in waiting

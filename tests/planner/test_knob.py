@@ -1,19 +1,20 @@
 """Knobs and the outline: bounds that hold, and changes that change what they should."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 from mebp.models.graph import Graph
 from mebp.planner.curve import outline
-from mebp.planner.knob import knobs
+from mebp.planner.effort import Effort, Stop
+from mebp.planner.knob import Change, knobs
 from mebp.planner.solver.problem import pose
-from mebp.planner.solver.search import Limits, Stop
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import remedies, tradeoff
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import simulate
 
-QUICK = Limits(deterministic_s=0.2)
+QUICK = Effort(deterministic_s=0.2)
 
 
 def test_no_solved_plan_is_faster_than_the_outline(small_graph: Graph, device: Device) -> None:
@@ -28,25 +29,30 @@ def test_no_solved_plan_is_faster_than_the_outline(small_graph: Graph, device: D
 
 def test_half_the_tokens_take_less_time_and_memory(small_graph: Graph, device: Device) -> None:
     asked, *changes = knobs(small_graph, device, 10**9, QUICK)
-    assert asked.flags == ""
-    half = next(knob for knob in changes if knob.flags == f"--seq-len {small_graph.workload.seq_len // 2}")
+    assert asked.change is None
+    half = next(knob for knob in changes if knob.change == Change(setting="seq_len", value=small_graph.workload.seq_len // 2))
     assert half.least_budget_bytes < asked.least_budget_bytes
     assert half.best_step_ns is not None
     assert asked.best_step_ns is not None
     assert half.best_step_ns < asked.best_step_ns
-    dry = next(knob for knob in changes if knob.flags == "--max-flash-write 0")
+    dry = next(knob for knob in changes if knob.change == Change(setting="max_flash_write", value=0))
     assert dry.least_budget_bytes >= asked.least_budget_bytes
 
 
 def test_other_formats_change_the_weights_file(small_graph: Graph, device: Device) -> None:
     asked, *changes = knobs(small_graph, device, 10**9, QUICK)
-    sizes = {knob.flags: knob.weight_file_bytes for knob in changes if knob.flags.startswith("--weights")}
-    assert sizes["--weights int4-g64"] < asked.weight_file_bytes < sizes["--weights int8"]
+    sizes = {knob.change.value: knob.weight_file_bytes for knob in changes if knob.change and knob.change.setting == "weights"}
+    assert sizes["int4-g64"] < asked.weight_file_bytes < sizes["int8"]
+
+
+def stop_at_weights(effort: Effort, change: Change | None) -> None:
+    if change and change.setting == "weights":
+        effort.stop.ask()
 
 
 def test_a_stop_ends_it_with_what_there_is(small_graph: Graph, device: Device) -> None:
-    stop = Stop()
-    found = knobs(small_graph, device, 10**9, QUICK, stop, lambda flags: stop.ask() if flags.startswith("--weights") else None)
+    effort = replace(QUICK, stop=Stop())
+    found = knobs(small_graph, device, 10**9, effort, lambda change: stop_at_weights(effort, change))
     assert 1 <= len(found) <= 4  # what is under way may still end
 
 

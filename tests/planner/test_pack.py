@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mebp.errors import InfeasibleBudget, InputError
+from mebp.errors import InfeasibleBudget, InputError, InvalidPacking
+from mebp.planner.effort import Effort
+from mebp.planner.pack.check import check_packing
 from mebp.planner.pack.exact import pack_within
-from mebp.planner.pack.heuristic import Buffer, live_peak, pack, require_apart
+from mebp.planner.pack.heuristic import Buffer, Packing, live_peak, pack
 from mebp.planner.pack.minimalloc import offsets_csv, read_instance
-from mebp.planner.solver.search import Limits
 
 BUFFERS = st.lists(
     st.builds(
@@ -26,7 +27,7 @@ BUFFERS = st.lists(
 @given(BUFFERS)
 def test_no_two_live_buffers_overlap(buffers: list[Buffer]) -> None:
     packing = pack(buffers)
-    require_apart(buffers, packing)
+    check_packing(buffers, packing)
     assert packing.live_peak <= packing.height
 
 
@@ -51,9 +52,17 @@ def test_a_hole_left_by_the_dead_is_used_again() -> None:
 
 def test_the_validator_catches_an_overlap() -> None:
     buffers = [Buffer(start=0, end=2, size=64), Buffer(start=1, end=3, size=64)]
-    packing = pack(buffers)
-    with pytest.raises(AssertionError):
-        require_apart([buffers[0], Buffer(start=1, end=3, size=128)], packing)
+    check_packing(buffers, Packing(offsets=(0, 64), height=128, live_peak=128))
+    for offsets, height, says in (
+        ((0, 0), 128, "overlap"),
+        ((0, 32), 128, "overlap"),
+        ((64, 32), 128, "overlap"),
+        ((0, 64), 127, "lies at 64 to 128 of 127"),
+        ((-1, 64), 128, "lies at -1"),
+        ((0,), 128, "1 offsets for 2 buffers"),
+    ):
+        with pytest.raises(InvalidPacking, match=says):
+            check_packing(buffers, Packing(offsets=offsets, height=height, live_peak=128))
 
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "minimalloc"
@@ -63,14 +72,14 @@ def test_the_exact_model_fits_where_the_heuristic_does_not() -> None:
     """Nine squares around a hole, which first fit fills in every order that it tries."""
     sizes = [(0, 2, 3), (0, 3, 2), (2, 4, 3), (3, 5, 2), (1, 4, 1), (4, 6, 4)]
     buffers = [Buffer(start=a, end=b, size=64 * size) for a, b, size in sizes]
-    packing = pack_within(buffers, live_peak(buffers), Limits(wall_s=20))
-    require_apart(buffers, packing)
+    packing = pack_within(buffers, live_peak(buffers), Effort(wall_s=20))
+    check_packing(buffers, packing)
     assert packing.height == live_peak(buffers)
 
 
 def test_a_capacity_below_what_is_live_is_refused() -> None:
     with pytest.raises(InfeasibleBudget, match="192 are live at once"):
-        pack_within([Buffer(start=0, end=2, size=64), Buffer(start=1, end=3, size=128)], 191, Limits())
+        pack_within([Buffer(start=0, end=2, size=64), Buffer(start=1, end=3, size=128)], 191, Effort())
 
 
 def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
@@ -81,7 +90,7 @@ def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
         Buffer(start=3, end=6, size=128),
         Buffer(start=5, end=6, size=64),
     ]
-    assert pack_within(buffers, 192, Limits(wall_s=10)).height == 192
+    assert pack_within(buffers, 192, Effort(wall_s=10)).height == 192
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_files_that_are_no_packing_problem_are_refused(text: str, says: str, tmp
 def test_offsets_are_written_beside_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,lower,upper,size\na,1000,2000,64\nb,1500,99999999999,128\n")
     instance = read_instance(tmp_path / "x.csv")
-    assert offsets_csv(instance, pack_within(list(instance.buffers), 192, Limits())).splitlines()[0] == "id,lower,upper,size,offset"
+    assert offsets_csv(instance, pack_within(list(instance.buffers), 192, Effort())).splitlines()[0] == "id,lower,upper,size,offset"
 
 
 @pytest.mark.slow
@@ -115,6 +124,6 @@ def test_offsets_are_written_beside_what_was_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["B", "E"])
 def test_published_instances_fit_their_capacity(name: str) -> None:
     instance = read_instance(PUBLISHED / f"{name}.1048576.csv")
-    packing = pack_within(list(instance.buffers), 1_048_576, Limits(wall_s=120))
-    require_apart(list(instance.buffers), packing)
+    packing = pack_within(list(instance.buffers), 1_048_576, Effort(wall_s=120))
+    check_packing(list(instance.buffers), packing)
     assert packing.height <= 1_048_576

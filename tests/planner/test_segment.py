@@ -13,17 +13,18 @@ from mebp.check import check
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.models.tensor import TensorId
+from mebp.planner.effort import Effort
 from mebp.planner.layer.chain import Menu, Stretch, make_menu
-from mebp.planner.layer.menu import Option, layers, menu, relabel
+from mebp.planner.layer.menu import menu_options
+from mebp.planner.layer.option import Option
 from mebp.planner.layer.segment import segments
 from mebp.planner.recipe.lower import lower
-from mebp.planner.recipe.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe.recipe import Recipe, Saving
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.bound import Limited, Relaxation
 from mebp.planner.solver.objective import extra_time_ns
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.rules import FitsTheArena, OneOptionPerLayer
-from mebp.planner.solver.search import Limits
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.cost import CostModel
@@ -34,7 +35,7 @@ from tests.conftest import small_config, small_workload
 from tests.planner.test_bound import random_option
 
 LAYERS = 9
-QUICK = Limits(deterministic_s=0.3)
+QUICK = Effort(deterministic_s=0.3)
 
 
 @pytest.fixture
@@ -51,20 +52,19 @@ def long_graph() -> Graph:
 
 def segment_options(graph: Graph, device: Device) -> list[Option]:
     cost = CostModel(graph, device)
-    alike = layers(graph, cost)[1:]
-    return segments(graph, cost, alike, menu(graph, cost, alike[0], head_tile(graph)), head_tile(graph))
+    alike = graph.layers[1:]
+    return segments(graph, cost, alike, menu_options(graph, cost, alike[0]))
 
 
 def test_a_segment_takes_the_time_that_its_plan_recomputes(long_graph: Graph, dry: Device) -> None:
     """Layers 1 and up in one segment after a first layer that keeps all: recomputation is the segment's, to the nanosecond."""
-    source = layers(long_graph, CostModel(long_graph, dry))[1]
     keep_all = STRATEGIES["keep-all"].recipe(long_graph, dry, 0)
     options = [option for option in segment_options(long_graph, dry) if option.layers == LAYERS - 1]
     assert options
     for option in options:
         first = {tensor: choice for tensor, choice in keep_all.saving.items() if tensor.startswith(("0.", "embed"))}
-        saving, _ = relabel(option, source, source)
-        ends = {layer_inputs(long_graph)[1]: Saving.KEEP, layer_inputs(long_graph)[-1]: Saving.KEEP}
+        saving = dict(option.saving)
+        ends = {long_graph.stream[1]: Saving.KEEP, long_graph.stream[-1]: Saving.KEEP}
         plan = lower(long_graph, dry, Recipe(saving=first | saving | ends, head_tile=16), name="x", budget_bytes=0)
         assert simulate(plan, long_graph, dry).recompute_ns == option.recompute_ns
 
@@ -74,8 +74,8 @@ def test_dropping_what_is_made_on_the_way_trades_time_for_memory(long_graph: Gra
     quick, small = min(longest, key=lambda o: o.recompute_ns), min(longest, key=lambda o: o.peak)
     assert small.peak < quick.peak
     assert quick.recompute_ns < small.recompute_ns
-    assert Saving.REMAKE in small.saving.values()
-    assert Saving.REMAKE not in quick.saving.values()
+    assert Saving.TRANSIENT in small.saving.values()
+    assert Saving.TRANSIENT not in quick.saving.values()
 
 
 def test_segments_lower_the_least_budget_where_nothing_may_be_written(long_graph: Graph, dry: Device) -> None:
@@ -103,7 +103,7 @@ def random_menu(seed: int) -> Menu:
     draw = random.Random(seed)
     options = [replace(random_option(draw), stored_bytes=0, layers=draw.choice((1, 1, 2, 3))) for _ in range(5)]
     options.append(replace(random_option(draw), stored_bytes=0))
-    return make_menu(None, options, ())  # type: ignore[arg-type]
+    return make_menu(0, None, options)  # type: ignore[arg-type]
 
 
 def every_order(menu: Menu, size: int, room: int, head: HeadOption) -> int | None:

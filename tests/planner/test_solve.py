@@ -17,12 +17,12 @@ from mebp.models.graph import Graph
 from mebp.models.tensor import WeightId
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Engine
-from mebp.planner.layer.menu import layers, menu
+from mebp.planner.effort import Effort
+from mebp.planner.layer.menu import menu_options
 from mebp.planner.recipe.lower import lower
-from mebp.planner.recipe.recipe import Recipe, Saving, head_tile, layer_inputs
+from mebp.planner.recipe.recipe import Recipe, Saving, head_tile
 from mebp.planner.recipe.schedule import Run, schedule
 from mebp.planner.solver.problem import pose
-from mebp.planner.solver.search import Limits
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import require_fit, tradeoff
 from mebp.sim.cost import CostModel
@@ -32,7 +32,7 @@ from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
 
-QUICK = Limits(deterministic_s=0.2)
+QUICK = Effort(deterministic_s=0.2)
 
 
 def test_an_ample_budget_recomputes_nothing_and_unpacks_nothing_again(small_graph: Graph, device: Device) -> None:
@@ -99,8 +99,8 @@ def test_the_menu_holds_the_best_saved_set_for_every_cap_by_brute_force(device: 
     """All 2^n ways to save the larger activations of one layer: none is smaller and faster than every menu entry."""
     graph = build_graph(small_config(layers=2), small_workload())
     cost, tile = CostModel(graph, device), head_tile(graph)
-    layer = layers(graph, cost)[1]
-    options = menu(graph, cost, layer, tile)
+    layer = graph.layers[1]
+    options = menu_options(graph, cost, layer)
     inner = [tensor for op in layer.forward[:-1] for tensor in op.writes.values()]
     chosen = sorted(inner, key=lambda t: -graph.tensors[t].nbytes)[:8]
     for pattern in product((False, True), repeat=len(chosen)):
@@ -108,7 +108,7 @@ def test_the_menu_holds_the_best_saved_set_for_every_cap_by_brute_force(device: 
         saving = dict.fromkeys([layer.input, *saved], Saving.KEEP)
         recipe = Recipe(saving=saving, head_tile=tile)
         given_ops = (*layer.forward, *layer.backward)
-        steps = schedule(graph, recipe, given_ops, frozenset({layer.input, "stream.grad"}))  # type: ignore[arg-type]
+        steps = schedule(graph, recipe, given_ops, frozenset({layer.input, graph.stream_gradient}))  # type: ignore[arg-type]
         time = sum(cost.op_ns(s.op, streamed=bool(s.op.weights)) for s in steps if isinstance(s, Run) and s.recompute)
         size = sum(graph.tensors[tensor].nbytes for tensor in saving)
         assert any(o.recompute_ns <= time and o.kept_bytes + o.stored_bytes <= size for o in options)
@@ -127,7 +127,7 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
             if graph.tensors[t].layer is not None and graph.producer[t].layer is not None and pattern[graph.producer[t].layer]
         ]  # type: ignore[index]
         forward = [t for t in kept if not graph.producer[t].backward]
-        saving = dict.fromkeys([*layer_inputs(graph), *forward], Saving.KEEP)
+        saving = dict.fromkeys([*graph.stream, *forward], Saving.KEEP)
         plan = lower(graph, dry, Recipe(saving=saving, head_tile=head_tile(graph)), name="x", budget_bytes=0)
         best[plan.arena_bytes] = simulate(plan, graph, dry).step_ns
     problem = pose(graph, dry)
@@ -150,7 +150,7 @@ def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
 ) -> None:
     workload = Workload(seq_len=seq, batch_size=batch, lora=Lora(rank=rank), weights=weight_format("int4-g64"))
     graph = build_graph(catalogue_model(name), workload)
-    found = tradeoff(graph, device, budget, Limits(deterministic_s=0.05))
+    found = tradeoff(graph, device, budget, Effort(deterministic_s=0.05))
     if found.chosen is None:
         with pytest.raises(InfeasibleBudget, match="least feasible budget") as caught:
             require_fit(found)

@@ -44,7 +44,7 @@ def test_mebp_unpacks_each_weight_for_each_use(small_graph: Graph, device: Devic
     assert counts(found)["Unpack"] == 4 * (7 + 6 + 7) - 3
 
 
-def test_mebp_holds_full_logits(qwen_graph: Graph, device: Device) -> None:
+def test_mebp_has_full_logits_in_its_scratch(qwen_graph: Graph, device: Device) -> None:
     head = next(i for i in plan("mebp", qwen_graph, device).instructions if isinstance(i, Compute) and i.op == "head")
     assert head.scratch is not None
     assert head.scratch.nbytes >= 256 * 151_936 * 4
@@ -64,7 +64,7 @@ def test_mezo_runs_no_backward_and_says_so(small_graph: Graph, device: Device) -
     found = plan("mezo", small_graph, device)
     graph = STRATEGIES["mezo"].graph(small_graph)
     assert not found.exact
-    assert sum(op.kind == "head" for op in graph.ops) == 2
+    assert sum(op.kind.makes_loss for op in graph.ops) == 2
     assert not any(op.backward for op in graph.ops)
 
 
@@ -86,7 +86,7 @@ def test_more_checkpoints_mean_less_recomputation(qwen_graph: Graph, device: Dev
 
 def test_the_arena_is_the_live_peak_up_to_packing(qwen_graph: Graph, device: Device) -> None:
     recipe = Recipe(saving=dict.fromkeys(backward_reads(qwen_graph), Saving.KEEP), head_tile=head_tile(qwen_graph))
-    live = max(live_profile(schedule(qwen_graph, recipe), qwen_graph, recipe))
+    live = max(live_profile(schedule(qwen_graph, recipe), qwen_graph))
     arena = lower(qwen_graph, device, recipe, name="x", budget_bytes=0).arena_bytes
     assert live <= arena <= 1.03 * live
 

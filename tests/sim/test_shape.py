@@ -7,7 +7,6 @@ import pytest
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
-from mebp.models.kind import LINEAR_KINDS
 from mebp.models.op import OpId
 from mebp.models.workload import Lora
 from mebp.sim.cost import CostModel
@@ -18,10 +17,10 @@ from tests.conftest import small_config, small_workload
 
 def machine(graph: Graph, device: Device) -> Device:
     """A machine where every shape takes some times what the rates of `device` say."""
-    shapes = {shape_of(op): 0.5 + (7 * number % 10) / 4 for number, op in enumerate(graph.ops) if op.kind != "head"}
+    shapes = {shape_of(op): 0.5 + (7 * number % 10) / 4 for number, op in enumerate(graph.ops) if not op.kind.makes_loss}
     for weight in graph.weights.values():
         shapes[unpacked_shape(weight.rows, weight.cols, weight.format)] = 0.5 + weight.rows % 7 / 3
-    head = next(op for op in graph.ops if op.kind == "head")
+    head = graph.head
     shapes |= {shape_of(head, 1): 1.4, shape_of(head, head.dims.outs): 0.8, head_tile_of(head): 3.0}
     origin = device.sources["runtime.unpack_rate"]
     return replace(device, shapes=shapes, sources={**device.sources, **{f"shapes.{shape}": origin for shape in shapes}})
@@ -59,7 +58,7 @@ def test_a_profile_keeps_what_it_knew_of_other_shapes(small_graph: Graph, device
     assert knows(now, small_graph)
     assert knows(now, other)
     for op in other.ops:
-        if op.kind == "glu" or (op.kind in LINEAR_KINDS and op.weights):
+        if op.kind.name == "glu" or (op.kind.is_linear and op.weights):
             then_ns, now_ns = (CostModel(other, one).op_ns(op, streamed=bool(op.weights)) for one in (before, now))
             assert now_ns == pytest.approx(then_ns, rel=1e-3)
     assert {f"shapes.{shape}" for shape in now.shapes} <= set(now.sources)

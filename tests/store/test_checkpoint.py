@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mebp.errors import ModelError, StoreError
-from mebp.executor.executor import Executor, new_adapters
+from mebp.executor.adapter import new_adapters
+from mebp.executor.executor import Executor
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from mebp.store.checkpoint import INDEX_FILE, SINGLE_FILE, compress
-from mebp.store.codec import pack, unpack_whole
+from mebp.store.codec import quantise, unpack_whole
 from mebp.store.reader import WEIGHTS_FILE, checksum, open_store
 from tests.executor.families import FAMILIES, hf_config, reference_weights, tiny_workload
 
@@ -53,17 +54,17 @@ def test_an_uncompressed_store_holds_every_tensor_and_has_the_models_loss(family
 def test_codes_are_those_of_whole_weights_and_errors_are_recorded(
     fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mebp.executor.checkpoint.PIECE_WEIGHTS", 64 * 7)  # pieces that do not divide the rows
+    monkeypatch.setattr("mebp.store.checkpoint.PIECE_WEIGHTS", 64 * 7)  # pieces that do not divide the rows
     model = checkpoint("llama", tmp_path / "hf")
     found = compress(tmp_path / "hf", tmp_path / "store", weight_format(fmt))
     store = open_store(tmp_path / "store")
     weight = model.state_dict()["model.layers.1.mlp.up_proj.weight"]
-    codes, steps = pack(weight, store.format)
+    codes, steps = quantise(weight, store.format)
     frozen = store.matrix("1.up")
     assert frozen.steps is not None
     assert torch.equal(frozen.codes, codes)
     assert torch.equal(frozen.steps, steps)
-    error = float((unpack_whole(codes, steps, store.format, torch.float32) - weight).norm() / weight.norm())
+    error = float((unpack_whole(frozen, torch.float32) - weight).norm() / weight.norm())
     assert found.errors["1.up"] == pytest.approx(error, rel=1e-4)
     assert float(store.facts["error 1.up"]) == pytest.approx(error, rel=1e-2)
     assert found.worst[1] == max(found.errors.values())

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mebp.executor import kernel as kernel_module
 from mebp.models.format import FORMATS
-from mebp.store.codec import pack, unpack, unpack_in_torch
+from mebp.store import kernel as kernel_module
+from mebp.store.codec import quantise, unpack, unpack_in_torch
 from mebp.store.kernel import SWITCH, kernel, unpack_rows
 
-PACKED = [name for name, fmt in FORMATS.items() if fmt.packed]
+COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
 COMPILER = any(shutil.which(name) for name in kernel_module.COMPILERS)
 
 
@@ -25,12 +25,12 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not COMPILER, reason="no compiler")
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 128), (7, 384), (33, 640), (400, 2560)])
 def test_the_kernel_equals_the_torch_path_bit_for_bit(name: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     fmt = FORMATS[name]
-    codes, steps = pack(torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02, fmt)
+    codes, steps = quantise(torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02, fmt)
     expected, found = torch.empty(shape, dtype=dtype), torch.full(shape, 7.0, dtype=dtype)
     unpack_in_torch(codes, steps, fmt, expected, torch.empty(codes.numel(), dtype=torch.int8))
     assert unpack_rows(codes, steps, fmt, found)
@@ -39,7 +39,7 @@ def test_the_kernel_equals_the_torch_path_bit_for_bit(name: str, dtype: torch.dt
 
 def test_what_is_not_contiguous_is_left_to_torch() -> None:
     fmt = FORMATS["int8"]
-    codes, steps = pack(torch.randn(8, 64), fmt)
+    codes, steps = quantise(torch.randn(8, 64), fmt)
     wide = torch.zeros(8, 128)
     assert not unpack_rows(codes, steps, fmt, wide[:, :64])
     unpack(codes, steps, fmt, (out := torch.empty(8, 64)), None)
@@ -52,7 +52,7 @@ def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kernel_module, "COMPILERS", ("no-such-compiler",))
     assert kernel() is None
     fmt = FORMATS["int4-g64"]
-    codes, steps = pack(torch.randn(4, 128), fmt)
+    codes, steps = quantise(torch.randn(4, 128), fmt)
     assert not unpack_rows(codes, steps, fmt, torch.empty(4, 128))
 
 

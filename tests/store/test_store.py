@@ -35,7 +35,7 @@ def test_a_store_is_a_safetensors_file_that_others_can_read(store: Store) -> Non
 def test_synthetic_weights_have_the_spread_they_claim(store: Store) -> None:
     frozen = store.matrix("1.up")
     assert frozen.steps is not None
-    weight = unpack_whole(frozen.codes, frozen.steps, FMT, torch.float32)
+    weight = unpack_whole(frozen, torch.float32)
     assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_an_error_before_anything_spills(tmp_path: Path, monkeypa
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="--spill-dir"):
+    with pytest.raises(StoreError, match="`spill_dir`"):
         Spill({TensorId("x"): 4096}, tmp_path / "none")
 
 

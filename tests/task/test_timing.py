@@ -5,19 +5,18 @@ from typing import Any
 
 import pytest
 
-from mebp.cli.command.device import calibration_plans
-from mebp.executor.measure.worker import Measurement
+from mebp.executor.measure.job import Measurement
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS
-from mebp.models.op import Part
+from mebp.models.op import Part, Rate
 from mebp.models.workload import Lora
 from mebp.plan import Compute, Plan
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.cost import CostModel
-from mebp.sim.device import SHAPE_FACTOR, Device
+from mebp.sim.device import FRACTIONS, SHAPE_FACTOR, Device
 from mebp.sim.shape import knows
+from mebp.task.calibrate import calibration_plans
 from mebp.task.timing import Runs, Timed, at_speed_of, attained, shape_factors, streaming
 from tests.conftest import small_config, small_workload
 from tests.sim.test_shape import machine
@@ -33,15 +32,15 @@ def test_runs_are_compared_at_one_speed() -> None:
 
 def test_streaming_is_what_products_take_above_unpacked_ones(small_graph: Graph, device: Device) -> None:
     plan = STRATEGIES["checkpoint-1"].plan(small_graph, device, 0)
-    rates = {"linear": 1e9, "linear_backward": 1e9}
+    rates = {Rate.FORWARD_PRODUCT: 1e9, Rate.BACKWARD_PRODUCT: 1e9}
     durations, weights = [], 0
     for instruction in plan.instructions:
         op = small_graph.op[instruction.op] if isinstance(instruction, Compute) else None
-        if op is None or op.kind not in rates or not op.weights:
+        if op is None or op.kind.rate not in rates or not op.weights:
             durations.append(0)
             continue
         weights += small_graph.weights[op.weights[0]].count
-        durations.append(KINDS[op.kind].flops(op) + 1000)
+        durations.append(op.kind.flops(op) + 1000)
     timed = Timed(graph=small_graph, plan=plan, run=replace(RUN, durations_ns=tuple(durations)))
     seconds, counted = streaming(timed, rates)
     assert counted == weights
@@ -79,11 +78,8 @@ def test_rates_and_shapes_read_off_three_runs_predict_them(
     peak = device.hardware.product_flops / (device.runtime.fp32_factor if graph.workload.precision == "fp32" else 1.0)
     runtime = replace(
         device.runtime,
-        product_fraction=found.product / peak,
-        backward_fraction=found.backward / peak,
-        attention_fraction=found.attention / peak,
-        head_fraction=found.head / peak,
-        bandwidth_fraction=found.bandwidth / device.hardware.memory_bandwidth,
+        **{name: found.rates[rate] / peak for rate, name in FRACTIONS.items()},
+        bandwidth_fraction=found.rates[Rate.MEMORY] / device.hardware.memory_bandwidth,
         unpack_rate=found.unpack,
     )
     profile = replace(device, runtime=runtime)

@@ -1,6 +1,5 @@
 """`mebp-plan curve`: step time against memory, as a table with bars, CSV or JSON, and what the next bytes would buy."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from mebp.text import write_file
 from mebp.unit import show_nbytes
 
 if TYPE_CHECKING:
+    from mebp.cli.view.curve import Curve
     from mebp.models.graph import Graph
     from mebp.planner.curve import Point
     from mebp.planner.knob import Change, Knob
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_POINTS = 8
 MOST_POINTS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """The points, what knobs change, and whether Ctrl-C cut the search short."""
-
-    points: "tuple[Point, ...]"
-    knobs: "tuple[Knob, ...]"
-    interrupted: bool
 
 
 def curve(
@@ -64,7 +55,7 @@ def curve(
     _require_complete(found, budget)
 
 
-def _require_complete(found: Curve, budget: int) -> None:
+def _require_complete(found: "Curve", budget: int) -> None:
     """Say what is missing, and exit with its code."""
     if found.interrupted:
         raise Interrupted("interrupted: these are the points so far")
@@ -74,9 +65,9 @@ def _require_complete(found: Curve, budget: int) -> None:
         raise typer.Exit(InfeasibleBudget.exit_code)
 
 
-def solve_curve(graph: "Graph", device: "Device", budget: int, most: int, search: SearchFlags, num_points: int) -> Curve:
+def solve_curve(graph: "Graph", device: "Device", budget: int, most: int, search: SearchFlags, num_points: int) -> "Curve":
     """The trade-off curve up to keep-all or `most` bytes, and what knobs change at `budget`, with progress on stderr."""
-    from mebp.cli.view.curve import change_text  # noqa: PLC0415
+    from mebp.cli.view.curve import Curve, change_text  # noqa: PLC0415
     from mebp.planner.curve import curve as solve  # noqa: PLC0415  (the solver is slow to import)
     from mebp.planner.knob import knobs  # noqa: PLC0415
     from mebp.planner.solver.problem import pose  # noqa: PLC0415

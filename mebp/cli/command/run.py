@@ -124,10 +124,9 @@ def run(
 def _given_plan(
     path: Path, model: ModelFlags, step: StepFlags, target: TargetFlags, profile: ProfileFlags, search: SearchFlags
 ) -> "Plan":
-    """A plan file; flags that it decides itself are refused, and --model must name its model. Says whose it is."""
+    """A plan file; flags that it decides itself are refused, and --model must name its model."""
     from mebp.models.build import build_graph  # noqa: PLC0415
     from mebp.plan import read_plan  # noqa: PLC0415
-    from mebp.task.host import device_of  # noqa: PLC0415
 
     plan = read_plan(path)
     of_profile = [] if profile.max_flash_write is None else ["--max-flash-write"]
@@ -138,9 +137,6 @@ def _given_plan(
     if model.model is not None and build_graph(model.config(), plan.workload).signature != plan.signature:
         asked = model.config().name
         raise InputError(f"{path} is a plan for {plan.config.name}, --model asks for {asked}: plan again, or leave --model out")
-    whose = device_of(plan)[1] if plan.device == HOST else f"made for {plan.device_title or plan.device}"
-    if whose:
-        note(f"{path} was {whose.partition(':')[0]}: it runs here, predicted with this machine's profile")
     return plan
 
 
@@ -183,8 +179,6 @@ def _plan_first(
     from mebp.models.build import build_graph  # noqa: PLC0415
 
     device = machine if target.device in (None, HOST) else target.load(profile)
-    if device is not machine:
-        note(f"planned for {device.title}, run on this machine and predicted with its profile")
     found = pick(solved(build_graph(config, workload), device, target.budget_on(device, note), search), choose)
     if found.interrupted:
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """The trade-off curve as tables, CSV and JSON."""
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,21 @@ from mebp.unit import show_nbytes, show_ns
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mebp.cli.command.curve import Curve
 
 BAR = 24
 PRICED_BYTES = 64 << 20  # bytes that the last column prices
 
 
-def print_curve(console: "Console", graph: Graph, device: Device, budget: int, found: "Curve") -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The points, what knobs change, and whether Ctrl-C cut the search short."""
+
+    points: tuple[Point, ...]
+    knobs: tuple[Knob, ...]
+    interrupted: bool
+
+
+def print_curve(console: "Console", graph: Graph, device: Device, budget: int, found: Curve) -> None:
     """The points, and what knobs change."""
     w = graph.workload
     console.print(f"{graph.config.name} on {device.title}, {w.batch_size} x {w.seq_len} tokens", markup=False)
@@ -63,7 +72,7 @@ def change_text(change: Change | None) -> str:
     return f"{flag_of(change.setting)} {change.value}" if change else "as asked"
 
 
-def curve_json(budget: int, found: "Curve") -> str:
+def curve_json(budget: int, found: Curve) -> str:
     """Points and knobs: whole bytes and microseconds."""
     points = [point_fields(point) for point in found.points]
     knobs = [knob_fields(knob) for knob in found.knobs]

@@ -9,6 +9,7 @@ from mebp.models.op import Part
 from mebp.plan import Compute, Engine
 from mebp.sim.simulate import Prediction
 from mebp.task.agreement import gradient_facts, gradients_agree
+from mebp.task.host import made_elsewhere
 from mebp.task.run import RunResult
 from mebp.unit import show_nbytes, show_ns
 
@@ -23,6 +24,8 @@ def print_run(console: "Console", result: RunResult) -> None:
     plan, measured, w = result.plan, result.measured, result.graph.workload
     name = result.graph.config.name
     console.print(f"{plan.name} of {name}, {w.batch_size} x {w.seq_len} tokens, on this machine", markup=False)
+    if whose := made_elsewhere(plan):
+        console.print(f"planned for {whose}; predicted here with this machine's profile", markup=False)
     table = grid("", right=("predicted", "measured", "error"))
     for cells in (*_memory_rows(result), *_time_rows(result)):
         table.add_row(*cells)

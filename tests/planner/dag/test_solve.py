@@ -12,8 +12,8 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.dag.evict import TOP_TASTE, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
-from mebp.planner.dag.solve import Question, least_memory_order, moved, solve_dag
-from mebp.planner.solver.search import Effort, Limits
+from mebp.planner.dag.solve import Problem, least_memory_order, moved, solve_dag
+from mebp.planner.effort import Effort
 from tests.planner.dag.brute import least_cost
 
 COPIES = 4  # more than any optimum of six nodes was seen to need
@@ -21,7 +21,7 @@ PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "graphs"
 
 
 def allowed(seconds: float) -> Effort:
-    return Effort(limits=Limits(wall_s=seconds))
+    return Effort(wall_s=seconds)
 
 
 @st.composite
@@ -57,7 +57,7 @@ def training(num_forward: int, seed: int) -> Dag:
 def test_the_solver_equals_brute_force_on_every_small_graph(dag: Dag, spare: int, fixed: bool) -> None:
     budget = dag.least_budget + spare
     best = least_cost(dag, budget, copies=COPIES, fixed_order=fixed)
-    question = Question(dag=dag, budget=budget, fixed_order=fixed, copies=COPIES)
+    question = Problem(dag=dag, budget=budget, fixed_order=fixed, copies=COPIES)
     if best is None:
         with pytest.raises((InfeasibleBudget, NoPlanInTime)):
             solve_dag(question, allowed(20))
@@ -71,7 +71,7 @@ def test_the_solver_equals_brute_force_on_every_small_graph(dag: Dag, spare: int
 def test_below_the_largest_working_set_nothing_fits() -> None:
     dag = training(5, 0)
     with pytest.raises(InfeasibleBudget, match=str(dag.least_budget)):
-        solve_dag(Question(dag=dag, budget=dag.least_budget - 1), allowed(5))
+        solve_dag(Problem(dag=dag, budget=dag.least_budget - 1), allowed(5))
 
 
 def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
@@ -84,7 +84,7 @@ def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
         inputs=((), (0,), (0,), (1,), (1,), (0,), (0, 3)),
     )
     try:
-        found = solve_dag(Question(dag=dag, budget=4 * g + 2, fixed_order=True), allowed(5))
+        found = solve_dag(Problem(dag=dag, budget=4 * g + 2, fixed_order=True), allowed(5))
         assert found.bound <= 116
     except NoPlanInTime:
         pass  # not found, and not called impossible
@@ -93,8 +93,8 @@ def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
 def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
     dag = training(10, 3)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.6)
-    dry = solve_dag(Question(dag=dag, budget=budget, fixed_order=True), allowed(10))
-    paged = solve_dag(Question(dag=dag, budget=budget, fixed_order=True, flash=Flash(bytes_per_cost=1e4)), allowed(10))
+    dry = solve_dag(Problem(dag=dag, budget=budget, fixed_order=True), allowed(10))
+    paged = solve_dag(Problem(dag=dag, budget=budget, fixed_order=True, flash=Flash(bytes_per_cost=1e4)), allowed(10))
     assert any(run.loaded for run in paged.runs)
     assert paged.measured.cost < dry.measured.cost
 
@@ -102,7 +102,7 @@ def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
 def test_a_free_order_is_never_worse_than_the_fixed_one() -> None:
     dag = training(15, 4)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.75)
-    fixed, free = (solve_dag(Question(dag=dag, budget=budget, fixed_order=f), allowed(12)) for f in (True, False))
+    fixed, free = (solve_dag(Problem(dag=dag, budget=budget, fixed_order=f), allowed(12)) for f in (True, False))
     assert free.measured.cost <= fixed.measured.cost
 
 
@@ -128,7 +128,7 @@ def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
 def test_a_thousand_nodes_get_a_good_order() -> None:
     dag = training(500, 2)
     peak = measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak
-    found = solve_dag(Question(dag=dag, budget=int(peak * 0.8)), allowed(20))
+    found = solve_dag(Problem(dag=dag, budget=int(peak * 0.8)), allowed(20))
     assert found.measured.peak <= peak * 0.8
     assert found.measured.cost <= 1.05 * dag.total_cost
 
@@ -143,6 +143,6 @@ def published() -> list[dict[str, object]]:
 @pytest.mark.parametrize("case", published(), ids=lambda case: f"{case['graph']}-{case['budget']}")
 def test_proven_optima_of_published_graphs_are_met_in_their_order(case: dict[str, object]) -> None:
     dag = read_dag(PUBLISHED / str(case["graph"]))
-    question = Question(dag=dag, budget=int(str(case["budget"])), fixed_order=True)
+    question = Problem(dag=dag, budget=int(str(case["budget"])), fixed_order=True)
     found = solve_dag(question, allowed(30))
     assert found.measured.cost - dag.total_cost <= int(str(case["extra_cost"]))
