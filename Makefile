@@ -11,7 +11,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-demo: $(READY)  ## plan 4b for an iPhone, then run a plan of the 0.5b shape here: predicted beside measured
+demo: $(READY)  ## plan 4b for an iPhone, then run a plan of the 0.5b shape here: predicted vs. measured
 	$(BIN)/mebp-plan --device iphone15promax --model 4b
 	$(BIN)/mebp-plan run --model 0.5b --budget 400MB --steps 3
 
@@ -30,13 +30,13 @@ wheel: $(READY)  ## build the wheel, install it in a clean environment, use it f
 fit: $(READY)  ## fit the iPhone runtime to the paper's figures
 	$(BIN)/mebp-plan validate --paper
 
-bench: $(READY)  ## this executor beside a plain loop, on this machine
+bench: $(READY)  ## this executor vs. a plain loop, on this machine
 	$(BIN)/python benchmarks/plain_loop.py
 
-beside: $(READY)  ## this executor beside transformers + PEFT, on this machine
+beside: $(READY)  ## this executor vs. transformers + PEFT, on this machine
 	$(BIN)/python benchmarks/side_by_side.py
 
-solver: $(READY)  ## the solver over the paper's models and budgets, beside greedy and the fixed recipes
+solver: $(READY)  ## the solver over the paper's models and budgets, vs. greedy and the fixed recipes
 	$(BIN)/python benchmarks/solver.py
 
 clean:

@@ -1,6 +1,6 @@
 """Write docs/fidelity.md: every comparison of predicted with measured, as its command printed it: python benchmarks/fidelity.py
 
-The paper's figures are compared anew; what takes minutes comes from the file in which its last run is kept, with its date.
+The paper's figures are compared again; what takes minutes comes from the file in which its last run is kept, with its date.
 """
 
 import os
@@ -18,9 +18,9 @@ Written by `python benchmarks/fidelity.py`: what each command printed, and when.
 KEPT = (
     ("This machine: plans predicted and run", "mebp-plan verify", "verify.txt"),
     ("This machine: shapes that no test and no profile names", "python benchmarks/unnamed.py", "unnamed.txt"),
-    ("This machine: streamed products beside dense ones", "python benchmarks/streamed.py", "streamed.txt"),
-    ("This machine: beside transformers + PEFT", "make beside", "side_by_side.txt"),
-    ("This machine: beside a plain torch loop", "make bench", "plain_loop.txt"),
+    ("This machine: streamed products vs. dense ones", "python benchmarks/streamed.py", "streamed.txt"),
+    ("This machine: vs. transformers + PEFT", "make beside", "side_by_side.txt"),
+    ("This machine: vs. a plain torch loop", "make bench", "plain_loop.txt"),
     ("The solver: plans, bounds and fixed strategies", "make solver", "solver.txt"),
 )
 

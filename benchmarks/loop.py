@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mebp.executor.measure.memory import Sampler, memory_now
 from mebp.executor.rope import rope_tables
-from mebp.models.step import adapter_shapes
+from mebp.models.build import build_graph
 from mebp.models.workload import Lora, Workload
 from mebp.store.codec import unpack
 from mebp.store.reader import Store, open_store
@@ -72,10 +72,11 @@ class Loop:
         self.store, self.weights, self.config = store, Weights(store), store.config
         workload = Workload(lora=Lora(), weights=store.format)
         self.scale = workload.lora.scale
-        self.cos, self.sin = rope_tables(self.config, workload, torch.device("cpu"))[False]
+        graph = build_graph(self.config, workload)
+        self.cos, self.sin = rope_tables(graph, torch.device("cpu"))[self.config.rope]
         self.adapters = {
             name: (torch.randn(a).mul_(0.02).requires_grad_(), torch.zeros(b).requires_grad_())
-            for name, (a, b) in adapter_shapes(self.config, workload).items()
+            for name, (a, b) in graph.adapters.items()
         }
 
     def linear(self, x: Tensor, layer: int, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""This executor beside the plain torch loop of loop.py, same weights, one run, one machine: python benchmarks/plain_loop.py
+"""This executor and the plain torch loop of loop.py, same weights, one run, one machine: python benchmarks/plain_loop.py
 
 Each contender runs in a process of its own, and they take turns, so that a busy machine is busy for all. Memory is anonymous bytes
 above the import; the solved plans may use as much as the loop does (and write nothing to flash). Prints the table that

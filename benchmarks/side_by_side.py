@@ -1,4 +1,4 @@
-"""This executor beside transformers + PEFT, one machine, one run, the same shapes: python benchmarks/side_by_side.py [--model 0.5b]
+"""This executor and transformers + PEFT, one machine, one run, the same shapes: python benchmarks/side_by_side.py [--model 0.5b]
 
 Contenders take turns, each in a process of its own: transformers + PEFT with bf16 weights, activations kept, with gradient
 checkpointing of every layer, of every second one and with what is saved offloaded, under torch's own activation planner, and MeZO
@@ -17,14 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mebp.cli.command.device import calibrated
-
 from mebp import STRATEGIES, Effort, Job, Lora, Workload, build_graph, load_model, run_plan, weight_format
 from mebp.plan import Plan
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.sim.footprint import outside_arena
 from mebp.store.synthetic import synthesize
+from mebp.task.calibrate import calibrate
 
 PEFT = Path(__file__).with_name("peft_step.py")
 CHECKPOINTED = "PEFT, gradient checkpointing"
@@ -45,7 +44,8 @@ def plans(model: str, seq_len: int, sixth_bytes: int) -> dict[str, Plan]:
     import; where nothing fits in that, no plan is solved for it.
     """
     config, workload = load_model(model), Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64"))
-    device, graph = calibrated(config, workload, None), build_graph(config, workload)
+    device = calibrate(config, workload, lambda what: print(f"calibrating: {what}", file=sys.stderr))
+    graph = build_graph(config, workload)
     problem = pose(graph, device)
     least = least_plan(problem, 0, Effort())
     footprint = outside_arena(graph, device) + least.arena_bytes
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def print_table(runs: dict[str, list[dict[str, Any]]], title: str) -> None:
-    """A row a contender, and what it takes against PEFT with gradient checkpointing."""
+    """A row per contender, and what it takes relative to PEFT with gradient checkpointing."""
     print(title)
     print(f"{'':30s}{'step, median':>13s}{'above import':>14s}{'process':>10s}{'memory':>9s}{'speed':>8s}{'x floor':>9s}")
     if "failure" in runs[CHECKPOINTED][-1]:

@@ -1,4 +1,4 @@
-"""The solver over the paper's models and budgets, compared with greedy and the fixed recipes: python benchmarks/solver.py [--seconds 12]
+"""The solver over the paper's models and budgets, vs. greedy and the fixed recipes: python benchmarks/solver.py [--seconds 12]
 
 Budgets: the paper's own MeBP memory, 512 MiB, 384 MiB and 1.05 x the least. For each: status, step, gaps to the two bounds,
 seconds of search, arena over live bytes, step time against the paper's (`mebp`, whose loss is computed twice, and `mesp`, the same
@@ -39,7 +39,7 @@ def fixed(name: str, graph: Graph, device: Device, budget: int) -> Prediction:
 
 
 def line(problem: Problem, name: str, budget: int, effort: Effort) -> str:
-    """One instance: the solved plan beside the others."""
+    """One instance: the solved plan and the others."""
     graph, device = problem.graph, problem.device
     begin = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""A product with a compressed weight, streamed, beside the dense bf16 product of its shape: python benchmarks/streamed.py
+"""A product with a compressed weight, streamed, vs. the dense bf16 product of its shape: python benchmarks/streamed.py
 
 One layer of the 4b shape, whose up projection is 10240 x 2560, without an adapter on it, 256 tokens, run by the executor; between
 steps, the same product with a bf16 weight by torch alone, as it is and whole. benchmarks/streamed.txt keeps what it printed.
@@ -57,7 +57,7 @@ def measured(fmt: str) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    """Print a row a format."""
+    """Print a row per format."""
     fix_allocator()
     torch.manual_seed(0)
     print(f"{ROWS} x {COLS}, {TOKENS} tokens, median of {STEPS}; dense: bf16 weight, the product alone")

@@ -1,7 +1,7 @@
 """Predictions on shapes that no test and no profile names: python benchmarks/unnamed.py [--draws 8] [--seed 0]
 
 Draws models of the supported families (widths, depths, heads, vocabularies), sequences of 64..2048 tokens and ranks of 4..64, and
-calls `mebp-plan verify` on each: this machine calibrated at those shapes, then fixed and solved plans run, each prediction beside
+calls `mebp-plan verify` on each: this machine calibrated at those shapes, then fixed and solved plans run, each prediction vs.
 its measurement. benchmarks/unnamed.txt keeps what it printed.
 """
 
@@ -71,7 +71,7 @@ def verified(config: dict[str, Any], flags: list[str], steps: int) -> list[dict[
 
 
 def main() -> None:
-    """Draw, run and print a row a draw, and the errors over all plans."""
+    """Draw, run and print a row per draw, and the errors over all plans."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -92,9 +92,7 @@ def main() -> None:
             flush=True,
         )
     print(f"{'all: worst peak, median step':63s}{summary(every)}")
-    print(
-        "step: predicted against measured, in the median; at its speed: the same for a machine as fast as this one was at each run"
-    )
+    print("step: median error of the prediction; at its speed: the same for a machine as fast as this one was at each run")
 
 
 def errors(plan: dict[str, Any]) -> tuple[bool, float, float, float]:

@@ -62,7 +62,7 @@ class InvalidPacking(MebpError):
 
 
 class InfeasibleBudget(MebpError):
-    """No plan fits `budget_bytes`; none of less than `least_bytes` is known, or can be."""
+    """No plan fits `budget_bytes`; none of less than `least_bytes` is known, or possible."""
 
     exit_code = 1
 
@@ -85,6 +85,6 @@ class Disagreement(MebpError):
 
 
 class Interrupted(MebpError):
-    """Ctrl-C cut a search short; what it found until then is given."""
+    """Ctrl-C cut a search short; what it had found is given."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Who must end before whom: the execution rule of the plan language as a list of predecessors per instruction.
+"""What must end before what: the execution rule of the plan language as a list of predecessors per instruction.
 
 The simulator turns it into start times, the executor into waits; that is why both live by the same rule.
 """
@@ -12,8 +12,8 @@ from mebp.plan import Compute, Engine, Free, Instruction, Load, Place, Plan, Sto
 def predecessors(plan: Plan) -> list[tuple[int, ...]]:
     """For every instruction the earlier ones that must have ended before it starts, by number; a Free waits for nothing.
 
-    Contains rule 1 (the one before on its engine), rule 2 (producers of what it reads) and rule 3 (whoever touched the bytes
-    that it writes or changes in place; for a tensor that comes back, whoever touched it in its last stay).
+    Contains rule 1 (the one before on its engine), rule 2 (producers of what it reads) and rule 3 (all that touched the bytes
+    that it writes or changes in place; for a tensor that comes back, all that touched it in its last stay).
     """
     ordering = _Ordering()
     for place in plan.resident:
@@ -29,7 +29,7 @@ class _Ordering:
         self.stored_by: dict[TensorId, int] = {}
         self.live: dict[TensorId, Place] = {}
         self.touchers: dict[TensorId, list[int]] = {}
-        self.earlier: dict[TensorId, list[int]] = {}  # who touched a tensor in its last stay
+        self.earlier: dict[TensorId, list[int]] = {}  # what touched a tensor in its last stay
         self.freed = _FreedBytes()
 
     def follow(self, index: int, instruction: Instruction) -> tuple[int, ...]:
@@ -83,12 +83,12 @@ class _FreedBytes:
         self.stretches: list[tuple[int, int, frozenset[int]]] = []
 
     def release(self, place: Place, touchers: list[int]) -> None:
-        """Give a stretch back, with those who touched it."""
+        """Give a stretch back, with the instructions that touched it."""
         self._cut(place.offset, place.end)
         self._insert(place.offset, place.end, frozenset(touchers))
 
     def claim(self, place: Place) -> set[int]:
-        """Take a stretch; returns all who touched any byte of it."""
+        """Take a stretch; returns all instructions that touched any byte of it."""
         taken = self._cut(place.offset, place.end)
         return {index for _, _, touchers in taken for index in touchers}
 

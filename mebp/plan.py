@@ -4,7 +4,7 @@
     Unpack    decompress a whole weight into the arena
     Store     write a tensor to the spill file
     Load      bring it back
-    Free      its bytes may be written again
+    Free      its bytes may be reused
 
 Execution rule, the same everywhere: each engine runs its instructions in plan order; an instruction starts when (1) the one
 before it on its engine has ended, (2) the producers of all that it reads have ended, (3) every earlier instruction that touches
@@ -223,7 +223,7 @@ def require_signature(plan: Plan, signature: str, what: str) -> None:
 
 
 def listing(plan: Plan) -> Iterator[str]:
-    """Print a plan, one line an instruction: number, engine, what, bytes and offsets."""
+    """Print a plan, one line per instruction: number, engine, what, bytes and offsets."""
     yield f"plan {plan.name}: arena {plan.arena_bytes} bytes, {len(plan.instructions)} instructions"
     for place in plan.resident:
         yield f"resident {_place(place)}"

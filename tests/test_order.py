@@ -42,8 +42,8 @@ def overlap(a: list[Extent], b: list[Extent]) -> bool:
 
 @pytest.mark.parametrize("name", ["mebp", "mesp", "sqrt", "greedy"])
 def test_every_byte_is_written_after_all_who_touched_it_before(name: str, small_graph: Graph, device: Device) -> None:
-    beside = override(device, ["runtime.unpack_beside=1"])
-    plan = STRATEGIES[name].plan(small_graph, beside, 10**9)
+    concurrent = override(device, ["runtime.unpack_beside=1"])
+    plan = STRATEGIES[name].plan(small_graph, concurrent, 10**9)
     waits = predecessors(plan)
     reached: list[set[int]] = []  # all instructions that have ended before each one starts
     for before in waits:

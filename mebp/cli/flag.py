@@ -167,7 +167,7 @@ class TargetFlags(FlagGroup):
     ] = None
 
     def load(self, profile: ProfileFlags, default: str = DEFAULT_DEVICE) -> "Device":
-        """The device asked for (or `default`), with overrides."""
+        """The device named (or `default`), with overrides."""
         from mebp.sim.profile import load_device, override  # noqa: PLC0415
 
         if self.device is not None and not self.device.strip():
@@ -175,7 +175,7 @@ class TargetFlags(FlagGroup):
         return override(load_device(self.device or default), profile.overrides())
 
     def budget_on(self, device: "Device", say: Callable[[str], None]) -> int:
-        """The budget asked for, or the device's own; never more than the device gives an app, which is said."""
+        """The budget named, or the device's own; never more than the device gives an app, which is said."""
         if self.budget is None:
             return device.default_budget_bytes
         asked, limit = parse_nbytes(self.budget, "--budget"), int(device.hardware.app_limit_bytes)

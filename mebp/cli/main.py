@@ -20,7 +20,7 @@ INTERRUPTED = 130
 GROUP_FLAGS = ("--help", "-h", "--version")
 HELP = {"help_option_names": ["-h", "--help"]}
 
-# Modules are imported when their command is asked for: --help needs none of them.
+# Modules are imported when their command is called: --help needs none of them.
 COMMANDS = {
     "plan": "Compare fixed strategies with solved plans for a device, and choose one.",
     "run": "Execute a plan on this machine: predicted vs. measured.",
@@ -50,7 +50,7 @@ Models: mebp-plan models. Devices: mebp-plan devices. Every command: mebp-plan -
 
 
 class LazyGroup(typer.core.TyperGroup):
-    """The commands by name, each made from its module when it is asked for."""
+    """The commands by name, each made from its module when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -144,7 +144,7 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
     except typer.Exit as leaving:
         return leaving.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
         return 0
     except SystemExit:  # how rich ends when its reader has gone
         return 0

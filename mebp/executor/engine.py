@@ -27,7 +27,7 @@ def cross_engine_waits(plan: Plan) -> list[tuple[int, ...]]:
 
 
 class Engines:
-    """One run through a plan: a thread an engine, each told how far the others are."""
+    """One run through a plan: a thread per engine, each told how far the others are."""
 
     def __init__(self, plan: Plan, waits: list[tuple[int, ...]], run: Callable[[int, Instruction], None]) -> None:
         self._instructions = plan.instructions

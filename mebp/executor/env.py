@@ -1,5 +1,4 @@
-"""What ops run in: the store, adapters and optimizer state, rotary tables, the batch. And Io, one op's view of it and of the arena.
-"""
+"""What ops run in: the store, adapters and optimizer state, rotary tables, the batch. And Io, one op's view of it and of the arena."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,7 +48,7 @@ class Env:
     copies: dict[WeightId, Frozen] = field(default_factory=dict)
 
     def frozen(self, wid: WeightId) -> Frozen:
-        """A frozen matrix, in the mapped file or, with `layer_copies`, copied until another layer's is asked for."""
+        """A frozen matrix, in the mapped file or, with `layer_copies`, copied until another layer's is needed."""
         weight = self.graph.weights[wid]
         mapped = self.store.matrix(weight.name)
         if not self.graph.workload.layer_copies or weight.layer is None:
@@ -109,7 +108,7 @@ class Io:
         return self._workspace.take(name)
 
     def finish(self) -> None:
-        """Every byte of scratch that the plan gave must have been asked for."""
+        """Every byte of scratch that the plan gave must have been taken."""
         assert not self._workspace.untouched, f"{self.op.id} left {self._workspace.untouched} of its scratch untouched"
 
     def vector(self, index: int = 0) -> Tensor:
@@ -157,7 +156,7 @@ class Io:
 
 
 def _select(source: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Gather rows of `source` in `out`, with nothing between them where one memory holds both."""
+    """Gather rows of `source` in `out`, directly where both are in one memory."""
     if source.device == out.device:
         torch.index_select(source, 0, rows, out=out)
     else:

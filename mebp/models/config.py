@@ -34,7 +34,7 @@ class Rope:
 class ModelConfig:
     """A decoder-only transformer; lengths in elements.
 
-    `windows` has one entry a layer: 0 attends to the whole past, w to the last w positions. `norm_offset` is added to every
+    `windows` has one entry per layer: 0 attends to the whole past, w to the last w positions. `norm_offset` is added to every
     norm weight (Gemma stores w - 1). `four_norms` adds a norm after attention and after the MLP.
     """
 

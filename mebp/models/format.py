@@ -1,9 +1,9 @@
 """Weight formats: how a frozen weight of shape (rows, cols) is stored, and how many bytes that takes.
 
-A format is data. Codes are signed, symmetric, and packed so that unpacking runs over contiguous bytes: byte i of a row holds the
+A format is data. Codes are signed, symmetric, and laid out so that unpacking runs over contiguous bytes: byte i of a row holds the
 codes of columns i, i + m, ... (m = cols / codes per byte), low bits first, each in two's complement. Shifted to the top of a
 signed byte a code is worth `code x 2**(8 - bits)`; the stored step (bf16, one for each `group` columns) is the value of one unit
-there, so `weight = signed byte x step`. This module knows sizes only; mebp/executor/packing.py moves the bits.
+there, so `weight = signed byte x step`. This module knows sizes only; mebp/store/codec.py moves the bits.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class WeightFormat:
             raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: take {remedy}")
 
 
-STORE_VERSION = "2"  # of the files that hold weights in these formats
+STORE_VERSION = "2"  # of the files with weights in these formats
 REMEDIES = "a smaller group (int4-g32), int8 or bf16"
 REMEDY = {"int4-g32": "int8 or bf16", "ternary": "int8 or bf16", "int8": "bf16"}
 

@@ -1,5 +1,4 @@
-"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables here.
-"""
+"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables here."""
 
 from collections.abc import Mapping
 

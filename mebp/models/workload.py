@@ -1,4 +1,4 @@
-"""What is asked of the model: sequence, batch, adapters, formats, optimiser. Checked against the model in one place."""
+"""The workload: sequence, batch, adapters, formats, optimizer. Checked against the model in one place."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

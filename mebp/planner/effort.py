@@ -1,4 +1,4 @@
-"""How much time a search has, what each of its phases gets of it, who may stop it, and who is told of what it finds.
+"""How much time a search has, what each of its phases gets of it, how to stop it, and the callback that reports progress.
 
 Time is counted in CP-SAT's deterministic seconds, which make a search repeatable on any machine; wall seconds are a backstop.
 """
@@ -69,8 +69,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, who may stop it, and who is told
-    of the best and the bound.
+    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, how to stop it, and the callback
+    that is told of the best and the bound.
     """
 
     deterministic_s: float = 0.6

@@ -25,7 +25,7 @@ class CostModel:
     `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
     product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
     flash again at each use, in the part that does not fit (`uncached_fraction`), while they are unpacked: a use takes the longer of
-    the two. Such reads are taken not to get in the way of loads.
+    the two. Such reads are assumed not to slow loads down.
     """
 
     def __init__(self, graph: Graph, device: Device, ahead: frozenset[WeightId] = frozenset()) -> None:
@@ -96,7 +96,7 @@ class CostModel:
         return op.kind.passes(op, tile) * self.unpack_ns(weight)
 
     def head_tile_ns(self, op: Op) -> float:
-        """Nanoseconds that a tile of the head's logits takes beside its products: a launch, where nothing was measured."""
+        """Nanoseconds that a tile of the head's logits takes in addition to its products: a launch, where nothing was measured."""
         factor = self.device.shapes.get(head_tile_of(op))
         return self.launch_ns if factor is None else factor * self.head_sums_ns(op)
 

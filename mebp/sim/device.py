@@ -14,7 +14,7 @@ Provenance = Literal["measured", "vendor", "assumed"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """What the machine is. Bytes, bytes/s and FLOP/s; `product_flops` is what a good dense 16-bit product attains,
-    `page_cache_bytes` what the system keeps in memory of files (compressed weights) beside the app.
+    `page_cache_bytes` what the system keeps in memory of files (compressed weights) in addition to the app.
     """
 
     ram_bytes: float
@@ -36,8 +36,8 @@ class Runtime:
     The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`;
     `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has
     a processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries
-    keep for each shape of a product (see kind.num_kernels), `op_bytes` what the runtime keeps for each op of the graph to hold
-    graph and plan in memory.
+    keep for each shape of a product (see kind.num_kernels), `op_bytes` what the runtime keeps in memory for each op of the graph
+    and the plan.
     """
 
     product_fraction: float
@@ -124,7 +124,7 @@ FRACTIONS = {  # of `product_flops` that each kind of product attains
 BYTES = (1e3, 1e15)
 RATE = (1e4, 1e15)  # bytes/s, weights/s
 FRACTION = (1e-4, 10.0)
-RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so that only slips fall outside
+RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so that only slips of the pen fall outside
     "hardware.ram_bytes": BYTES,
     "hardware.memory_bandwidth": RATE,
     "hardware.product_flops": (1e7, 1e18),

@@ -1,4 +1,4 @@
-"""What a device counts as footprint beside the arena, by name, and what a budget leaves for the arena."""
+"""What a device counts as footprint in addition to the arena, by name, and what a budget leaves for the arena."""
 
 from mebp.models.graph import Graph
 from mebp.models.kind import num_kernels
@@ -6,7 +6,7 @@ from mebp.sim.device import Device
 
 
 def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
-    """Bytes of the footprint outside the arena, by name: the runtime's own, and what the graph holds for the whole run."""
+    """Bytes of the footprint outside the arena, by name: the runtime's own, and what the graph needs for the whole run."""
     runtime = device.runtime
     return {
         "runtime baseline": int(runtime.footprint_bytes),

@@ -1,4 +1,4 @@
-"""Read and write device profiles: one TOML file a device, shipped, calibrated or the user's own.
+"""Read and write device profiles: one TOML file per device, shipped, calibrated or the user's own.
 
 Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`, with `range = [low, high]` where that
 is known (see uncertainty.py). A measured machine may have a section [shapes] too (see shape.py). A file is refused by name, key and
@@ -121,7 +121,7 @@ def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float
         raise ProfileError(f"{where} has range {given!r}: must be [low, high]")
     low, high = (_number(key, end, f"{where}: range") for end in given)
     if not low <= value <= high:
-        raise ProfileError(f"{where} has range {given!r}: must hold its value {value:g}")
+        raise ProfileError(f"{where} has range {given!r}: must contain its value {value:g}")
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""Shapes of ops and weights, and what a machine needs for each beside what its rates say.
+"""Shapes of ops and weights, and how much longer a machine takes for each than its rates say.
 
 A profile's rates are one for each part of a step; `Device.shapes` says how many times as long an op of one kind and shape takes,
 measured. A shape that it does not name takes what the rates say, and a tile of the head's logits a launch.
@@ -31,7 +31,7 @@ def shape_of(op: Op, tile: int = 0) -> str:
 
 
 def head_tile_of(op: Op) -> str:
-    """What a tile of the head's logits takes beside its products, whatever its size, in passes over its sums (rows, cols)."""
+    """What a tile of the head's logits takes in addition to its products, whatever its size, in passes over its sums (rows, cols)."""
     return " ".join([HEAD_TILE, *_extents(replace(op.dims, outs=0))])
 
 
@@ -54,9 +54,9 @@ def knows(device: Device, graph: Graph) -> bool:
 
 
 def remember(device: Device, before: Device) -> Device:
-    """A profile measured anew, with the shapes that only the one `before` knew: what they take stays, while the rates move.
+    """A profile just measured, with the shapes that only the one `before` knew: what they take stays, while the rates move.
 
-    That is so for an op whose time goes with the same rate as before; one that is now bound by memory, and was not, comes out slow.
+    That holds for an op that is bound by the same rate as before; one that is now bound by memory, and was not, comes out slow.
     """
     others = {shape: factor for shape, factor in before.shapes.items() if shape not in device.shapes and _kind(shape) in MEASURED}
     low, high = SHAPE_FACTOR

@@ -63,7 +63,7 @@ class Prediction:
 
 
 def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
-    """Run `plan` on paper; it must be valid for `graph` (see check)."""
+    """Predict what running `plan` takes; it must be valid for `graph` (see check)."""
     cost = CostModel(graph, device)
     timeline = _timeline(plan, cost, predecessors(plan))
     memory, peak_index, peak_tensors = _memory(plan)
@@ -134,7 +134,7 @@ def _busy(timeline: tuple[Slice, ...]) -> dict[Engine, int]:
 
 
 def _weights_read(plan: Plan, graph: Graph) -> Iterator[Weight]:
-    """Weights decompressed in a step, once for each use, gathered embedding rows left out."""
+    """Weights decompressed per step, once for each use, gathered embedding rows left out."""
     for instruction in plan.instructions:
         match instruction:
             case Unpack():

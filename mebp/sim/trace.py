@@ -1,5 +1,5 @@
-"""Write timelines as a Chrome trace (opens in Perfetto and chrome://tracing):
-a process a timeline, a track an engine, a memory counter.
+"""Write timelines as a Chrome trace (opens in Perfetto and chrome://tracing): a process per timeline, a track per engine, a memory
+counter.
 """
 
 import json
@@ -52,7 +52,7 @@ def chrome_trace(plan: Plan, prediction: Prediction, tracks: Sequence[Track]) ->
 def _name(instruction: Instruction) -> str:
     match instruction:
         case Compute():
-            return f"{instruction.op}{' (again)' if instruction.recompute else ''}"
+            return f"{instruction.op}{' (recompute)' if instruction.recompute else ''}"
         case Unpack():
             return f"unpack {instruction.weight}"
         case Store():

@@ -1,8 +1,8 @@
 """How far a prediction can be off: each uncertain number of a profile is moved to the ends of its range, the plan timed again.
 
 A number's range is its profile's own, or by its kind: measured 5% either way, vendor 10%, assumed 30%. The range of a prediction is
-the root of the sum of squares of what the numbers change one at a time, upwards and downwards apart: what is to be expected if they
-are wrong independently of each other. It says nothing of errors that the model has with every number right.
+the root-sum-square of the individual effects, upwards and downwards apart, assuming independent errors. It says nothing of errors
+that the model has with every number right.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def _width(ends: tuple[int, int]) -> int:
 
 
 def _spread(value: int, ends: list[tuple[int, int]]) -> tuple[int, int]:
-    """Root of the sum of squares of what lies below `value`, and of what lies above."""
+    """Root-sum-square of what lies below `value`, and of what lies above."""
     below = hypot(*(max(0, value - min(pair)) for pair in ends))
     above = hypot(*(max(0, max(pair) - value) for pair in ends))
     return max(0, value - round(below)), value + round(above)

@@ -118,7 +118,9 @@ def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: d
     for rows in pieces:
         weights = rows.float()
         codes, own = quantise(weights, fmt)
-        steps[done : done + len(own)] = own  # not kept apart: small tensors between freed large ones would hold the heap
+        steps[done : done + len(own)] = (
+            own  # copied into one tensor: small ones between freed large ones would keep the heap from shrinking
+        )
         done += len(own)
         right += float(weights.square().sum(dtype=torch.float64))
         wrong += float(
@@ -193,8 +195,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for file in sorted(set(pairs.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise ModelError(f"{index} points to {file!r}: expected the name of a .safetensors file in the same folder")
-        held = set(_keys(folder / file))
-        for name in (name for name, other in pairs.items() if other == file and name not in held):
+        present = set(_keys(folder / file))
+        for name in (name for name, other in pairs.items() if other == file and name not in present):
             raise ModelError(f"{folder / file}: tensor {name} is missing, which {INDEX_FILE} says is there")
     return pairs
 

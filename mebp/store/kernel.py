@@ -1,7 +1,7 @@
 """The one compiled kernel: decompress rows of a weight in one pass, from codes to bf16 or fp32.
 
 Built from unpack.c on first use where a compiler exists, kept in the cache folder of the user by the hash of its source and of the
-compiler of the machine, and loaded with ctypes. It runs on the OpenMP threads of torch itself: a second pool beside them makes both
+compiler of the machine, and loaded with ctypes. It runs on the OpenMP threads of torch itself: a second pool of threads makes both
 many times slower, so where that library is not found it runs on the calling thread alone. Without a compiler, or with
 MEBP_KERNEL=0, packing.py does the same in torch, bit for bit.
 """
@@ -73,7 +73,7 @@ def _torch_openmp() -> bool:
 
 
 def _built(compiler: str, *, threaded: bool) -> Path:
-    """The library's file in the cache folder; compiled beside it and renamed when whole, so that two processes may race."""
+    """The library's file in the cache folder; compiled next to it and renamed when complete, so that two processes may race."""
     flags = [flag for flag in FLAGS if threaded or flag != "-fopenmp"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_S, check=True).stdout
     facts = "\n".join([SOURCE, *flags, version, platform.machine(), _cpu()])

@@ -49,7 +49,7 @@ class Frozen:
 
 
 class Store:
-    """An open store. Tensors are views of the mapped file; nothing is read until it is asked for, and then it is checked once."""
+    """An open store. Tensors are views of the mapped file; nothing is read before its first use, when it is checked."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file
     if set(header) != set(expected):
         odd = sorted(set(header) ^ set(expected))[0]
         state = "is missing" if odd in expected else "does not belong there"
-        raise StoreError(f"{file}: tensor {odd} {state}: the file does not match {CONFIG_FILE} beside it")
+        raise StoreError(f"{file}: tensor {odd} {state}: the file does not match the {CONFIG_FILE} next to it")
     mapped = _mapped(file, size)
     found: dict[str, Tensor] = {}
     for name, (dtype, shape) in expected.items():

@@ -33,10 +33,10 @@ def write_store(
     tensors: Iterable[tuple[str, Pieces]],
     facts: Callable[[], Mapping[str, str]] = dict,
 ) -> Path:
-    """Write a store tensor by tensor, in layout order, never more than one held; refuses to overwrite.
+    """Write a store tensor by tensor, in layout order, with no more than one in memory; refuses to overwrite.
 
-    `facts` is asked for, once all is written, what the header is to say beside the format: one short entry a tensor at most.
-    Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
+    `facts` is called once all is written and returns what the header says in addition to the format: one short entry per tensor at
+    most. Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
     """
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if os.path.lexists(folder / name):
@@ -118,7 +118,7 @@ def _write_all(file: int, data: memoryview) -> None:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[int]:
-    """A new file beside `target` that takes its name when all is written, and goes away when anything fails."""
+    """A new file next to `target` that takes its name when all is written, and is removed when anything fails."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:

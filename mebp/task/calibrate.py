@@ -37,7 +37,7 @@ from mebp.sim.device import FRACTIONS, KEYS, SHAPES, Device, Hardware, Runtime, 
 from mebp.sim.profile import load_device
 from mebp.task.timing import Plans, Runs, Timed, at_speed_of, attained, shape_factors
 
-COLD_BYTES = 48e6  # of compressed weights: layers are taken until no cache holds them all, as none holds a model's
+COLD_BYTES = 48e6  # of compressed weights: as many layers as fit in no cache, since no cache fits a model
 VOCAB = 49_152
 STEPS, ROUNDS = 3, 2
 LONG_TOKENS = 1024  # above them a step is long enough to be timed once

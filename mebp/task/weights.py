@@ -1,4 +1,4 @@
-"""Weights to run on where nobody named a store: random ones of the model's shapes, written once."""
+"""Weights to run on where no store is named: random ones of the model's shapes, written once."""
 
 import hashlib
 import json

@@ -209,7 +209,7 @@ def test_adamw_steps_as_torchs_own_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("accumulate", "clip_norm"), [(3, 0.0), (1, 0.01), (2, 0.01)])
-def test_held_gradients_step_as_torchs_own_clipping_and_accumulation_do(
+def test_deferred_gradients_step_as_torchs_own_clipping_and_accumulation_do(
     optimizer: str, accumulate: int, clip_norm: float, tmp_path: Path
 ) -> None:
     given = trial("qwen2", tmp_path, optimizer=optimizer, accumulate=accumulate, clip_norm=clip_norm)
@@ -273,9 +273,9 @@ def test_a_failing_engine_stops_the_others(tmp_path: Path, monkeypatch: pytest.M
         executor.step(given.ids)
 
 
-def test_unpacking_beside_compute_gives_the_same_gradients(tmp_path: Path) -> None:
+def test_unpacking_concurrently_with_compute_gives_the_same_gradients(tmp_path: Path) -> None:
     given = trial("qwen3", tmp_path)
-    beside = override(DEVICE, ["runtime.unpack_beside=1"])
-    plans = [STRATEGIES["mebp"].plan(given.graph, device, 10**9) for device in (DEVICE, beside)]
+    concurrent = override(DEVICE, ["runtime.unpack_beside=1"])
+    plans = [STRATEGIES["mebp"].plan(given.graph, device, 10**9) for device in (DEVICE, concurrent)]
     found = [run_once(plan, given)[1] for plan in plans]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

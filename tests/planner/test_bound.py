@@ -215,13 +215,13 @@ def test_twice_of_one_thing_is_never_slower_and_needs_no_more(entry: str, device
     assert steps[1] <= steps[0]
 
 
-@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("concurrent", [0, 1])
 @pytest.mark.parametrize("cached", [0, 10**9])
 @pytest.mark.parametrize("weights", ["int4-g32", "bf16"])
-def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, beside: int, device: Device) -> None:
+def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, concurrent: int, device: Device) -> None:
     """Every fixed strategy's saving, with its weights read every way, the head by tiles or whole, with and without page cache."""
     slow_unpacking = ["runtime.unpack_rate=3e7", "hardware.flash_read=1e9"]
-    profile = override(device, [f"runtime.unpack_beside={beside}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
+    profile = override(device, [f"runtime.unpack_beside={concurrent}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
     graph = build_graph(small_config(), small_workload(weights=weight_format(weights)))
     problem = pose(graph, profile)
     layers = [weight.id for weight in graph.weights.values() if weight.layer is not None]

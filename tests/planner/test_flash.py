@@ -1,4 +1,4 @@
-"""Unpacking ahead: every weight is unpacked before it is read, at most two ahead, and none beside a copy of itself."""
+"""Unpacking ahead: every weight is unpacked before it is read, at most two ahead, and none while a copy of it is live."""
 
 import pytest
 

@@ -113,7 +113,7 @@ def test_files_that_are_no_packing_problem_are_refused(text: str, says: str, tmp
     assert says in str(caught.value)
 
 
-def test_offsets_are_written_beside_what_was_read(tmp_path: Path) -> None:
+def test_offsets_are_written_next_to_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,lower,upper,size\na,1000,2000,64\nb,1500,99999999999,128\n")
     instance = read_instance(tmp_path / "x.csv")
     assert offsets_csv(instance, pack_within(list(instance.buffers), 192, Effort())).splitlines()[0] == "id,lower,upper,size,offset"

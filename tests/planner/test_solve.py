@@ -165,9 +165,9 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
 ) -> None:
     """No slower than without it and than any fixed strategy that fits, above its bound, and the time is the simulator's."""
     alone = override(device, [f"runtime.unpack_rate={unpack_rate}"])
-    beside = override(alone, ["runtime.unpack_beside=1"])
+    concurrent = override(alone, ["runtime.unpack_beside=1"])
     budget = budget_mb * 10**6
-    found = tradeoff(qwen_graph, beside, budget, QUICK)
+    found = tradeoff(qwen_graph, concurrent, budget, QUICK)
     row = require_fit(found)
     facts = row.plan.solver
     assert facts is not None

@@ -48,21 +48,21 @@ def test_on_one_engine_the_step_is_the_sum_of_its_instructions(small_graph: Grap
 
 @pytest.mark.parametrize("name", ["mebp", "sqrt"])
 def test_no_instruction_starts_before_those_it_waits_for(name: str, small_graph: Graph, device: Device) -> None:
-    beside = override(device, ["runtime.unpack_beside=1", "hardware.flash_write=1e6", "hardware.flash_read=1e6"])
-    plan, graph = strategy_plan(name, small_graph, beside)
-    timeline = {piece.index: piece for piece in simulate(plan, graph, beside).timeline}
+    concurrent = override(device, ["runtime.unpack_beside=1", "hardware.flash_write=1e6", "hardware.flash_read=1e6"])
+    plan, graph = strategy_plan(name, small_graph, concurrent)
+    timeline = {piece.index: piece for piece in simulate(plan, graph, concurrent).timeline}
     for index, before in enumerate(predecessors(plan)):
         for other in before:
             if other in timeline and index in timeline:
                 assert timeline[other].end_ns <= timeline[index].start_ns
 
 
-def test_an_unpack_engine_of_its_own_works_beside_compute(qwen_graph: Graph, device: Device) -> None:
+def test_an_unpack_engine_of_its_own_works_concurrently_with_compute(qwen_graph: Graph, device: Device) -> None:
     """The same recipe is faster, and both engines are busy for as long as before."""
     together, graph = strategy_plan("mebp", qwen_graph, device)
-    beside = override(device, ["runtime.unpack_beside=1"])
-    apart, _ = strategy_plan("mebp", qwen_graph, beside)
-    shared, split = simulate(together, graph, device), simulate(apart, graph, beside)
+    concurrent = override(device, ["runtime.unpack_beside=1"])
+    apart, _ = strategy_plan("mebp", qwen_graph, concurrent)
+    shared, split = simulate(together, graph, device), simulate(apart, graph, concurrent)
     assert split.step_ns < shared.step_ns
     assert split.busy_ns[Engine.UNPACK] + split.busy_ns[Engine.COMPUTE] == shared.busy_ns[Engine.COMPUTE]
 

@@ -94,7 +94,7 @@ def solved(graph: "Graph", device: "Device", budget: int, search: SearchFlags) -
 
 
 def pick(found: "Tradeoff", name: str | None) -> "Tradeoff":
-    """The table with the row called `name` chosen, where one is asked for."""
+    """The table with the row called `name` chosen, where one is named."""
     if name is None:
         return found
     try:
@@ -118,7 +118,7 @@ def _with_details(found: "Tradeoff", search: SearchFlags) -> "Tradeoff":
 
 
 def _write(found: "Tradeoff", output: Path | None, trace: Path | None) -> None:
-    """Write what was asked for of the chosen plan."""
+    """Write the chosen plan and its trace, where a file is named."""
     row = found.chosen
     if row is None:
         return

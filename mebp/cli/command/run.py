@@ -53,7 +53,7 @@ class RunFlags(FlagGroup):
     ] = None
 
     def job(self, seed: int) -> "Job":
-        """What is asked of the run, the store still to be found; refuses what no run can take."""
+        """The job for the worker, its store still to be found; refuses what no run can take."""
         from mebp.executor.measure.job import Job  # noqa: PLC0415
         from mebp.task.run import require_job  # noqa: PLC0415
 
@@ -149,7 +149,7 @@ def _graph_of(plan: "Plan", path: Path | None) -> "tuple[Plan, Graph]":
 def _machine(
     config: "ModelConfig", workload: "Workload", spill_dir: Path | None, given: "Plan | None", profile: ProfileFlags
 ) -> "Device":
-    """This machine's profile, measured first where the shapes are new to it, with the overrides asked for."""
+    """This machine's profile, measured first where the shapes are new to it, with the overrides given."""
     from mebp.sim.profile import load_device, override  # noqa: PLC0415
     from mebp.task.host import measure_host, why_calibrate  # noqa: PLC0415
 
@@ -174,7 +174,7 @@ def _plan_first(
     search: SearchFlags,
     choose: str | None,
 ) -> "tuple[Plan, Graph]":
-    """Plan for this machine, or for the device asked for."""
+    """Plan for this machine, or for the device given."""
     from mebp.cli.view.tradeoff import refusal  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
 
@@ -190,7 +190,7 @@ def _plan_first(
 
 
 def random_store(config: "ModelConfig", fmt: "WeightFormat") -> Path:
-    """A store of random weights in the user's cache, written when first asked for, with progress on stderr."""
+    """A store of random weights in the user's cache, written on first use, with progress on stderr."""
     from mebp.task.weights import default_store, is_written, store_nbytes, write_random  # noqa: PLC0415
 
     store = default_store(config, fmt)
@@ -211,12 +211,12 @@ def _token_ids(path: Path | None) -> tuple[tuple[int, ...], ...] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read token ids from {path}: {getattr(error, 'strerror', None) or error}") from None
     if not ok or len({len(row) for row in rows}) != 1:
-        raise InputError(f"{path} does not hold token ids: expected a JSON list of lists of integers, all of one length")
+        raise InputError(f"{path} has no token ids: expected a JSON list of lists of integers, all of one length")
     return tuple(tuple(row) for row in rows)
 
 
 def _write(result: "RunResult", outputs: Outputs) -> None:
-    """Write the plan and both timelines, where they are asked for."""
+    """Write the plan and both timelines, where files are named."""
     plan, measured = result.plan, result.measured
     if outputs.trace is not None:
         from mebp.sim.trace import Track, chrome_trace, predicted_track  # noqa: PLC0415

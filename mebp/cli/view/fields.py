@@ -85,7 +85,7 @@ def device_fields(device: Device) -> dict[str, Any]:
 
 
 def workload_fields(graph: Graph) -> dict[str, Any]:
-    """What was asked of the model."""
+    """The workload."""
     w = graph.workload
     return {
         "seq_len": w.seq_len,

@@ -1,4 +1,4 @@
-"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only once it was asked."""
+"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only after it has its request."""
 
 import sys
 
@@ -9,7 +9,7 @@ NO_MEMORY = ("allocate", "could not create a primitive")  # how torch and oneDNN
 
 
 def main() -> None:
-    """Run what is asked, and say how it went."""
+    """Run the request, and report how it went."""
     try:
         plan_text, job = read_request(sys.stdin.readline())
         from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)

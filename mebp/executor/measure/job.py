@@ -1,4 +1,4 @@
-"""What a measured run is asked (Job) and what it says (Measurement): data that crosses between the two processes."""
+"""A measured run's request (Job) and its result (Measurement): data that crosses between the two processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

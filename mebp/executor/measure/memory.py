@@ -30,7 +30,7 @@ def fix_allocator() -> bool:
 
 
 def trim() -> None:
-    """Give back what glibc holds free, whatever its size."""
+    """Give back what glibc keeps free, whatever its size."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

@@ -50,7 +50,7 @@ def read_message(line: str) -> tuple[int, int] | Measurement | MebpError | None:
 
 
 def _failure(name: str, message: str) -> MebpError:
-    """The error again; one that carries more than its text comes as a plain MebpError."""
+    """The error rebuilt; one that carries more than its text becomes a plain MebpError."""
     kind = getattr(errors, name, MebpError)
     failure = MebpError(message) if kind in (errors.InvalidPlan, errors.InfeasibleBudget) else kind(message)
     assert isinstance(failure, MebpError)

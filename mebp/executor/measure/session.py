@@ -1,4 +1,4 @@
-"""One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if asked."""
+"""One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if requested."""
 
 import gc
 import math
@@ -98,7 +98,7 @@ def _steps(
                 f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
             )
         if results:
-            results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are asked for
+            results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are needed
         results.append(result)
         if step >= WARM_UP_STEPS:
             recent.append(array("q", (end - start for start, end in result.spans_ns)))

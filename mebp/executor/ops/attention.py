@@ -1,6 +1,6 @@
 """Causal grouped-query attention, with or without a sliding window, a tile of queries at a time; exact, saving only q, k, v.
 
-A tile holds R query positions of the G heads that share one key head, as R x G rows; it sees all its keys at once, so the
+A tile has R query positions of the G heads that share one key head, as R x G rows; it sees all its keys at once, so the
 softmax is a plain one. Scores are fp32; products run in the activations' type. B batch, T positions, D head_dim, S keys seen.
 """
 
@@ -78,7 +78,7 @@ def attention_backward(io: Io) -> None:
 
 
 def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
-    """ds holds dp and becomes p (dp - sum(dp p)) scale; p is used up."""
+    """ds contains dp and becomes p (dp - sum(dp p)) scale; p is used up."""
     ds.mul_(p)
     torch.sum(ds, dim=1, out=row)
     ds.sub_(p.mul_(row[:, None])).mul_(scale)

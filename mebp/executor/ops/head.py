@@ -63,7 +63,7 @@ def _logits(
     typed: Tensor,
     tiles: list[tuple[int, int, Tensor]] | Iterator[tuple[int, int, Tensor]],
 ) -> Tensor | None:
-    """Fill `out` (N, high - low) in fp32; returns the weight's rows where one piece held them all."""
+    """Fill `out` (N, high - low) in fp32; returns the weight's rows where one piece contains them all."""
     only = tiles[0][2] if isinstance(tiles, list) else None
     for start, end, weight in tiles:
         piece = typed[: len(x) * (end - start)].view(len(x), end - start)

@@ -45,7 +45,7 @@ def apply(io: Io) -> None:
 
 
 def _gradients(io: Io) -> Iterator[tuple[str, int, Tensor]]:
-    """Every gradient of the op's adapters: whose, of A (0) or B (1), and the tensor, shown to who asked for it."""
+    """Every gradient of the op's adapters: whose, of A (0) or B (1), and the tensor, shown to the callback."""
     for name in io.op.adapters:
         for index, slot in enumerate((f"{name}.dA", f"{name}.dB")):
             gradient = io[slot]

@@ -70,7 +70,7 @@ class Dag:
         )
 
     def shown(self, node: int) -> str:
-        """A node's id as a line of text can hold it."""
+        """A node's id, escaped where a line of text cannot show it."""
         text = str(self.ids[node])
         return text if text.isprintable() else ascii(text)
 

@@ -2,7 +2,7 @@
 back.
 
 Node v has up to `copies` intervals [start, end): a run at `start`, its result in memory up to `end`. With the order of first runs
-fixed, time is cut into stages: stage j ends with the first run of node j, before it any earlier node i may run again, at slot
+fixed, time is cut into stages: stage j ends with the first run of node j, before it any earlier node i may be recomputed, at slot
 j (j + 1) / 2 + i. With the order free, a run may stand at any of copies x n slots.
 """
 
@@ -100,15 +100,15 @@ class Model:
                 self.model.add_implication(after.loaded, self.stored[v])
 
     def _reads(self, u: int, reader: Copy) -> None:
-        """Some copy of u holds its result while `reader` runs."""
-        holders = []
+        """Some copy of u is in memory while `reader` runs."""
+        present = []
         for copy in self.copies[u]:
-            holds = self.model.new_bool_var("")
-            self.model.add_implication(holds, copy.present)
-            self.model.add(copy.start + 1 <= reader.start).only_enforce_if(holds)
-            self.model.add(copy.end >= reader.start + 1).only_enforce_if(holds)
-            holders.append(holds)
-        self.model.add_bool_or([*holders, reader.present.negated(), reader.loaded])
+            live = self.model.new_bool_var("")
+            self.model.add_implication(live, copy.present)
+            self.model.add(copy.start + 1 <= reader.start).only_enforce_if(live)
+            self.model.add(copy.end >= reader.start + 1).only_enforce_if(live)
+            present.append(live)
+        self.model.add_bool_or([*present, reader.present.negated(), reader.loaded])
 
     def _apart(self) -> None:
         """Each slot has one run."""

@@ -64,7 +64,7 @@ class Solution:
 
 @dataclass(slots=True)
 class _Best:
-    """The best order so far, and who is told of it."""
+    """The best order so far, and the callback that reports it."""
 
     problem: Problem
     progress: Progress | None
@@ -74,7 +74,9 @@ class _Best:
 
     @property
     def copies(self) -> int:
-        """Runs of one node that the exact model allows: what is asked for, else two, or what the best order has, up to a limit."""
+        """Runs of one node that the exact model allows: as many as requested, else two, or as many as the best order has, up to a
+        limit.
+        """
         return self.problem.copies or min(MOST_COPIES, max(EXACT_COPIES, _most_runs(self.runs or [])))
 
     def offer(self, runs: list[Run] | None) -> None:
@@ -106,12 +108,12 @@ def solve_dag(problem: Problem, effort: Effort) -> Solution:
     copies = best.copies
     proven = _fixed(best, effort, begin) if problem.fixed_order or dag.num_nodes <= EXACT_NODES else 0
     if problem.fixed_order and proven > bound:
-        bound, scope = proven, f"the graph's order, at most {copies} runs a node"
+        bound, scope = proven, f"the graph's order, at most {copies} runs per node"
     if not problem.fixed_order and best.cost > dag.total_cost:
         if dag.num_nodes <= FREE_EXACT_NODES:
             copies = best.copies
             bound = max(bound, _exact(best, seconds - (time.monotonic() - begin), effort, fixed=False))
-            scope = f"any order, at most {copies} runs a node"
+            scope = f"any order, at most {copies} runs per node"
         else:
             _anneal(best, effort, begin)
             _exact(best, seconds - (time.monotonic() - begin), effort, fixed=True)
@@ -210,7 +212,7 @@ def moved(dag: Dag, order: Sequence[int], draw: random.Random) -> list[int]:
 
 
 def _fixed(best: _Best, effort: Effort, begin: float) -> int:
-    """The exact model in the graph's own order; all the time where no other is asked for, else a part of it."""
+    """The exact model in the graph's own order; all the time where the order is fixed, else a part of it."""
     if best.cost == best.problem.dag.total_cost:
         return 0
     share = 1.0 if best.problem.fixed_order else FIXED_SHARE

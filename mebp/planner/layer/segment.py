@@ -1,7 +1,7 @@
 """Segments: layers in a row of which only the lowest one's input is saved; the inputs above it are recomputed in backward.
 
 What a segment saves of each layer, inputs apart, is one option of the single layer's menu. In backward the layers below the top one
-are recomputed for their outputs, the inputs; what else they make on the way is dropped and recomputed again at their own turn
+are recomputed for their outputs, the inputs; what else they make on the way is dropped and recomputed once more at their own turn
 (TRANSIENT), or stays until then. Segments are offered where flash cannot take every layer's input: where it can, storing an input
 costs nothing.
 """
@@ -33,8 +33,7 @@ def segments(graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Seq
 
 
 def joined(layers: Sequence[Layer]) -> Layer:
-    """Layers in a row as one: their forward upwards, their backward downwards. It has no weights by role: each role occurs often.
-    """
+    """Layers in a row as one: their forward upwards, their backward downwards. It has no weights by role: each role occurs often."""
     return Layer(
         number=layers[0].number,
         input=layers[0].input,
@@ -45,8 +44,7 @@ def joined(layers: Sequence[Layer]) -> Layer:
 
 
 def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
-    """Options that save their input and stream their weights: those that keep least first, each less recomputation than the last.
-    """
+    """Options that save their input and stream their weights: those that keep least first, each less recomputation than the last."""
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.kept_bytes + o.stored_bytes, o.kept_bytes, o.peak)):
         saved = option.saving.get(source.input, Saving.RECOMPUTE)
@@ -57,8 +55,7 @@ def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
 
 
 def _savings(base: Option, layers: Sequence[Layer]) -> Iterable[dict[TensorId, Saving]]:
-    """The base's decisions for every layer, only the lowest input saved; then the same with what is not saved dropped in between.
-    """
+    """The base's decisions for every layer, only the lowest input saved; then the same with what is not saved dropped in between."""
     kept: dict[TensorId, Saving] = {}
     for layer in layers:
         kept |= relabel(base.saving, layers[:1], [layer])

@@ -15,7 +15,7 @@ class Saving(StrEnum):
     """What becomes of an activation between forward and backward.
 
     What is to RECOMPUTE stays, once recomputed, until its last backward use; what is TRANSIENT stays only for the layer at hand and
-    is recomputed again for its own, so that layers above, which recompute it on their way, do not pay for it with memory.
+    is recomputed once more for its own, so that layers above, which recompute it on their way, need no memory for it.
     """
 
     KEEP = "keep"
@@ -27,9 +27,9 @@ class Saving(StrEnum):
 class Unpacking(StrEnum):
     """How the uses of a weight read it.
 
-    STREAM tile by tile inside each op; WHOLE unpacked for each use anew; AHEAD the same, chosen where an engine of its own unpacks
-    concurrently with the processor; SHARED streamed in forward, and unpacked once for recomputation and backward together; RESIDENT
-    unpacked once before the first step.
+    STREAM tile by tile inside each op; WHOLE unpacked separately for each use; AHEAD the same, chosen where an engine of its own
+    unpacks concurrently with the processor; SHARED streamed in forward, and unpacked once for recomputation and backward together;
+    RESIDENT unpacked once before the first step.
     """
 
     STREAM = "stream"

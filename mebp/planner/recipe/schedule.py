@@ -103,7 +103,7 @@ class _Order:
                 self.available.discard(tensor)
 
     def _bring_back(self, op: Op) -> None:
-        """Load or recompute what `op` reads and is not there; what no later backward op reads is dropped again at once."""
+        """Load or recompute what `op` reads and is not there; what no later backward op reads is dropped at once."""
         loads, recomputed, seen = self._missing(op)
         for tensor in reversed(loads):
             self.steps.append(Loaded(tensor=tensor))
@@ -133,7 +133,7 @@ class _Order:
         return loads, recomputed, seen
 
     def _is_transient(self, tensor: TensorId, op: Op) -> bool:
-        """Whether a tensor was recomputed only on the way to what `op` reads, and its own layer recomputes it again."""
+        """Whether a tensor was recomputed only on the way to what `op` reads, and its own layer recomputes it once more."""
         return self.recipe.saves(tensor) is Saving.TRANSIENT and self.graph.producer[tensor].layer != op.layer
 
     def _emit(self, op: Op, *, recompute: bool) -> None:

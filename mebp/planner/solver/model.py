@@ -1,5 +1,4 @@
-"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution stands for.
-"""
+"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution stands for."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -60,8 +59,7 @@ class Model:
         return {name: solution.solver.value(variable) for name, variable in self.variables.decisions.items()}
 
     def recipe(self, solution: Solution) -> Recipe:
-        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the stream kept.
-        """
+        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the stream kept."""
         graph, solver = self.problem.graph, solution.solver
         saving: dict[TensorId, Saving] = {graph.stream[-1]: Saving.KEEP}
         unpacking: dict[WeightId, Unpacking] = dict.fromkeys(self.problem.cost.ahead, Unpacking.AHEAD)
@@ -109,7 +107,7 @@ def _most_read(stretch: Stretch, role: str, taken: Sequence[Option]) -> list[Wei
 
 
 def _tie_break(problem: Problem) -> tuple[int, int]:
-    """(bytes of a unit written, what a nanosecond counts against one): time first, then writes, in 62 bits."""
+    """(bytes of a unit written, how many such units a nanosecond outweighs): time first, then writes, in 62 bits."""
     smallest = min((o.stored_bytes for s in problem.stretches for o in s.menu.options if o.stored_bytes), default=1)
     unit = max(smallest, problem.cap_bytes * problem.base_ns // LARGEST_OBJECTIVE)
     return unit, problem.cap_bytes // unit + len(problem.graph.layers) + 1

@@ -111,7 +111,7 @@ class SegmentsAreStreamed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NothingResident:
-    """resident = 0: for the least budget, where room is short and time is not asked for."""
+    """resident = 0: for the least budget, where room is short and time does not matter."""
 
     def post(self, model: cp_model.CpModel, variables: Variables) -> None:
         model.add(variables.resident_bytes == 0)

@@ -1,4 +1,4 @@
-"""Run CP-SAT on one model: limits that make the search repeatable, and a callback for who watches."""
+"""Run CP-SAT on one model: limits that make the search repeatable, and a callback that watches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,12 +44,12 @@ def _solver(effort: Effort) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = effort.seed
-    solver.parameters.catch_sigint_signal = False  # Ctrl-C is the caller's, who asks for a stop
+    solver.parameters.catch_sigint_signal = False  # Ctrl-C is left to the caller, which asks for a stop
     return solver
 
 
 class _Report(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # ortools has no types here
-    """Hands every better objective and the bound to whoever watches."""
+    """Hands every better objective and the bound to the callback."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()

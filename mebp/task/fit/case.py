@@ -27,8 +27,8 @@ class Case:
     """The regressors of one measurement.
 
     `work` are FLOPs of forward, backward and head, `base` seconds a FLOP of each on the profile as it was (and its footprint),
-    `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also hold
-    `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
+    `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also
+    contain `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
     """
 
     measured: Measured
@@ -56,8 +56,8 @@ def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]
 
 
 def simulated(cases: Sequence[Case], device: Device) -> tuple[tuple[int, int], ...]:
-    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table, what its implementation holds
-    besides not counted.
+    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table, without what its implementation
+    keeps in memory in addition.
     """
     found = []
     for case in cases:
@@ -114,12 +114,12 @@ def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
 
 
 def _at_head(graph: Graph) -> int:
-    """Bytes held at the head besides logits and compressed heads: the adapters, and the widest weight, unpacked."""
+    """Bytes in memory at the head besides logits and compressed heads: the adapters, and the widest weight, unpacked."""
     return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
 
 
 def _in_block(graph: Graph) -> int:
-    """Bytes held in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its activations."""
+    """Bytes in memory in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its activations."""
     activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
     return 2 * _adapter_bytes(graph) + sum(HALF * weight.count for weight in _layer_weights(graph)) + activations
 

@@ -3,7 +3,7 @@
 The times of a plan are sums of work over rates: FLOPs of forward products, of backward products and of the head. Each has one
 constant, seconds per FLOP, found by non-negative least squares on relative errors; unpacking is proportional to forward products in
 the methods measured, so a share of a layer's forward is taken for it. A peak is what the process has before any tensor, and what
-such an implementation holds at the fuller of two moments (see case.py): three constants. No constant belongs to a model.
+such an implementation has in memory at the fuller of two moments (see case.py): three constants. No constant belongs to a model.
 """
 
 from collections.abc import Sequence
@@ -181,7 +181,7 @@ def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
 
 def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
     """The constants of peaks; where the measurements leave something open, near the footprint that the profile had and what the
-    paper's implementation holds.
+    paper's implementation has in memory.
     """
     found, rows, settled = _settled(cases, None)
     warnings = _indistinct(rows, ("footprint", "logits", "heads"), "peaks")

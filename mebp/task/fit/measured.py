@@ -17,7 +17,7 @@ WHOLE = ("seq_len", "lora_r")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One step of one method, as somebody measured it."""
+    """One step of one method, as measured."""
 
     model: str
     method: str
@@ -56,7 +56,7 @@ def read_rows(file: IO[str], source: str) -> tuple[Measured, ...]:
         raise InputError(f"{source}: column {missing[0]} is missing: the header must name {','.join(COLUMNS)}")
     found = tuple(_measured(row, f"{source}:{rows.line_num}") for row in rows)
     if not found:
-        raise InputError(f"{source} holds no measurements: write a line for each")
+        raise InputError(f"{source} has no measurements: write a line for each")
     return found
 
 
