@@ -1,4 +1,6 @@
-"""What ops run in: the store, adapters and optimizer state, rotary tables, the batch. And Io, one op's view of it and of the arena."""
+"""What ops run in: the store, adapters and optimizer state, rotary tables, the batch. And Io, one op's view of it and of
+the arena.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

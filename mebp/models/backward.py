@@ -10,7 +10,9 @@ STREAM_GRADIENT = TensorId("stream.grad")
 
 
 class Backward(Forward):
-    """Arranges the backward ops behind the forward ones. dL/d(stream) is one tensor, updated in place through the whole backward."""
+    """Arranges the backward ops behind the forward ones. dL/d(stream) is one tensor, updated in place through the whole
+    backward.
+    """
 
     def _final_norm_backward(self) -> None:
         d = self.config.hidden

@@ -1,4 +1,6 @@
-"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables here."""
+"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables
+here.
+"""
 
 from collections.abc import Mapping
 

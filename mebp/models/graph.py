@@ -65,7 +65,9 @@ class Graph:
 
     @cached_property
     def around_head(self) -> tuple[Op, ...]:
-        """Ops that belong to no layer, from the end of the stream to its gradient: the final norm, the head, the norm's backward."""
+        """Ops that belong to no layer, from the end of the stream to its gradient: the final norm, the head, the norm's
+        backward.
+        """
         end = self.stream[-1]
         first = next(at for at, op in enumerate(self.ops) if end in op.reads.values())
         return tuple(op for op in self.ops[first:] if op.layer is None and not op.kind.changes_adapters)
@@ -107,7 +109,9 @@ class Graph:
 
     @cached_property
     def signature(self) -> str:
-        """Hash of all that decides what a step computes and what memory it takes: ops, tensors, weights, bytes outside the arena."""
+        """Hash of all that decides what a step computes and what memory it takes: ops, tensors, weights, bytes outside the
+        arena.
+        """
         digest = hashlib.sha256()
         for op in self.ops:
             slots = [list(slots.items()) for slots in (op.reads, op.writes, op.updates)]

@@ -23,7 +23,9 @@ class NormParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearParams:
-    """y = x W^T + b + lora_scale (x A^T) B^T. With `copied` the compressed weight is read into memory of the process's own first."""
+    """y = x W^T + b + lora_scale (x A^T) B^T. With `copied` the compressed weight is read into memory of the process's own
+    first.
+    """
 
     lora_scale: float
     copied: bool

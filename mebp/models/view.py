@@ -32,7 +32,9 @@ def dominators(graph: Graph) -> list[OpId]:
 
 
 def live_after(graph: Graph, after: OpId) -> set[TensorId]:
-    """Tensors written up to and including op `after` that some later op reads: what any plan must keep, store or recompute there."""
+    """Tensors written up to and including op `after` that some later op reads: what any plan must keep, store or recompute
+    there.
+    """
     position = {op.id: at for at, op in enumerate(graph.ops)}
     cut = position[after]
     written = {tensor for op in graph.ops[: cut + 1] for tensor in (*op.writes.values(), *op.updates.values())}

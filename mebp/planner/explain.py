@@ -1,4 +1,6 @@
-"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that saves."""
+"""Why a plan is what it is: what lies in the arena at its peak, and what becomes of each kind of activation, with what that
+saves.
+"""
 
 from collections import Counter
 from dataclasses import dataclass

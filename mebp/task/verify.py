@@ -68,7 +68,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """Absolute relative errors over all plans: of memory the worst, of steps median and worst, and these at the speed of each run."""
+    """Absolute relative errors over all plans: of memory the worst, of steps median and worst, and these at the speed of
+    each run.
+    """
 
     memory: float
     median_time: float
@@ -80,7 +82,9 @@ class Errors:
 def verify(
     graph: Graph, machine: Device, device: Device, job: Job, effort: Effort, report: Callable[[str], None]
 ) -> tuple[Comparison, ...]:
-    """Run the grid on `machine`; `device` is the same with what was asked to be changed, and predicts. `report(name)` before each."""
+    """Run the grid on `machine`; `device` is the same with what was asked to be changed, and predicts. `report(name)`
+    before each.
+    """
     report("planning")
     found = []
     for name, plan, own in list(_plans(graph, device, effort)):

@@ -33,7 +33,9 @@ def segments(graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Seq
 
 
 def joined(layers: Sequence[Layer]) -> Layer:
-    """Layers in a row as one: their forward upwards, their backward downwards. It has no weights by role: each role occurs often."""
+    """Layers in a row as one: their forward upwards, their backward downwards. It has no weights by role: each role occurs
+    often.
+    """
     return Layer(
         number=layers[0].number,
         input=layers[0].input,
@@ -44,7 +46,9 @@ def joined(layers: Sequence[Layer]) -> Layer:
 
 
 def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
-    """Options that save their input and stream their weights: those that keep least first, each less recomputation than the last."""
+    """Options that save their input and stream their weights: those that keep least first, each less recomputation than the
+    last.
+    """
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.kept_bytes + o.stored_bytes, o.kept_bytes, o.peak)):
         saved = option.saving.get(source.input, Saving.RECOMPUTE)
@@ -55,7 +59,9 @@ def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
 
 
 def _savings(base: Option, layers: Sequence[Layer]) -> Iterable[dict[TensorId, Saving]]:
-    """The base's decisions for every layer, only the lowest input saved; then the same with what is not saved dropped in between."""
+    """The base's decisions for every layer, only the lowest input saved; then the same with what is not saved dropped in
+    between.
+    """
     kept: dict[TensorId, Saving] = {}
     for layer in layers:
         kept |= relabel(base.saving, layers[:1], [layer])

@@ -1,4 +1,6 @@
-"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution stands for."""
+"""The placement model of a problem: its variables, every rule posted, what is minimised, and the recipe that a solution
+stands for.
+"""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -59,7 +61,9 @@ class Model:
         return {name: solution.solver.value(variable) for name, variable in self.variables.decisions.items()}
 
     def recipe(self, solution: Solution) -> Recipe:
-        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the stream kept."""
+        """What a solution decides: each layer's option in the layer's own names, resident weights, and the end of the
+        stream kept.
+        """
         graph, solver = self.problem.graph, solution.solver
         saving: dict[TensorId, Saving] = {graph.stream[-1]: Saving.KEEP}
         unpacking: dict[WeightId, Unpacking] = dict.fromkeys(self.problem.cost.ahead, Unpacking.AHEAD)

@@ -119,7 +119,9 @@ def _at_head(graph: Graph) -> int:
 
 
 def _in_block(graph: Graph) -> int:
-    """Bytes in memory in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its activations."""
+    """Bytes in memory in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its
+    activations.
+    """
     activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
     return 2 * _adapter_bytes(graph) + sum(HALF * weight.count for weight in _layer_weights(graph)) + activations
 
