@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mebp.executor.measure.memory import Sampler, memory_now
-from mebp.executor.rope import rope_tables
+from mebp.executor.rotary import rope_tables
 from mebp.models.build import build_graph
 from mebp.models.workload import Lora, Workload
 from mebp.store.codec import unpack

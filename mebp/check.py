@@ -10,8 +10,8 @@ from mebp.errors import InvalidPlan
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.models.op import Op, OpId
-from mebp.models.scratch import stream_rows, whole_scratch
 from mebp.models.tensor import ALIGNMENT, TensorId, WeightId, align
+from mebp.models.tile import stream_rows, whole_scratch
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack, require_signature
 
 

@@ -29,7 +29,7 @@ class Arena:
 
 
 class Workspace:
-    """An op's scratch while it runs: buffers by name, where the op's kind declared them (mebp/models/scratch.py)."""
+    """An op's scratch while it runs: buffers by name, where the op's kind declared them (mebp/models/kind)."""
 
     def __init__(self, arena: Arena, place: Place | None, scratch: Scratch) -> None:
         self._arena = arena

@@ -14,8 +14,8 @@ from mebp.executor.arena import TYPES, Arena, Workspace
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
 from mebp.models.op import Op, float_type
-from mebp.models.scratch import GATHER_ROWS, stream_rows
 from mebp.models.tensor import TensorId, WeightId
+from mebp.models.tile import GATHER_ROWS, stream_rows
 from mebp.plan import Place
 from mebp.store.codec import read_rows
 from mebp.store.reader import Frozen, Store

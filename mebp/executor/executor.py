@@ -17,11 +17,11 @@ from mebp.executor.engine import Engines, cross_engine_waits
 from mebp.executor.env import Env, Io, dtype_of
 from mebp.executor.ops.table import OPS
 from mebp.executor.readahead import ReadAhead, Use
-from mebp.executor.rope import rope_tables
+from mebp.executor.rotary import rope_tables
 from mebp.executor.spill import Spill
 from mebp.models.graph import Graph
-from mebp.models.scratch import stream_rows
 from mebp.models.tensor import TensorId, WeightId
+from mebp.models.tile import stream_rows
 from mebp.plan import (
     Compute,
     Free,

@@ -8,8 +8,8 @@ from dataclasses import replace
 from mebp.models.backward import STREAM_GRADIENT, Backward
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
+from mebp.models.kind.update import PerturbParams, UpdateParams
 from mebp.models.op import Op
-from mebp.models.params import PerturbParams, UpdateParams
 from mebp.models.step import adapter_shapes
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 from mebp.models.workload import Workload, require_workload

@@ -5,7 +5,12 @@ here.
 from collections.abc import Mapping
 
 from mebp.models.config import LinearName, ModelConfig
-from mebp.models.params import AttentionParams, EmbedParams, GluParams, LinearParams, NormParams, RopeParams
+from mebp.models.kind.attention import AttentionParams
+from mebp.models.kind.elementwise import GluParams
+from mebp.models.kind.embed import EmbedParams
+from mebp.models.kind.linear import LinearParams
+from mebp.models.kind.norm import NormParams
+from mebp.models.kind.rope import RopeParams
 from mebp.models.step import Step
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId, WeightId
 from mebp.models.workload import Workload

@@ -7,7 +7,6 @@ from functools import cached_property
 from math import prod
 from typing import Literal, NewType
 
-from mebp.models.params import Params
 from mebp.models.tensor import TensorId, Weight, WeightId, align
 
 OpId = NewType("OpId", str)
@@ -180,14 +179,14 @@ class Op:
     """One fused op. Tensors sit in named slots: `reads`, `writes` (new ones) and `updates` (changed in place).
 
     `weights` are frozen matrices (at most one), `vectors` uncompressed parameters, `adapters` the linears whose LoRA pair the
-    op reads (or, for an update, changes). `params` are of the class that its kind asks for.
+    op reads (or, for an update, changes). `params` are of the class in its kind's module, None where the kind has none.
     """
 
     id: OpId
     kind: Kind
     layer: int | None
     dims: Dims
-    params: Params | None = None
+    params: object = None
     reads: Mapping[str, TensorId]
     writes: Mapping[str, TensorId]
     updates: Mapping[str, TensorId]
@@ -213,3 +212,17 @@ class Op:
     def shape(self) -> tuple[object, ...]:
         """What decides its cost, its weight apart: ops that agree here take the same time and scratch."""
         return self.kind.name, self.dims, self.params, "dx" in self.writes, "dx" in self.updates
+
+
+def element_moved(tensors: int) -> Callable[[Op], int]:
+    """Bytes of `tensors` passes over (rows, cols) elements."""
+
+    def moved(op: Op) -> int:
+        return tensors * op.dims.rows * op.dims.cols * op.dims.itemsize
+
+    return moved
+
+
+def one_kernel(op: Op) -> int:
+    """A product of one shape."""
+    return 1

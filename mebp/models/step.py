@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from mebp.models.config import LinearName, ModelConfig
 from mebp.models.graph import AdapterShape
-from mebp.models.kind import KINDS, attended_pairs
+from mebp.models.kind.attention import attended_pairs
+from mebp.models.kind.table import KINDS
 from mebp.models.op import Dims, Op, OpId
-from mebp.models.params import Params
 from mebp.models.tensor import FLOAT_BYTES, Role, Tensor, TensorId, Weight, WeightId
 from mebp.models.workload import Workload
 
@@ -38,7 +38,7 @@ class Step:
         reads: Mapping[str, TensorId] | None = None,
         writes: Mapping[str, TensorId] | None = None,
         updates: Mapping[str, TensorId] | None = None,
-        params: Params | None = None,
+        params: object = None,
         weight: WeightId | None = None,
         vectors: tuple[str, ...] = (),
         adapters: tuple[str, ...] = (),

@@ -1,11 +1,11 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
 from mebp.models.graph import Graph
-from mebp.models.kind import dense_flops
+from mebp.models.kind.linear import LinearParams
+from mebp.models.kind.table import dense_flops
 from mebp.models.op import Op, OpId, Part, Rate
-from mebp.models.params import LinearParams
-from mebp.models.scratch import reads_in_place
 from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
+from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
 from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape

@@ -1,7 +1,7 @@
 """What a device counts as footprint in addition to the arena, by name, and what a budget leaves for the arena."""
 
 from mebp.models.graph import Graph
-from mebp.models.kind import num_kernels
+from mebp.models.kind.table import num_kernels
 from mebp.sim.device import Device
 
 

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 
 from mebp.models.format import WeightFormat
 from mebp.models.graph import Graph
-from mebp.models.kind import KINDS
+from mebp.models.kind.table import KINDS
 from mebp.models.op import Dims, Op, Rate
-from mebp.models.scratch import reads_in_place
 from mebp.models.tensor import FLOAT_BYTES
+from mebp.models.tile import reads_in_place
 from mebp.sim.device import SHAPE_FACTOR, Device
 
 UNPACK, HEAD_TILE, NO_DX = "unpack", "head-tile", "no-dx"

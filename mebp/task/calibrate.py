@@ -24,7 +24,7 @@ from mebp.executor.measure.worker import run_plan
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
-from mebp.models.kind import dense_flops, num_kernels
+from mebp.models.kind.table import dense_flops, num_kernels
 from mebp.models.op import Rate
 from mebp.models.workload import Workload
 from mebp.plan import HOST, Compute, Unpack

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from mebp.executor.measure.job import Measurement
 from mebp.models.graph import Graph
 from mebp.models.op import Op, Part, Rate
-from mebp.models.scratch import reads_in_place
 from mebp.models.tensor import Weight
+from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.cost import NS, CostModel
 from mebp.sim.device import SHAPE_FACTOR, Device

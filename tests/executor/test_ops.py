@@ -6,8 +6,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mebp.executor.ops.mixed import add_across
 from mebp.executor.ops.table import OPS
-from mebp.executor.rope import inverse_frequencies
-from mebp.models.kind import KINDS
+from mebp.executor.rotary import inverse_frequencies
+from mebp.models.kind.table import KINDS
 from tests.executor.families import hf_config, tiny_config
 
 

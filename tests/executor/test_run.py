@@ -84,7 +84,7 @@ def test_every_weight_format_has_the_gradients_of_autograd(fmt: str, tmp_path: P
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mebp.models.scratch.SCORE_ELEMENTS", 256)
+    monkeypatch.setattr("mebp.models.kind.attention.SCORE_ELEMENTS", 256)
     require_exact(trial(family, tmp_path, seq_len=37, batch_size=3), ["mebp", "least"])
 
 

@@ -8,7 +8,8 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.models.kind import attended_pairs, num_kernels
+from mebp.models.kind.attention import attended_pairs
+from mebp.models.kind.table import num_kernels
 from mebp.models.tensor import Role, TensorId
 from mebp.models.view import critical_path, dataflow, dominators, live_after
 from mebp.models.workload import Lora, parse_targets

@@ -8,7 +8,7 @@ from mebp.executor.measure.floor import floor_seconds
 from mebp.executor.measure.memory import MOST_POINTS, Sampler
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.models.kind import dense_flops
+from mebp.models.kind.table import dense_flops
 from mebp.sim.cost import floor_ns
 from mebp.sim.device import Device
 from mebp.task.calibrate import _few_layers

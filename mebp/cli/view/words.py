@@ -51,7 +51,7 @@ def weights(row: Row) -> str:
         size = show_nbytes(sum(place.nbytes for place in resident))
         parts.append(f"{len(resident)} of {len(row.graph.weights)} weights stay unpacked ({size})")
     if found.unpacks:
-        parts.append(f"whole weights are unpacked {found.unpacks} times per step")
+        parts.append(f"whole weights are unpacked {found.unpacks} x per step")
     if found.streamed_uses:
         parts.append(f"{'the others are' if parts else 'weights are'} unpacked tile by tile as they are used")
     return ", ".join(parts)
@@ -85,11 +85,14 @@ def proof(row: Row) -> str | None:
 def uses(row: Row) -> str:
     """How often weights are read which way, and how many are decompressed."""
     found = counts(row.plan, row.graph, row.prediction)
-    parts = [f"{found.streamed_uses} uses streamed"] if found.streamed_uses else []
-    parts += [f"{found.unpacked_uses} uses of unpacked weights"] if found.unpacked_uses else []
-    parts += [f"{found.unpacks} weights unpacked whole"] if found.unpacks else []
-    parts += [f"{len(row.plan.resident)} resident"] if row.plan.resident else []
-    return f"{', '.join(parts)}; {show_count(found.unpacked_weights)} weights decompressed per step"
+    numbers = {
+        "uses streamed": found.streamed_uses,
+        "uses read unpacked": found.unpacked_uses,
+        "unpacked whole": found.unpacks,
+        "resident": len(row.plan.resident),
+    }
+    parts = [f"{number} {what}" for what, number in numbers.items() if number]
+    return f"{', '.join(parts)}; {show_count(found.unpacked_weights)} values decompressed per step"
 
 
 def top(parts: Mapping[str, int], show: Callable[[float], str]) -> str:

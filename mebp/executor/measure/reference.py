@@ -13,7 +13,7 @@ from mebp.executor.adapter import Adapter, new_adapters
 from mebp.executor.env import dtype_of
 from mebp.executor.executor import Executor, next_tokens
 from mebp.executor.measure.job import GradientCheck, Job
-from mebp.executor.rope import rope_tables
+from mebp.executor.rotary import rope_tables
 from mebp.models.config import LinearName, ModelConfig
 from mebp.models.graph import Graph
 from mebp.plan import Plan

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
-from mebp.models.params import AttentionParams
-from mebp.models.scratch import score_rows
+from mebp.models.kind.attention import AttentionParams, score_rows
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
-from mebp.models.scratch import stream_rows
+from mebp.models.tile import stream_rows
 
 
 def head(io: Io) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
-from mebp.models.params import LinearParams
+from mebp.models.kind.linear import LinearParams
 
 
 def linear(io: Io) -> None:

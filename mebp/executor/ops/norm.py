@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
-from mebp.models.params import NormParams
-from mebp.models.scratch import norm_rows
+from mebp.models.kind.norm import NormParams, norm_rows
 
 
 def norm(io: Io) -> None:

@@ -1,32 +1,10 @@
-"""Kind name -> the function that runs it."""
+"""Kind name -> the function that runs it: in every module the functions that are called as a kind is."""
 
 from collections.abc import Callable
 
 from mebp.executor.env import Io
-from mebp.executor.ops.attention import attention, attention_backward
-from mebp.executor.ops.elementwise import embed, glu, glu_backward, residual, rope, rope_backward
-from mebp.executor.ops.head import head
-from mebp.executor.ops.linear import linear, linear_backward
-from mebp.executor.ops.norm import norm, norm_backward
-from mebp.executor.ops.update import accumulate, apply, mezo_update, perturb, update
+from mebp.executor.ops import attention, elementwise, embed, head, linear, norm, rope, update
+from mebp.models.kind.table import KINDS
 
-OPS: dict[str, Callable[[Io], None]] = {
-    "embed": embed,
-    "norm": norm,
-    "linear": linear,
-    "rope": rope,
-    "attention": attention,
-    "residual": residual,
-    "glu": glu,
-    "head": head,
-    "norm_backward": norm_backward,
-    "linear_backward": linear_backward,
-    "rope_backward": rope_backward,
-    "attention_backward": attention_backward,
-    "glu_backward": glu_backward,
-    "update": update,
-    "accumulate": accumulate,
-    "apply": apply,
-    "perturb": perturb,
-    "mezo_update": mezo_update,
-}
+AREAS = (embed, norm, linear, rope, attention, elementwise, head, update)
+OPS: dict[str, Callable[[Io], None]] = {name: getattr(area, name) for area in AREAS for name in KINDS if hasattr(area, name)}

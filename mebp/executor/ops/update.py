@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mebp.executor.adapter import Adapter
 from mebp.executor.env import Env, Io
-from mebp.models.params import PerturbParams, UpdateParams
+from mebp.models.kind.update import PerturbParams, UpdateParams
 
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 CLIP_EPSILON = 1e-6

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mebp.models.graph import Graph
-from mebp.models.scratch import whole_scratch
 from mebp.models.tensor import TensorId, WeightId, align
+from mebp.models.tile import whole_scratch
 from mebp.plan import SCHEMA_VERSION, Compute, Engine, Free, Instruction, Load, Place, Plan, Store, Unpack
 from mebp.planner.pack.heuristic import Buffer, pack
 from mebp.planner.recipe.flash import Life, extend_stored, hoist_loads, hoist_unpacking, turn_of

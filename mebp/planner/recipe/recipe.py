@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mebp.models.graph import Graph
-from mebp.models.scratch import BLOCK_ROWS, stream_rows
 from mebp.models.tensor import TensorId, WeightId
+from mebp.models.tile import BLOCK_ROWS, stream_rows
 
 HEAD_BYTES = 8 << 20  # scratch that a tile of logits should not exceed
 

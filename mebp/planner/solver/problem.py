@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from mebp.errors import InputError
 from mebp.models.graph import Graph
-from mebp.models.scratch import stream_rows
 from mebp.models.tensor import WeightId, align
+from mebp.models.tile import stream_rows
 from mebp.planner.layer.chain import Candidate, Stretch, head_candidate, stretches
 from mebp.planner.recipe.lower import live_profile
 from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, head_tile, whole_blocks

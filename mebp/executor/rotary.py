@@ -8,8 +8,8 @@ from torch import Tensor
 from mebp.executor.arena import TYPES
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
+from mebp.models.kind.rope import RopeParams
 from mebp.models.op import float_type
-from mebp.models.params import RopeParams
 
 
 def rope_tables(graph: Graph, device: torch.device) -> dict[Rope, tuple[Tensor, Tensor]]:

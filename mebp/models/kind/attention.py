@@ -1,0 +1,112 @@
+"""Causal grouped-query attention, with or without a sliding window, a tile of queries at a time, and its backward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
+from mebp.models.tensor import FLOAT_BYTES
+
+SCORE_ELEMENTS = 1 << 20  # attention scores of one tile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionParams:
+    """softmax(scale q k^T) v; which keys a query sees is part of the op's dims."""
+
+    scale: float
+
+
+def score_rows(dims: Dims) -> int:
+    """Query positions of one attention tile."""
+    return min(dims.seq, dims.window or dims.seq, max(1, SCORE_ELEMENTS // (dims.heads // dims.kv_heads) // score_span(dims)))
+
+
+def score_span(dims: Dims) -> int:
+    """Most keys that one attention tile reads: the window of its first row up to its last row."""
+    return min(dims.seq, 2 * dims.window) if dims.window else dims.seq
+
+
+def attended_pairs(seq: int, window: int) -> int:
+    """(query, key) pairs under a causal mask, with a sliding window of `window` keys where that is not 0."""
+    width = min(window or seq, seq)
+    return width * (width + 1) // 2 + (seq - width) * width
+
+
+def _flops(products: int) -> Callable[[Op], int]:
+    def flops(op: Op) -> int:
+        d = op.dims
+        return products * 2 * d.batch * d.heads * d.pairs * d.head_dim
+
+    return flops
+
+
+def _moved(op: Op) -> int:
+    d = op.dims
+    return d.batch * d.heads * d.pairs * FLOAT_BYTES
+
+
+def _score_tiles(op: Op) -> int:
+    """One kernel per tile: each sees more keys than the last."""
+    return -(-op.dims.seq // score_rows(op.dims))
+
+
+def _scratch(op: Op, use: WeightUse) -> Scratch:
+    """One tile of queries with its scores, and what it attends to."""
+    return Scratch(always=(*_score_tile(op.dims), *_query_tiles(op.dims, "q", "y")))
+
+
+def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
+    """The same with a second tile of scores for their gradient, fp32 sums over keys, and a product to be added to them."""
+    d = op.dims
+    tile_rows = score_rows(d) * (d.heads // d.kv_heads)
+    sums = (Buffer(name=name, shape=(d.seq, d.head_dim), dtype="fp32") for name in ("dk sum", "dv sum"))
+    return Scratch(
+        always=(
+            *_score_tile(d),
+            Buffer(name="ds", shape=(tile_rows * score_span(d),), dtype="fp32"),
+            Buffer(name="row", shape=(tile_rows,), dtype="fp32"),
+            *_query_tiles(d, "q", "dy", "dq"),
+            *sums,
+            Buffer(name="product", shape=(score_span(d), d.head_dim), dtype=d.activation),
+        )
+    )
+
+
+def _score_tile(dims: Dims) -> tuple[Buffer, ...]:
+    """Scores of R queries of the G heads that share a key head, (R x G, S), in fp32 and in the activations' type; a mask (R, S)."""
+    rows, span = score_rows(dims), score_span(dims)
+    count = rows * (dims.heads // dims.kv_heads) * span
+    return (
+        Buffer(name="scores", shape=(count,), dtype="fp32"),
+        Buffer(name="typed", shape=(count,), dtype=dims.activation),
+        Buffer(name="mask", shape=(rows * span,), dtype="bool"),
+    )
+
+
+def _query_tiles(dims: Dims, *names: str) -> tuple[Buffer, ...]:
+    shape = (score_rows(dims) * (dims.heads // dims.kv_heads), dims.head_dim)
+    return tuple(Buffer(name=name, shape=shape, dtype=dims.activation) for name in names)
+
+
+KINDS = (
+    Kind(
+        name="attention",
+        part=Part.ATTENTION,
+        rate=Rate.ATTENTION,
+        flops=_flops(2),
+        moved=_moved,
+        scratch=_scratch,
+        kernels=_score_tiles,
+        saves=("q", "k", "v"),
+    ),
+    Kind(
+        name="attention_backward",
+        part=Part.ATTENTION,
+        rate=Rate.ATTENTION,
+        flops=_flops(5),
+        moved=_moved,
+        scratch=_backward_scratch,
+        kernels=one_kernel,
+        backward=True,
+    ),
+)

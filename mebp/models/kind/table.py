@@ -1,0 +1,24 @@
+"""The table of op kinds, and sums over a step that every kind has its part in.
+
+Adding a kind is adding an entry to a module here, and a function of the same name to the module of the same name in
+mebp/executor/ops; a test compares the two tables. FLOPs count a multiply-add as two.
+"""
+
+from collections.abc import Iterable
+
+from mebp.models.kind import attention, elementwise, embed, head, linear, norm, rope, update
+from mebp.models.op import Kind, Op
+
+AREAS = (embed, norm, linear, rope, attention, elementwise, head, update)
+KINDS: dict[str, Kind] = {kind.name: kind for area in AREAS for kind in area.KINDS}
+
+
+def num_kernels(ops: Iterable[Op]) -> int:
+    """Shapes of products in a step, as a library meets them that compiles and keeps a kernel for each."""
+    shapes = {(op.kind.name, op.dims): op.kind.kernels(op) for op in ops}
+    return sum(shapes.values())
+
+
+def dense_flops(ops: Iterable[Op]) -> int:
+    """FLOPs of all products with frozen weights, forward and backward once: the floor of a step."""
+    return sum(2 * op.dims.rows * op.dims.cols * op.dims.outs * len(op.kind.products(op)) for op in ops)

@@ -1,0 +1,63 @@
+"""Tiles of weights: how many rows are unpacked at a time, and the scratch that this takes."""
+
+from mebp.models.format import WeightFormat
+from mebp.models.op import Buffer, Dims, DType, Op, Scratch, WeightUse, float_type
+from mebp.models.tensor import Weight
+
+STREAM_WEIGHTS = 1 << 20  # weights of one streamed tile: up to 8192 columns it stays in a 2 MiB cache
+BLOCK_ROWS, LEAST_ROWS = 64, 128
+GATHER_ROWS = 256  # rows of the embedding unpacked at a time
+
+
+def stream_rows(cols: int) -> int:
+    """Rows of a weight of `cols` columns that are unpacked at a time when it is streamed: whole blocks of the product's kernel. On
+    tiles that are no multiple of 64 rows, or narrower than 128, that takes up to 1.4 x as long (EPYC, torch 2.13).
+    """
+    return max(LEAST_ROWS, STREAM_WEIGHTS // cols // BLOCK_ROWS * BLOCK_ROWS)
+
+
+def reads_in_place(fmt: WeightFormat, itemsize: int) -> bool:
+    """Whether a product reads the stored weight itself, nothing unpacked: bf16 weights under bf16 products."""
+    return not fmt.compressed and itemsize == 2
+
+
+def whole_scratch(weight: Weight) -> int:
+    """Bytes of scratch to unpack a whole weight, a tile of rows at a time: the codes' temporary."""
+    rows = min(stream_rows(weight.cols), weight.rows)
+    return sum(buffer.nbytes for buffer in _code_bits("codes", weight.format, rows, weight.cols))
+
+
+def streamed(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
+    """Buffers `tile` and `codes` for one tile of a streamed weight, of `rows` rows where a number is given."""
+    weight = use.weight
+    if weight is None or not use.streamed:
+        return ()
+    return _unpacked("", weight.format, min(rows or stream_rows(weight.cols), weight.rows), weight.cols, dims.itemsize)
+
+
+def gathered(weight: Weight, dims: Dims) -> tuple[Buffer, ...]:
+    """Buffers for some rows of a weight gathered as they are stored, codes and steps, and the same unpacked."""
+    fmt, rows = weight.format, min(GATHER_ROWS, dims.rows)
+    dtype: DType = "int8" if fmt.compressed else "bf16"
+    stored = [Buffer(name="gathered rows", shape=(rows, fmt.code_elements(dims.cols)), dtype=dtype)]
+    if fmt.compressed:
+        stored.append(Buffer(name="gathered steps", shape=(rows, dims.cols // fmt.group_cols(dims.cols)), dtype="bf16"))
+    return (*stored, *_unpacked("gathered ", fmt, rows, dims.cols, dims.itemsize))
+
+
+def no_scratch(op: Op, use: WeightUse) -> Scratch:
+    """An op that works on its tensors alone."""
+    return Scratch()
+
+
+def _unpacked(prefix: str, fmt: WeightFormat, rows: int, cols: int, itemsize: int) -> tuple[Buffer, ...]:
+    """(rows, cols) weights unpacked, and their codes' temporary; nothing where the product reads them as they are stored."""
+    if reads_in_place(fmt, itemsize):
+        return ()
+    tile = Buffer(name=f"{prefix}tile", shape=(rows, cols), dtype=float_type(itemsize))
+    return (tile, *_code_bits(f"{prefix}codes", fmt, rows, cols))
+
+
+def _code_bits(name: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[Buffer, ...]:
+    """One signed byte for each byte of codes, where several codes share a byte."""
+    return (Buffer(name=name, shape=(fmt.code_bytes(rows, cols),), dtype="int8"),) if fmt.bits < 8 else ()
