@@ -106,7 +106,6 @@ class _Walk:
 
     def put(self, place: Place) -> None:
         """Give `place` to its tensor."""
-        self.require(place.tensor in self.graph.tensors, "known tensors only", f"{place.tensor}")
         self.require(place.tensor not in self.live, "write only what is not in the arena", f"{place.tensor} is")
         needed = self.graph.tensors[place.tensor].nbytes
         self.require(place.nbytes >= needed, "room for the tensor", f"{place.tensor} takes {needed}, has {place.nbytes}")

@@ -1,10 +1,13 @@
 """Each rule of the checker: a valid plan passes, and the smallest change that breaks the rule is caught by its name."""
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from mebp import check as checker
 from mebp.check import check
 from mebp.errors import InvalidPlan
 from mebp.models.build import build_graph
@@ -12,7 +15,7 @@ from mebp.models.catalogue import catalogue_model
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
 from mebp.models.op import OpId
-from mebp.models.tensor import TensorId, WeightId
+from mebp.models.tensor import TensorId, WeightId, align
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
@@ -159,7 +162,8 @@ def test_a_head_tile_that_the_head_cannot_walk_is_caught(small_graph: Graph, dev
     at = first(found, Compute, lambda i: i.op == "head")
     run = found.instructions[at]
     assert isinstance(run, Compute)
-    assert "head tile" in broken_rule(edited(found, at, replace(run, tile=5000)), graph)
+    rule = "a head tile is one tile of weights at most, or the whole vocabulary"
+    assert broken_rule(edited(found, at, replace(run, tile=5000)), graph) == rule
 
 
 @pytest.mark.parametrize(
@@ -191,3 +195,82 @@ def test_a_freed_resident_weight_is_caught(small_graph: Graph, device: Device) -
     assert found.resident
     freed = replace(found, instructions=(*found.instructions, Free(tensor=found.resident[0].tensor)))
     assert broken_rule(freed, small_graph) == "resident tensors stay"
+
+
+def test_a_plan_for_another_graph_is_caught(plan: Plan, qwen_graph: Graph) -> None:
+    assert broken_rule(plan, qwen_graph) == "same graph"
+
+
+def test_a_plan_that_calls_its_gradient_an_estimate_is_caught(plan: Plan, small_graph: Graph) -> None:
+    assert broken_rule(replace(plan, exact=False), small_graph) == "exact where it has a backward"
+
+
+def test_an_activation_among_the_residents_is_caught(plan: Plan, small_graph: Graph) -> None:
+    resident = replace(plan, resident=(_place(plan, "embed.out"),))
+    assert broken_rule(resident, small_graph) == "resident tensors are weights"
+
+
+def test_a_tensor_written_twice_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Unpack)
+    twice = edited(plan, at, plan.instructions[at], plan.instructions[at])
+    assert broken_rule(twice, small_graph) == "write only what is not in the arena"
+
+
+def test_a_weight_unpacked_into_another_tensor_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Unpack)
+    unpack = plan.instructions[at]
+    assert isinstance(unpack, Unpack)
+    other = next(weight for weight in small_graph.weights if weight != unpack.weight)
+    wrong = replace(unpack, place=replace(unpack.place, tensor=TensorId(other)))
+    assert broken_rule(edited(plan, at, wrong), small_graph) == "unpack into the weight's own tensor"
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "rule"),
+    [
+        ("3.norm2.backward", {"updates": ()}, "an op updates its accumulators"),
+        ("0.q", {"writes": ()}, "an op writes its outputs"),
+        ("0.glu", {"streamed": True}, "only weights are streamed"),
+        ("0.glu", {"tile": 64}, "the head has a tile, nothing else has"),
+        ("head", {"tile": 0}, "the head has a tile, nothing else has"),
+        ("0.glu", {"tile": -64}, "a tile is a number of logits"),
+    ],
+)
+def test_a_compute_that_says_other_than_its_op_is_caught(
+    op: str, changes: dict[str, object], rule: str, plan: Plan, small_graph: Graph
+) -> None:
+    at = first(plan, Compute, lambda i: i.op == op)
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    assert broken_rule(edited(plan, at, replace(run, **changes)), small_graph) == rule  # type: ignore[arg-type]
+
+
+def test_a_second_run_of_a_backward_op_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "3.down.backward")
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    twice = edited(plan, at, run, replace(run, recompute=True))
+    assert broken_rule(twice, small_graph) == "only forward ops are recomputed"
+
+
+def test_an_embedding_that_reads_an_unpacked_matrix_is_caught(plan: Plan, small_graph: Graph) -> None:
+    at = first(plan, Compute, lambda i: i.op == "embed")
+    run = plan.instructions[at]
+    assert isinstance(run, Compute)
+    (weight,) = small_graph.op[OpId("embed")].weights
+    tensor = TensorId(weight)
+    top = Place(tensor=tensor, offset=align(plan.arena_bytes), nbytes=align(small_graph.tensors[tensor].nbytes))
+    roomy = replace(plan, arena_bytes=top.end, resident=(top,))
+    whole = edited(roomy, at, replace(run, reads=(*run.reads, tensor), streamed=False))
+    assert broken_rule(whole, small_graph) == "the embedding is gathered, never unpacked"
+
+
+def test_every_rule_is_broken_by_a_test_here() -> None:
+    """The rules that check.py names, each named again in this file."""
+    calls = [node for node in ast.walk(ast.parse(Path(checker.__file__).read_text())) if isinstance(node, ast.Call)]
+    named = [call.args[1] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "require"]
+    named += [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "InvalidPlan"]
+    rules = {ast.literal_eval(name) for name in named if isinstance(name, ast.Constant)}
+    assert len(rules) >= 30
+    here = Path(__file__).read_text()
+    assert not {rule for rule in rules if f'"{rule}"' not in here}

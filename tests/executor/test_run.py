@@ -1,5 +1,6 @@
 """The executor against transformers + PEFT with autograd, on the same decompressed weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,10 @@ from mebp.models.workload import Lora
 from mebp.plan import Plan
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
-from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan, solve
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device, override
 from tests.executor.families import FAMILIES, Trial, trial
+from tests.plans import leanest, posed, solved
 
 DEVICE = load_device("iphone15promax")
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
@@ -34,11 +34,11 @@ def plan_named(name: str, graph: Graph) -> Plan:
     """A fixed strategy's plan, or a solved one under a budget between the least and keep-all."""
     if name in STRATEGIES:
         return STRATEGIES[name].plan(graph, DEVICE, DEVICE.default_budget_bytes)
-    problem = pose(graph, DRY if name == "least-dry" else DEVICE)
-    least = least_plan(problem, 0, Effort())
+    problem = posed(graph, DRY if name == "least-dry" else DEVICE)
+    least = leanest(problem, Effort())
     if name in ("least", "least-dry"):
         return least
-    return solve(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Effort())
+    return solved(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Effort())
 
 
 def run_once(plan: Plan, given: Trial, labels: Tensor | None = None) -> tuple[float, dict[str, Tensor]]:
@@ -68,6 +68,17 @@ def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_exact_plan_has_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path), PLANS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["mebp", "mlx"])
+def test_the_released_recipes_are_exact_on_the_graphs_that_they_run(name: str, family: str, tmp_path: Path) -> None:
+    """As released: the loss computed twice, and for `mlx` each layer's weights copied into memory."""
+    given = trial(family, tmp_path)
+    graph = STRATEGIES[name].graph(given.graph)
+    assert graph.signature != given.graph.signature
+    assert sum(op.kind.makes_loss for op in graph.ops) == 2
+    require_exact(replace(given, graph=graph), [name])
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])

@@ -25,15 +25,14 @@ from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, backward_reads
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.bound import Limited, Prices, Relaxation
 from mebp.planner.solver.objective import extra_time_ns
-from mebp.planner.solver.problem import pose
 from mebp.planner.solver.rules import FitsTheArena, FlashKeepsUp, OneOptionPerLayer
-from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
+from tests.plans import leanest, posed, solved
 
 HEAD = HeadOption(tile=16, peak=3, duration_ns=0)
 
@@ -119,7 +118,7 @@ def test_no_plan_of_a_small_chain_beats_the_bound_on_all_plans(device: Device) -
     """Every set of layer inputs and feed-forward activations kept, segments of several layers among them."""
     dry = override(device, ["runtime.flash_write_cap_bytes=0"])
     graph = build_graph(small_config(layers=3), small_workload())
-    problem = pose(graph, dry)
+    problem = posed(graph, dry)
     inputs = graph.stream
     others = [TensorId(f"{layer}.{name}.out") for layer in range(3) for name in ("glu",)]
     for pattern in product((False, True), repeat=2 + len(others)):
@@ -133,7 +132,7 @@ def test_no_plan_of_a_small_chain_beats_the_bound_on_all_plans(device: Device) -
 def test_no_plan_that_stores_beats_the_bound_on_all_plans(waits: bool, device: Device) -> None:
     """Every split of the last layer's activations into kept and stored, finer than any menu offers."""
     graph = build_graph(small_config(layers=2), small_workload())
-    problem = pose(graph, device)
+    problem = posed(graph, device)
     inputs = graph.stream
     last = [tensor for tensor in sorted(backward_reads(graph)) if tensor.startswith("1.") and tensor not in inputs]
     below = dict.fromkeys((tensor for tensor in backward_reads(graph) if tensor.startswith("0.")), Saving.KEEP)
@@ -146,8 +145,8 @@ def test_no_plan_that_stores_beats_the_bound_on_all_plans(waits: bool, device: D
 
 @pytest.mark.parametrize("written", [0.0, 1e-3])
 def test_the_best_price_is_the_best_of_a_fine_scan(written: float, small_graph: Graph, device: Device) -> None:
-    problem = pose(small_graph, device)
-    room = least_plan(problem, 0, Effort()).arena_bytes * 3 // 2
+    problem = posed(small_graph, device)
+    room = leanest(problem, Effort()).arena_bytes * 3 // 2
     relaxation = problem.relaxations(room)[0]
     best = relaxation._best_memory(written)
     scan = [relaxation._at(Prices(memory=price, written=written))[0] for price in np.linspace(0, 4 * best.memory + 1, 4001)]
@@ -156,7 +155,7 @@ def test_the_best_price_is_the_best_of_a_fine_scan(written: float, small_graph: 
 
 def test_a_model_of_one_layer_is_planned(device: Device) -> None:
     graph = build_graph(small_config(layers=1), small_workload())
-    plan = solve(pose(graph, device), 10**9, Effort())
+    plan = solved(posed(graph, device), 10**9, Effort())
     assert simulate(plan, graph, device).recompute_ns == 0
 
 
@@ -188,14 +187,14 @@ def test_a_better_device_is_never_slower_and_needs_no_more(
 ) -> None:
     """More of anything, then 5% more memory."""
     better = override(device, [f"{entry}={factor * device.value(entry)}" for entry in sorted(entries)])
-    before, after = (pose(qwen_graph, d) for d in (device, better))
+    before, after = (posed(qwen_graph, d) for d in (device, better))
     limits = Effort(deterministic_s=0.3)
-    least = [least_plan(problem, 0, limits).arena_bytes for problem in (before, after)]
+    least = [leanest(problem, limits).arena_bytes for problem in (before, after)]
     assert least[1] <= least[0] * LEAST_NOISE
     outside = outside_arena(qwen_graph, device)
     budget, more = outside + int(spare * least[0]), outside + int(1.05 * spare * least[0])
     steps = [
-        simulate(solve(problem, nbytes, limits), qwen_graph, problem.device).step_ns
+        simulate(solved(problem, nbytes, limits), qwen_graph, problem.device).step_ns
         for problem, nbytes in ((before, budget), (after, budget), (after, more))
     ]
     assert all(later <= earlier * STEP_NOISE for earlier, later in pairwise(steps))
@@ -208,10 +207,10 @@ def test_twice_of_one_thing_is_never_slower_and_needs_no_more(entry: str, device
     """The same without any tolerance, on a small model."""
     graph = build_graph(small_config(), small_workload())
     better = override(device, [f"{entry}={2 * device.value(entry)}"])
-    least = [least_plan(pose(graph, d), 0, Effort()).arena_bytes for d in (device, better)]
+    least = [leanest(posed(graph, d), Effort()).arena_bytes for d in (device, better)]
     assert least[1] <= least[0]
     budget = outside_arena(graph, device) + 2 * least[0]
-    steps = [simulate(solve(pose(graph, d), budget, Effort()), graph, d).step_ns for d in (device, better)]
+    steps = [simulate(solved(posed(graph, d), budget, Effort()), graph, d).step_ns for d in (device, better)]
     assert steps[1] <= steps[0]
 
 
@@ -223,7 +222,7 @@ def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, concu
     slow_unpacking = ["runtime.unpack_rate=3e7", "hardware.flash_read=1e9"]
     profile = override(device, [f"runtime.unpack_beside={concurrent}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
     graph = build_graph(small_config(), small_workload(weights=weight_format(weights)))
-    problem = pose(graph, profile)
+    problem = posed(graph, profile)
     layers = [weight.id for weight in graph.weights.values() if weight.layer is not None]
     for strategy in STRATEGIES.values():
         if not strategy.exact:

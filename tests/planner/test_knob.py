@@ -7,24 +7,23 @@ from mebp.models.graph import Graph
 from mebp.planner.curve import outline
 from mebp.planner.effort import Effort, Stop
 from mebp.planner.knob import Change, knobs
-from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import remedies, tradeoff
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import simulate
+from tests.plans import leanest, posed, solved
 
 QUICK = Effort(deterministic_s=0.2)
 
 
 def test_no_solved_plan_is_faster_than_the_outline(small_graph: Graph, device: Device) -> None:
-    problem = pose(small_graph, device)
-    least = simulate(least_plan(problem, 0, QUICK), small_graph, device).peak_bytes
+    problem = posed(small_graph, device)
+    least = simulate(leanest(problem, QUICK), small_graph, device).peak_bytes
     corners = outline(problem, least, 0, 5)
     assert [corner.budget_bytes for corner in corners] == sorted({corner.budget_bytes for corner in corners})
     assert all(before.best_step_ns >= after.best_step_ns for before, after in pairwise(corners))
     for corner in corners:
-        assert corner.best_step_ns <= simulate(solve(problem, corner.budget_bytes, QUICK), small_graph, device).step_ns
+        assert corner.best_step_ns <= simulate(solved(problem, corner.budget_bytes, QUICK), small_graph, device).step_ns
 
 
 def test_half_the_tokens_take_less_time_and_memory(small_graph: Graph, device: Device) -> None:

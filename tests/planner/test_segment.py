@@ -23,9 +23,7 @@ from mebp.planner.recipe.recipe import Recipe, Saving
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.bound import Limited, Relaxation
 from mebp.planner.solver.objective import extra_time_ns
-from mebp.planner.solver.problem import pose
 from mebp.planner.solver.rules import FitsTheArena, OneOptionPerLayer
-from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.solver.variables import HeadOption, Variables
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -33,6 +31,7 @@ from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
 from tests.planner.test_bound import random_option
+from tests.plans import leanest, posed, solved
 
 LAYERS = 9
 QUICK = Effort(deterministic_s=0.3)
@@ -79,7 +78,7 @@ def test_dropping_what_is_made_on_the_way_trades_time_for_memory(long_graph: Gra
 
 
 def test_segments_lower_the_least_budget_where_nothing_may_be_written(long_graph: Graph, dry: Device) -> None:
-    plan = least_plan(pose(long_graph, dry), 0, QUICK)
+    plan = leanest(posed(long_graph, dry), QUICK)
     assert check(plan, long_graph).peak_bytes == plan.arena_bytes
     fixed = min(STRATEGIES[name].plan(long_graph, dry, 0).arena_bytes for name in ("checkpoint-1", "checkpoint-2", "sqrt"))
     assert plan.arena_bytes < 0.95 * fixed
@@ -87,16 +86,16 @@ def test_segments_lower_the_least_budget_where_nothing_may_be_written(long_graph
 
 
 def test_the_solver_agrees_with_the_simulator_on_segments(long_graph: Graph, dry: Device) -> None:
-    problem = pose(long_graph, dry)
-    budget = simulate(least_plan(problem, 0, QUICK), long_graph, dry).peak_bytes * 102 // 100
-    plan = solve(problem, budget, QUICK)
+    problem = posed(long_graph, dry)
+    budget = simulate(leanest(problem, QUICK), long_graph, dry).peak_bytes * 102 // 100
+    plan = solved(problem, budget, QUICK)
     assert plan.solver is not None
     assert plan.solver.model_ns == simulate(plan, long_graph, dry).step_ns
     assert plan.solver.whole_bound_ns <= plan.solver.bound_ns <= plan.solver.objective_ns
 
 
 def test_phones_that_can_store_every_input_need_none(long_graph: Graph, device: Device) -> None:
-    assert all(option.layers == 1 for stretch in pose(long_graph, device).stretches for option in stretch.menu.options)
+    assert all(option.layers == 1 for stretch in posed(long_graph, device).stretches for option in stretch.menu.options)
 
 
 def random_menu(seed: int) -> Menu:

@@ -23,7 +23,7 @@ from mebp.planner.recipe.lower import lower
 from mebp.planner.recipe.recipe import Recipe, Saving, head_tile
 from mebp.planner.recipe.schedule import Run, schedule
 from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan, solve
+from mebp.planner.solver.solve import solve
 from mebp.planner.tradeoff import require_fit, tradeoff
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -31,26 +31,27 @@ from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
 from tests.conftest import small_config, small_workload
+from tests.plans import leanest, posed, solved
 
 QUICK = Effort(deterministic_s=0.2)
 
 
 def test_an_ample_budget_recomputes_nothing_and_unpacks_nothing_again(small_graph: Graph, device: Device) -> None:
-    found = simulate(solve(pose(small_graph, device), 10**9, QUICK), small_graph, device)
+    found = simulate(solved(posed(small_graph, device), 10**9, QUICK), small_graph, device)
     assert found.recompute_ns == 0
     assert found.unpacked_weights == 0
 
 
 def test_the_least_budget_is_just_feasible(small_graph: Graph, device: Device) -> None:
-    problem = pose(small_graph, device)
-    least = simulate(least_plan(problem, 0, QUICK), small_graph, device).peak_bytes
-    plan = solve(problem, least * 101 // 100, QUICK)
+    problem = posed(small_graph, device)
+    least = simulate(leanest(problem, QUICK), small_graph, device).peak_bytes
+    plan = solved(problem, least * 101 // 100, QUICK)
     assert simulate(plan, small_graph, device).peak_bytes <= least * 101 // 100
 
 
 def test_below_the_least_budget_nothing_is_found(small_graph: Graph, device: Device) -> None:
     with pytest.raises(InfeasibleBudget):
-        solve(pose(small_graph, device), outside_arena(small_graph, device) + 50_000, QUICK)
+        solved(posed(small_graph, device), outside_arena(small_graph, device) + 50_000, QUICK)
 
 
 @pytest.mark.parametrize("spare_mb", [20, 60, 150, 600])
@@ -68,7 +69,7 @@ def test_a_solved_plan_is_valid_within_budget_and_no_slower_than_what_fits(
 def test_solver_and_simulator_agree_where_nothing_waits(qwen_graph: Graph, device: Device) -> None:
     """With the write cap at 0 nothing is stored, one engine does all, and the times are equal to the nanosecond."""
     dry = override(device, ["runtime.flash_write_cap_bytes=0"])
-    plan = solve(pose(qwen_graph, dry), 300_000_000, QUICK)
+    plan = solved(posed(qwen_graph, dry), 300_000_000, QUICK)
     found = simulate(plan, qwen_graph, dry)
     assert plan.solver is not None
     assert found.flash_written_bytes == 0
@@ -79,7 +80,7 @@ def test_solver_and_simulator_agree_where_nothing_waits(qwen_graph: Graph, devic
 
 def test_the_write_cap_is_kept(qwen_graph: Graph, device: Device) -> None:
     capped = override(device, ["runtime.flash_write_cap_bytes=2e7"])
-    found = simulate(solve(pose(qwen_graph, capped), 220_000_000, QUICK), qwen_graph, capped)
+    found = simulate(solved(posed(qwen_graph, capped), 220_000_000, QUICK), qwen_graph, capped)
     assert 0 < found.flash_written_bytes <= 20_000_000
 
 
@@ -90,8 +91,8 @@ def test_the_same_input_gives_the_same_plan(small_graph: Graph, device: Device) 
 
 
 def test_less_memory_never_means_less_time(qwen_graph: Graph, device: Device) -> None:
-    problem = pose(qwen_graph, device)
-    steps = [simulate(solve(problem, budget, QUICK), qwen_graph, device).step_ns for budget in (10**9, 400_000_000, 200_000_000)]
+    problem = posed(qwen_graph, device)
+    steps = [simulate(solved(problem, budget, QUICK), qwen_graph, device).step_ns for budget in (10**9, 400_000_000, 200_000_000)]
     assert all(fast <= slow * 1.005 for fast, slow in pairwise(steps))
 
 
@@ -130,10 +131,10 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
         saving = dict.fromkeys([*graph.stream, *forward], Saving.KEEP)
         plan = lower(graph, dry, Recipe(saving=saving, head_tile=head_tile(graph)), name="x", budget_bytes=0)
         best[plan.arena_bytes] = simulate(plan, graph, dry).step_ns
-    problem = pose(graph, dry)
+    problem = posed(graph, dry)
     for arena, step_ns in best.items():
         budget = outside_arena(graph, dry) + arena * 102 // 100
-        assert simulate(solve(problem, budget, QUICK), graph, dry).step_ns <= step_ns
+        assert simulate(solved(problem, budget, QUICK), graph, dry).step_ns <= step_ns
 
 
 @pytest.mark.slow
@@ -173,7 +174,7 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
     assert facts is not None
     assert facts.objective_ns == row.prediction.step_ns
     assert row.prediction.busy_ns[Engine.UNPACK] > 0
-    without = solve(pose(qwen_graph, alone), budget, QUICK)
+    without = solved(posed(qwen_graph, alone), budget, QUICK)
     assert row.prediction.step_ns < simulate(without, qwen_graph, alone).step_ns
     fixed = [other.prediction.step_ns for other in found.rows if other.plan.exact and other.fits]
     assert row.prediction.step_ns == min(fixed)
@@ -186,7 +187,7 @@ def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_grap
     steps, reads = [], []
     for share in (1.0, 0.5, 0.0):
         short = override(device, [f"hardware.page_cache_bytes={share * files}", "hardware.flash_read=1e8"])
-        found = simulate(solve(pose(qwen_graph, short), budget, QUICK), qwen_graph, short)
+        found = simulate(solved(posed(qwen_graph, short), budget, QUICK), qwen_graph, short)
         steps.append(found.step_ns)
         reads.append(found.flash_read_bytes)
     assert steps[0] < steps[1] < steps[2]

@@ -50,8 +50,8 @@ def read_message(line: str) -> tuple[int, int] | Measurement | MebpError | None:
 
 
 def _failure(name: str, message: str) -> MebpError:
-    """The error rebuilt; one that carries more than its text becomes a plain MebpError."""
+    """The error rebuilt; one that is made of more than its text becomes a plain MebpError."""
     kind = getattr(errors, name, MebpError)
-    failure = MebpError(message) if kind in (errors.InvalidPlan, errors.InfeasibleBudget) else kind(message)
+    failure = MebpError(message) if "__init__" in vars(kind) else kind(message)
     assert isinstance(failure, MebpError)
     return failure

@@ -1,0 +1,143 @@
+"""The worker and its parent: what crosses between them, and every way in which a run can end without a result."""
+
+import signal
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from mebp import errors
+from mebp.errors import Disagreement, InputError, MebpError, StoreError
+from mebp.executor.measure import child, worker
+from mebp.executor.measure.job import GradientCheck, Job, Measurement
+from mebp.executor.measure.message import failure_line, progress_line, read_message, read_request, request_line, result_line
+from mebp.executor.measure.worker import run_plan
+from mebp.models.graph import Graph
+from mebp.plan import Plan, parse_plan
+from mebp.sim.device import Device
+from tests.plans import fixed
+
+MEASUREMENT = Measurement(
+    arena_bytes=1,
+    baseline_bytes=2,
+    peak_bytes=3,
+    file_bytes=4,
+    step_s=(0.5, 0.25),
+    loss=(3.0,),
+    spans_ns=((0, 5),),
+    memory=((1, 2),),
+    gradients=GradientCheck(max_relative_error=1e-7, cosine=1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def plan(small_graph: Graph, device: Device) -> Plan:
+    return fixed("checkpoint-1", small_graph, device)
+
+
+def test_a_request_arrives_as_it_was_sent(plan: Plan) -> None:
+    job = Job(store=Path("store"), ids=((1, 2),), spill_dir=Path("spill"), limit_bytes=5)
+    text, received = read_request(request_line(plan, job))
+    assert received == job
+    assert parse_plan(text, "the request") == plan
+
+
+def test_messages_arrive_as_they_were_sent() -> None:
+    assert read_message(progress_line(2, 7)) == (2, 7)
+    assert read_message(result_line(MEASUREMENT)) == MEASUREMENT
+    assert read_message("a library's chatter") is None
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vars(errors).items() if isinstance(kind, type)])
+def test_every_failure_arrives_with_its_text_and_exit_code(name: str) -> None:
+    kind = getattr(errors, name)
+    expected = MebpError if name in ("InvalidPlan", "InvalidPacking", "InfeasibleBudget") else kind  # made of more than a text
+    failure = read_message(failure_line(name, "store S: header cut short"))
+    assert type(failure) is expected
+    assert str(failure) == "store S: header cut short"
+
+
+def ended_by(program: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> MebpError:
+    """The error of a run whose worker is `program` instead."""
+    monkeypatch.setattr(worker, "CHILD", program)
+    with pytest.raises(MebpError) as caught:
+        run_plan(plan, Job(store=Path("nowhere")))
+    return caught.value
+
+
+def test_a_killed_worker_is_a_disagreement(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ended_by(f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", plan, monkeypatch)
+    assert isinstance(error, Disagreement)
+    assert "killed" in str(error)
+
+
+def test_a_worker_that_dies_is_quoted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ended_by("raise SystemError('the sky fell')", plan, monkeypatch)
+    assert str(error) == "the run ended with status 1 before its result: SystemError: the sky fell"
+
+
+def test_a_worker_that_says_nothing_is_one_line_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(ended_by("", plan, monkeypatch)) == "the run ended with status 0 before its result: no message"
+
+
+def test_a_talkative_worker_does_not_block(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a pipe holds on both streams, then a result; progress is relayed, chatter is not."""
+    program = (
+        "import sys; sys.stderr.write('x' * 10**6); print('chatter\\n' * 10**5);"
+        f"print({progress_line(1, 3)!r}); print({result_line(MEASUREMENT)!r})"
+    )
+    monkeypatch.setattr(worker, "CHILD", program)
+    seen: list[tuple[int, int]] = []
+    assert run_plan(plan, Job(store=Path("nowhere")), lambda done, total: seen.append((done, total))) == MEASUREMENT
+    assert seen == [(1, 3)]
+
+
+def test_a_store_that_is_not_there_fails_as_it_does_in_one_process(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises((StoreError, InputError), match="nowhere"):
+        run_plan(plan, Job(store=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "name", "words"),
+    [
+        (StoreError("a damaged tensor"), "StoreError", "a damaged tensor"),
+        (MemoryError("7 GB"), "Disagreement", "out of memory: 7 GB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore"), "Disagreement", "cannot give the plan its memory"),
+        (RuntimeError("could not create a primitive"), "Disagreement", "cannot give the plan its memory"),
+    ],
+)
+def test_the_worker_reports_what_went_wrong_in_one_line(
+    failure: Exception, name: str, words: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("mebp.executor.measure.session.execute", fail)
+    _give(request_line(plan, Job(store=Path("nowhere"))), monkeypatch)
+    child.main()
+    (line,) = capsys.readouterr().out.splitlines()
+    received = read_message(line)
+    assert type(received).__name__ == name
+    assert words in str(received)
+
+
+def test_a_bug_in_the_worker_keeps_its_traceback(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr("mebp.executor.measure.session.execute", fail)
+    _give(request_line(plan, Job(store=Path("nowhere"))), monkeypatch)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        child.main()
+
+
+def _give(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO(line + "\n"))
+
+
+def test_a_job_without_a_plan_s_gradients_is_refused(small_graph: Graph, device: Device, tmp_path: Path) -> None:
+    estimate = fixed("checkpoint-1", small_graph, device)
+    with pytest.raises(InputError, match="no exact gradient"):
+        run_plan(replace(estimate, exact=False), Job(store=tmp_path, check_gradients=True))
