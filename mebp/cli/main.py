@@ -40,7 +40,8 @@ COMMANDS = {
 OLD_NAMES = {"frontier": "curve"}  # understood, not listed
 
 START = """\
-mebp-plan plans LoRA fine-tuning with exact gradients for small devices, and runs the plan on this machine.
+mebp-plan plans LoRA fine-tuning with exact gradients for small devices, and
+runs the plan on this machine.
 
   mebp-plan --device iphone15promax --model 4b      what fits, and how fast
   mebp-plan run --model 0.5b --budget 400MB         a plan executed here: predicted vs. measured
@@ -130,7 +131,7 @@ def _cannot_go_on(error: OSError) -> int:
 
 def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each kind of end)
     try:
-        result = app(args=given, standalone_mode=False)  # an exit code, where a command ended early
+        result = app(args=given, prog_name="mebp-plan", standalone_mode=False)  # an exit code, where a command ended early
         _flush()
         if result == INTERRUPTED:
             note("mebp-plan: interrupted")

@@ -22,7 +22,7 @@ ALIASES = {
 }
 
 
-HUB_NAME = re.compile(r"[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_SUFFIX = re.compile(r"(-(it|pt|instruct|base|bf16|bnb|4bit|8bit))*$")  # of other training or storage, not other dimensions
 
 
@@ -96,10 +96,9 @@ def catalogue_model(name: str) -> ModelConfig:
 
 def hub_name(spec: str) -> str | None:
     """The catalogue model behind a Hugging Face id such as `google/gemma-3-4b-it`: tuned or not, it has the same dimensions."""
-    owner, slash, name = spec.partition("/")
-    if not (slash and owner and HUB_NAME.fullmatch(name)):
+    if not HUB_ID.fullmatch(spec):
         return None
-    plain = HUB_SUFFIX.sub("", name.lower())
+    plain = HUB_SUFFIX.sub("", spec.partition("/")[2].lower())
     return plain if plain in CATALOGUE else None
 
 
@@ -114,8 +113,8 @@ def load_model(spec: str) -> ModelConfig:
         return catalogue_model(name)
     if not Path(spec).exists() and (known := hub_name(spec)):
         return catalogue_model(known)
-    if Path(spec).exists() or "/" in spec or spec.endswith(".json"):
+    if Path(spec).exists() or spec.endswith(".json") or ("/" in spec and not HUB_ID.fullmatch(spec)):
         return read_model(Path(spec))
-    near = difflib.get_close_matches(name, [*CATALOGUE, *ALIASES], n=1)
+    near = difflib.get_close_matches(name.rpartition("/")[2], [*CATALOGUE, *ALIASES], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ModelError(f"unknown model {spec!r}: {hint}take a name that `mebp-plan models` lists, or a folder with config.json")

@@ -10,7 +10,7 @@ from mebp.executor.measure.job import Measurement
 from mebp.sim.profile import dump_device, load_device
 from mebp.task.run import RunResult
 from mebp.task.verify import Comparison
-from tests.cli.test_command import QUICK, command, own_folders, refused, tiny  # noqa: F401  (fixtures)
+from tests.cli.typed import QUICK, command, refused
 from tests.executor.families import hf_config
 
 
@@ -61,7 +61,7 @@ def test_run_takes_a_checkpoint_its_store_and_token_ids(
 
 
 def test_verify_runs_its_grid_and_says_how_far_it_is_off(
-    tiny: str,  # noqa: F811
+    tiny: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -91,13 +91,13 @@ def test_a_step_is_judged_at_the_speed_of_its_run() -> None:
     assert one.arena_exact
 
 
-def test_a_limit_that_is_no_size_is_refused(tiny: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_limit_that_is_no_size_is_refused(tiny: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("run", "--model", tiny, "--limit", "much", *QUICK) == 2
     assert "--limit = 'much'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_limit_below_the_plan_s_own_memory_is_refused_before_it_runs(
-    tiny: str,  # noqa: F811
+    tiny: str,
     host: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -9,7 +9,7 @@ import pytest
 
 from mebp.planner.dag.graph import read_dag
 from mebp.planner.dag.order import Run, measure
-from tests.cli.test_command import command, refused
+from tests.cli.typed import command, refused
 
 
 @pytest.fixture

@@ -5,16 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mebp.cli.main import main
 from mebp.sim.profile import load_device, read_device
+from tests.cli.typed import command
 
 FIGURES = Path(__file__).parents[2] / "mebp" / "task" / "fit" / "paper.csv"
-
-
-def command(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as leaving:
-        main(list(arguments))
-    return int(leaving.value.code or 0)
 
 
 def test_the_papers_figures_are_printed_with_their_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,3 +86,27 @@ def test_attention_flops_follow_the_formula() -> None:
 def test_unknown_name_suggests_a_known_one() -> None:
     with pytest.raises(ModelError, match="did you mean qwen3-4b"):
         load_model("qwen3-4bb")
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("google/gemma-3-4b-it", "gemma-3-4b"),
+        ("google/gemma-3-1b-pt", "gemma-3-1b"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
+        ("Qwen/Qwen3-4B", "qwen3-4b"),
+        ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("unsloth/gemma-3-4b-it-bnb-4bit", "gemma-3-4b"),
+    ],
+)
+def test_hugging_face_ids_of_known_models_are_understood(spec: str, name: str) -> None:
+    assert load_model(spec) == catalogue_model(name)
+
+
+@pytest.mark.parametrize("spec", ["google/gemma-2-2b", "/gemma-3-4b", "Qwen/Qwen2.5-14B", "a/b/gemma-3-4b-it"])
+def test_ids_of_other_models_are_refused_in_a_line(spec: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(spec)
+    assert len(str(caught.value).splitlines()) == 1
+    assert spec in str(caught.value)

@@ -1,0 +1,60 @@
+"""Whose machine a plan was made for, and on what profile it is timed here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mebp.models.graph import Graph
+from mebp.plan import HOST, Plan
+from mebp.sim.device import Device
+from mebp.sim.profile import dump_device, load_device
+from mebp.task.host import device_of, host_path, made_elsewhere
+from tests.plans import fixed
+
+HERE, THERE = "my board, measured with 0.5b", "another board, measured with 0.5b"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def plan(small_graph: Graph, device: Device) -> Plan:
+    return replace(fixed("checkpoint-1", small_graph, device), device=HOST, device_title=HERE)
+
+
+def measured(title: str) -> None:
+    """This machine was measured as `title`."""
+    host_path().parent.mkdir(parents=True, exist_ok=True)
+    host_path().write_text(dump_device(replace(load_device("laptop16"), name=HOST, title=title)))
+
+
+def test_a_plan_made_here_is_timed_on_this_machine_with_any_model(plan: Plan) -> None:
+    measured(HERE.replace("0.5b", "4b"))
+    assert made_elsewhere(plan) is None
+    device, line = device_of(plan)
+    assert (device.name, line) == (HOST, None)
+
+
+def test_a_plan_of_another_machine_says_whose_it_is(plan: Plan) -> None:
+    measured(THERE)
+    assert made_elsewhere(plan) == HERE
+    device, line = device_of(plan)
+    assert device.name == HOST
+    assert line is not None
+    assert line.startswith(f"made for {HERE}, of which there is no profile here")
+
+
+def test_a_plan_of_another_machine_is_timed_on_a_stand_in_where_this_was_never_measured(plan: Plan) -> None:
+    device, line = device_of(plan)
+    assert device.name == "laptop16"
+    assert line is not None
+    assert HERE in line
+
+
+def test_a_plan_for_a_phone_is_timed_on_its_profile(small_graph: Graph, device: Device) -> None:
+    plan = fixed("checkpoint-1", small_graph, device)
+    assert made_elsewhere(plan) == device.title
+    assert device_of(plan) == (device, None)
