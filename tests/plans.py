@@ -14,7 +14,7 @@ _PLANS: dict[object, Plan] = {}
 
 def posed(graph: Graph, device: Device) -> Problem:
     """The problem of a graph on a device."""
-    key = (graph.signature, device.name, device.overrides)
+    key = (graph.signature, repr(device))
     if key not in _PROBLEMS:
         _PROBLEMS[key] = pose(graph, device)
     return _PROBLEMS[key]
@@ -22,7 +22,7 @@ def posed(graph: Graph, device: Device) -> Problem:
 
 def fixed(name: str, graph: Graph, device: Device, budget: int = 10**9) -> Plan:
     """A strategy's plan for a graph that it runs as it is."""
-    key = (name, graph.signature, device.name, device.overrides, budget)
+    key = (name, graph.signature, repr(device), budget)
     if key not in _PLANS:
         _PLANS[key] = STRATEGIES[name].plan(graph, device, budget)
     return _PLANS[key]
@@ -45,5 +45,4 @@ def solved(problem: Problem, budget: int, effort: Effort) -> Plan:
 
 
 def _facts(problem: Problem, effort: Effort) -> tuple[object, ...]:
-    device = problem.device
-    return problem.graph.signature, device.name, device.overrides, effort.deterministic_s, effort.seed
+    return problem.graph.signature, repr(problem.device), problem.flash_share, effort.deterministic_s, effort.seed

@@ -41,6 +41,7 @@ def typed(text: str) -> list[str]:
     return [re.sub(r"(--model|-m) [\d.]+b", r"\1 HF_DIR", line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [README, DEVICES], ids=["README.md", "docs/devices.md"])
 def test_every_command_runs(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In their order, so that one may read what another wrote. The profile of this machine is not its own: no times are judged."""

@@ -44,10 +44,11 @@ mebp-plan plans LoRA fine-tuning with exact gradients for small devices, and
 runs the plan on this machine.
 
   mebp-plan --device iphone15promax --model 4b      what fits, and how fast
-  mebp-plan run --model 0.5b --budget 400MB         a plan executed here: predicted vs. measured
+  mebp-plan run --model 0.5b --budget 400MB         a plan executed here
   mebp-plan compare -m 0.5b -m 4b -d pixel8 -d rpi5_nvme
 
-Models: mebp-plan models. Devices: mebp-plan devices. Every command: mebp-plan --help."""
+Known models: mebp-plan models. Known devices: mebp-plan devices.
+Every command: mebp-plan --help."""
 
 
 class LazyGroup(typer.core.TyperGroup):

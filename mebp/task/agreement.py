@@ -1,28 +1,25 @@
 """Does a run agree with its prediction? Arena to the byte, peak and step within tolerance, gradients with autograd's."""
 
-from statistics import median
-
 from mebp.errors import Disagreement
-from mebp.executor.measure.job import GradientCheck, Measurement
+from mebp.executor.measure.job import GradientCheck
 from mebp.models.workload import Precision
-from mebp.plan import Plan
-from mebp.sim.simulate import Prediction
+from mebp.task.run import RunResult
 from mebp.unit import show_nbytes
 
 MEMORY_TOLERANCE = 0.10
-TIME_TOLERANCE = 2.0  # a shared machine's clock alone moves by a factor of two between calibration and run
+LARGEST_RATIO = 3.0  # of measured and predicted step, either way
 GRADIENT_ERROR = 1e-4  # worst relative error of one gradient, in fp32
 GRADIENT_COSINE = 0.999  # of all gradients together, in bf16
 
 
-def require_agreement(plan: Plan, prediction: Prediction, measured: Measurement) -> None:
-    """Raise Disagreement where the run differs from its prediction beyond tolerance."""
-    if measured.arena_bytes != plan.arena_bytes:
+def require_agreement(result: RunResult) -> None:
+    """Raise Disagreement where the run differs from its prediction beyond tolerance; the step at the machine's speed in the run."""
+    plan, measured = result.plan, result.measured
+    if not result.arena_exact:
         raise Disagreement(f"the arena was used up to byte {measured.arena_bytes}, the plan says {plan.arena_bytes}")
-    memory = measured.peak_bytes / prediction.peak_bytes - 1
-    if abs(memory) > MEMORY_TOLERANCE:
+    if abs(result.memory_error) > MEMORY_TOLERANCE:
         raise Disagreement(
-            f"the measured peak, {show_nbytes(measured.peak_bytes)}, is {memory:+.0%} off the predicted one"
+            f"the measured peak, {show_nbytes(measured.peak_bytes)}, is {result.memory_error:+.0%} off the predicted one"
             f" (tolerance {MEMORY_TOLERANCE:.0%}): run `mebp-plan calibrate` for this model and try again"
         )
     check = measured.gradients
@@ -30,10 +27,11 @@ def require_agreement(plan: Plan, prediction: Prediction, measured: Measurement)
         raise Disagreement(
             f"gradients do not agree with autograd's: {gradient_facts(plan.workload.precision, check)}: a bug to report"
         )
-    ratio = median(measured.step_s) * 1e9 / prediction.step_ns
-    if not 1 / (1 + TIME_TOLERANCE) <= ratio <= 1 + TIME_TOLERANCE:
+    ratio = 1 + result.time_error_at_its_speed
+    if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
         raise Disagreement(
-            f"the measured step takes {ratio:.2f} x the predicted time: run `mebp-plan calibrate` on a quiet machine and try again"
+            f"the measured step takes {ratio:.2f} x the predicted time, at the speed of {result.speed:.2f} x calibration's that"
+            " products had right after it: run `mebp-plan calibrate` on a quiet machine and try again"
         )
 
 

@@ -1,7 +1,7 @@
 """Execute a grid of plans here and compare each with its prediction."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from mebp.errors import Disagreement, InfeasibleBudget
@@ -13,7 +13,6 @@ from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import least_plan, solve
 from mebp.planner.tradeoff import strategy_row
-from mebp.sim.cost import floor_ns
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.task.run import RunResult, run
@@ -21,49 +20,7 @@ from mebp.unit import show_nbytes
 
 FIXED = ("checkpoint-1", "mebp", "keep-all")
 BUDGETS = (1.1, 1.5)  # times the least plan's footprint, for solved plans
-LEAST_FLOOR_S = 0.02
 WORST_MEMORY, WORST_TIME, MEDIAN_TIME = 0.03, 0.20, 0.10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One plan's run, and the time of its dense products as the machine's profile has it."""
-
-    name: str
-    result: RunResult
-    floor_ns: float
-
-    @property
-    def step_s(self) -> float:
-        """The median step."""
-        return median(self.result.measured.step_s)
-
-    @property
-    def memory_error(self) -> float:
-        """Of the process's anonymous peak, relative."""
-        return self.result.measured.peak_bytes / self.result.predicted.peak_bytes - 1
-
-    @property
-    def time_error(self) -> float:
-        """Of the median step, relative."""
-        return self.step_s * 1e9 / self.result.predicted.step_ns - 1
-
-    @property
-    def speed(self) -> float:
-        """How fast dense products were right after the run, relative to calibration: a machine's clock need not be its own. 1 where
-        they are too short to tell.
-        """
-        floor_s = self.result.measured.floor_s
-        return self.floor_ns / (floor_s * 1e9) if floor_s > LEAST_FLOOR_S else 1.0
-
-    @property
-    def time_error_at_its_speed(self) -> float:
-        """Of the median step, relative, had calibration found the machine as fast as it was then."""
-        return (1 + self.time_error) * self.speed - 1
-
-    @property
-    def arena_exact(self) -> bool:
-        return self.result.measured.arena_bytes == self.result.plan.arena_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,36 +38,36 @@ class Errors:
 
 def verify(
     graph: Graph, machine: Device, device: Device, job: Job, effort: Effort, report: Callable[[str], None]
-) -> tuple[Comparison, ...]:
+) -> tuple[RunResult, ...]:
     """Run the grid on `machine`; `device` is the same with what was asked to be changed, and predicts. `report(name)`
     before each.
     """
     report("planning")
     found = []
-    for name, plan, own in list(_plans(graph, device, effort)):
-        report(f"running {name}")
-        found.append(Comparison(name=name, result=run(plan, own, device, job), floor_ns=floor_ns(own, machine)))
+    for plan, own in list(_plans(graph, device, effort)):
+        report(f"running {plan.name}")
+        found.append(run(plan, own, machine, device, job))
     return tuple(found)
 
 
-def _plans(graph: Graph, device: Device, effort: Effort) -> Iterator[tuple[str, Plan, Graph]]:
+def _plans(graph: Graph, device: Device, effort: Effort) -> Iterator[tuple[Plan, Graph]]:
     """The grid, each with the graph that it runs: fixed recipes, the least plan, and solved ones between."""
     for name in FIXED:
         row = strategy_row(STRATEGIES[name], graph, device, device.default_budget_bytes)
-        yield row.name, row.plan, row.graph
+        yield row.plan, row.graph
     problem = pose(graph, device)
     least = least_plan(problem, 0, effort)
-    yield "least", least, graph
+    yield least, graph
     for factor in BUDGETS:
         budget = int(factor * (outside_arena(graph, device) + least.arena_bytes))
         try:
-            yield f"solved at {show_nbytes(budget)}", solve(problem, budget, effort), graph
+            yield replace(solve(problem, budget, effort), name=f"solved at {show_nbytes(budget)}"), graph
         except InfeasibleBudget:
             continue
 
 
-def errors_of(found: tuple[Comparison, ...]) -> Errors:
-    """What all comparisons together say."""
+def errors_of(found: tuple[RunResult, ...]) -> Errors:
+    """What all runs together say."""
     times, at_speed = [abs(one.time_error) for one in found], [abs(one.time_error_at_its_speed) for one in found]
     return Errors(
         memory=max(abs(one.memory_error) for one in found),
@@ -129,10 +86,10 @@ def summary(errors: Errors) -> str:
     )
 
 
-def require_verified(found: tuple[Comparison, ...]) -> None:
+def require_verified(found: tuple[RunResult, ...]) -> None:
     """Raise Disagreement where predictions are off by more than they may be, at the machine's speed in each run."""
     errors = errors_of(found)
-    wrong = [one.name for one in found if not one.arena_exact or abs(one.memory_error) > WORST_MEMORY]
+    wrong = [one.plan.name for one in found if not one.arena_exact or abs(one.memory_error) > WORST_MEMORY]
     if wrong:
         raise Disagreement(f"memory of {', '.join(wrong)} is off by more than {WORST_MEMORY:.0%}")
     if errors.worst_time_at_speed > WORST_TIME or errors.median_time_at_speed > MEDIAN_TIME:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mebp.plan import read_plan
 
 
@@ -54,6 +56,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_solving_gives_the_best_plan_so_far(tmp_path: Path) -> None:
     """The signal comes with the search's first solution, whenever that is."""
     path = tmp_path / "plan.json"
@@ -65,6 +68,7 @@ def test_ctrl_c_while_solving_gives_the_best_plan_so_far(tmp_path: Path) -> None
     assert read_plan(path).budget_bytes == 300_000_000
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_search_gives_the_plans_that_need_none(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     command_line = [sys.executable, "-c", INTERRUPT_AT_THE_START, "--model", "0.5b", "-o", str(path)]
@@ -82,6 +86,7 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path: Path) ->
     assert said in ("", "mebp-plan: interrupted")
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_running_leaves_nothing(plan_file: str, host: None, store: Path, tmp_path: Path) -> None:
     running = interrupted(["run", plan_file, "--store", str(store), "--steps", "100000"], 6, tmp_path)
     assert outcome(running) == (130, "mebp-plan: interrupted")

@@ -43,6 +43,7 @@ def test_the_least_budget_that_is_named_is_one_that_fits(tiny: str, capsys: pyte
     assert command("--model", tiny, "--budget", str(least), *QUICK) == 0
 
 
+@pytest.mark.slow
 def test_a_budget_a_byte_below_the_least_does_not_fit(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     command("--model", tiny, "--budget", "1MB", "--json", *QUICK)
     least = json.loads(capsys.readouterr().out)["least_budget_bytes"]

@@ -65,6 +65,7 @@ def test_calibrate_refuses_what_it_cannot_keep_or_use_before_it_measures(
     assert says in refused(capsys, "calibrate", "--model", tiny, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [["--seq-len", "2"], ["--seq-len", "8", "--accumulate", "2", "--clip-norm", "1.0"]])
 def test_gradients_are_checked_where_some_are_zero_or_held(
     extra: list[str], tiny: str, host: None, store: Path, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from tests.cli.typed import command
 FIGURES = Path(__file__).parents[2] / "mebp" / "task" / "fit" / "paper.csv"
 
 
+@pytest.mark.slow
 def test_the_papers_figures_are_printed_with_their_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("validate", "--paper") == 0
     out = capsys.readouterr().out
@@ -24,6 +25,7 @@ def test_the_papers_figures_are_printed_with_their_errors(capsys: pytest.Capture
     assert found["warnings"] == []
 
 
+@pytest.mark.slow
 def test_a_phone_is_fitted_to_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "phone.toml"
     assert command("calibrate", "--from", str(FIGURES), "--device", "iphone15promax", "-o", str(profile)) == 0
@@ -83,6 +85,7 @@ def test_validate_needs_something_to_compare_with(capsys: pytest.CaptureFixture[
     assert "-o PROFILE.toml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_numbers_are_ranked_by_what_their_ranges_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--model", "0.5b", "--time-limit", "0.5", "--sensitivity") == 0
     out = capsys.readouterr().out

@@ -53,6 +53,7 @@ def can_group() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_group(), reason="no memory cgroup can be made here")
 def test_a_group_counts_and_kills(given: Trial) -> None:
     job = Job(store=given.store.folder, steps=2, limit_bytes=700 << 20)

@@ -3,6 +3,8 @@
 import itertools
 from dataclasses import replace
 
+import pytest
+
 from mebp.models.graph import Graph
 from mebp.planner.curve import curve, saved_ns_per_byte
 from mebp.planner.effort import Effort, Stop
@@ -22,6 +24,7 @@ def test_more_memory_is_never_slower_and_each_point_fits(qwen_graph: Graph, devi
     assert steps[-1] < steps[0]
 
 
+@pytest.mark.slow
 def test_what_a_byte_saves_adds_up_to_what_the_frontier_saves(small_graph: Graph, device: Device) -> None:
     points = curve(posed(small_graph, device), QUICK, 4)
     gaps = [after.budget_bytes - before.budget_bytes for before, after in itertools.pairwise(points)]
@@ -29,6 +32,7 @@ def test_what_a_byte_saves_adds_up_to_what_the_frontier_saves(small_graph: Graph
     assert round(saved) == points[0].prediction.step_ns - points[-1].prediction.step_ns
 
 
+@pytest.mark.slow
 def test_a_stop_ends_it_with_the_points_so_far(small_graph: Graph, device: Device) -> None:
     effort = replace(QUICK, stop=Stop())
     points = curve(posed(small_graph, device), effort, 6, progress=lambda number: effort.stop.ask() if number == 2 else None)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
+
 from mebp.models.graph import Graph
 from mebp.planner.curve import outline
 from mebp.planner.effort import Effort, Stop
@@ -16,6 +18,7 @@ from tests.plans import leanest, posed, solved
 QUICK = Effort(deterministic_s=0.2)
 
 
+@pytest.mark.slow
 def test_no_solved_plan_is_faster_than_the_outline(small_graph: Graph, device: Device) -> None:
     problem = posed(small_graph, device)
     least = simulate(leanest(problem, QUICK), small_graph, device).peak_bytes
@@ -38,6 +41,7 @@ def test_half_the_tokens_take_less_time_and_memory(small_graph: Graph, device: D
     assert dry.least_budget_bytes >= asked.least_budget_bytes
 
 
+@pytest.mark.slow
 def test_other_formats_change_the_weights_file(small_graph: Graph, device: Device) -> None:
     asked, *changes = knobs(small_graph, device, 10**9, QUICK)
     sizes = {knob.change.value: knob.weight_file_bytes for knob in changes if knob.change and knob.change.setting == "weights"}
@@ -55,6 +59,7 @@ def test_a_stop_ends_it_with_what_there_is(small_graph: Graph, device: Device) -
     assert 1 <= len(found) <= 4  # what is under way may still end
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_remedies_that_lower_the_least_budget(small_graph: Graph, device: Device) -> None:
     found = tradeoff(small_graph, device, outside_arena(small_graph, device) + 1, QUICK)
     assert found.chosen is None

@@ -54,7 +54,7 @@ def test_below_the_least_budget_nothing_is_found(small_graph: Graph, device: Dev
         solved(posed(small_graph, device), outside_arena(small_graph, device) + 50_000, QUICK)
 
 
-@pytest.mark.parametrize("spare_mb", [20, 60, 150, 600])
+@pytest.mark.parametrize("spare_mb", [20, *(pytest.param(mb, marks=pytest.mark.slow) for mb in (60, 150, 600))])
 def test_a_solved_plan_is_valid_within_budget_and_no_slower_than_what_fits(
     spare_mb: int, qwen_graph: Graph, device: Device
 ) -> None:
@@ -84,6 +84,7 @@ def test_the_write_cap_is_kept(qwen_graph: Graph, device: Device) -> None:
     assert 0 < found.flash_written_bytes <= 20_000_000
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_plan(small_graph: Graph, device: Device) -> None:
     budget = outside_arena(small_graph, device) + 700_000
     plans = [solve(pose(small_graph, device), budget, QUICK) for _ in range(2)]
@@ -160,6 +161,7 @@ def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
         assert found.chosen.prediction.peak_bytes <= budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(220, 2.7e9), (400, 2.7e9), (400, 2e8), (900, 2.7e9)])
 def test_an_engine_for_unpacking_is_used_where_there_is_one(
     budget_mb: int, unpack_rate: float, qwen_graph: Graph, device: Device
@@ -180,6 +182,7 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
     assert row.prediction.step_ns == min(fixed)
 
 
+@pytest.mark.slow
 def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_graph: Graph, device: Device) -> None:
     """With little page cache each use waits for flash: no plan is as fast as with enough."""
     budget = outside_arena(qwen_graph, device) + 400 * 10**6

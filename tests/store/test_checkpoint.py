@@ -33,6 +33,7 @@ def checkpoint(family: str, folder: Path, *, shard: str = "10GB") -> torch.nn.Mo
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_uncompressed_store_holds_every_tensor_and_has_the_models_loss(family: str, tmp_path: Path) -> None:
     model = checkpoint(family, tmp_path / "hf", shard="100KB")

@@ -101,6 +101,7 @@ def run(
     Without PLAN.json it plans first: for this machine, or with --device for another, whose plan then runs here too. Without --store
     it runs on random weights of the model's shapes.
     """
+    from mebp.sim.profile import override  # noqa: PLC0415
     from mebp.task.agreement import require_agreement  # noqa: PLC0415
     from mebp.task.run import run as execute  # noqa: PLC0415
 
@@ -111,14 +112,16 @@ def run(
     require_apart(written, [*model.files(), *target.files()])
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
-    machine = _machine(config, workload, flags.spill_dir, given, profile)
-    plan, graph = _graph_of(given, plan_file) if given else _plan_first(config, workload, machine, target, profile, search, choose)
+    machine = _machine(config, workload, flags.spill_dir)
+    own = given.overrides if given and given.device == HOST else ()
+    device = override(machine, (*own, *profile.overrides()))
+    plan, graph = _graph_of(given, plan_file) if given else _plan_first(config, workload, device, target, profile, search, choose)
     job = replace(job, store=flags.store or random_store(config, workload.weights))
     with working(f"running {plan.name}") as status:
-        result = execute(plan, graph, machine, job, lambda n, of: status.update(f"running {plan.name}: step {n} of {of}"))
+        result = execute(plan, graph, machine, device, job, lambda n, of: status.update(f"running {plan.name}: step {n} of {of}"))
     _write(result, outputs)
     _print(result, outputs)
-    require_agreement(plan, result.predicted, result.measured)
+    require_agreement(result)
 
 
 def _given_plan(
@@ -146,29 +149,26 @@ def _graph_of(plan: "Plan", path: Path | None) -> "tuple[Plan, Graph]":
     return plan, graph_of(plan, str(path))
 
 
-def _machine(
-    config: "ModelConfig", workload: "Workload", spill_dir: Path | None, given: "Plan | None", profile: ProfileFlags
-) -> "Device":
-    """This machine's profile, measured first where the shapes are new to it, with the overrides given."""
-    from mebp.sim.profile import load_device, override  # noqa: PLC0415
+def _machine(config: "ModelConfig", workload: "Workload", spill_dir: Path | None) -> "Device":
+    """This machine's profile, measured first where the shapes are new to it."""
+    from mebp.sim.profile import load_device  # noqa: PLC0415
     from mebp.task.host import measure_host, why_calibrate  # noqa: PLC0415
 
-    own = given.overrides if given and given.device == HOST else ()
     why = why_calibrate(config, workload)
     if why is None:
-        return override(load_device(HOST), (*own, *profile.overrides()))
+        return load_device(HOST)
     note(f"{why}: calibrating first (under a minute)")
     with working("calibrating this machine") as status:
         measured = measure_host(config, workload, lambda what: status.update(f"calibrating: {what}"), spill_dir=spill_dir)
     if measured.not_kept:
         note(f"mebp-plan: the profile is not kept: {measured.not_kept}")
-    return override(measured.device, (*own, *profile.overrides()))
+    return measured.device
 
 
 def _plan_first(
     config: "ModelConfig",
     workload: "Workload",
-    machine: "Device",
+    here: "Device",
     target: TargetFlags,
     profile: ProfileFlags,
     search: SearchFlags,
@@ -178,7 +178,7 @@ def _plan_first(
     from mebp.cli.view.tradeoff import refusal  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
 
-    device = machine if target.device in (None, HOST) else target.load(profile)
+    device = here if target.device in (None, HOST) else target.load(profile)
     found = pick(solved(build_graph(config, workload), device, target.budget_on(device, note), search), choose)
     if found.interrupted:
         raise KeyboardInterrupt

@@ -206,13 +206,14 @@ def _fastest(found: Sequence[_Timed]) -> _Timed:
 def _facts(problem: Problem, best: _Timed, wall_s: float, budget_bytes: int) -> SolverFacts:
     """What is known of a plan, its time being the simulator's: the model's own plus the waits that the model leaves out.
 
-    The bound of the class is for one processor; with an engine of its own for unpacking the bound on all plans stands alone.
+    The bound on all plans stands alone where the plan is not of the class: with an engine of its own for unpacking, or faster
+    than the class, because its first loads find free bytes and start before the head has ended.
     """
     whole_ns = problem.whole_bound_ns(arena_budget(problem.graph, problem.device, budget_bytes))
+    assert whole_ns <= best.step_ns, "a bound above a plan's time is a bug"
     concurrent = problem.device.unpacks_concurrently
-    class_ns = 0 if concurrent else best.bound_ns
-    assert max(whole_ns, class_ns) <= best.step_ns, "a bound above a plan's time is a bug"
-    bound_ns = max(whole_ns, class_ns)
+    of_class = not concurrent and best.bound_ns <= best.step_ns
+    bound_ns = max(whole_ns, best.bound_ns) if of_class else whole_ns
     return SolverFacts(
         status="optimal" if best.step_ns <= bound_ns else "feasible",
         objective_ns=best.step_ns,
@@ -221,6 +222,6 @@ def _facts(problem: Problem, best: _Timed, wall_s: float, budget_bytes: int) -> 
         gap=max(0.0, 1 - bound_ns / best.step_ns),
         whole_bound_ns=whole_ns,
         wall_s=wall_s,
-        scope=CONCURRENT_SCOPE if concurrent else CLASS_SCOPE,
+        scope=CONCURRENT_SCOPE if concurrent else CLASS_SCOPE if of_class else WHOLE_SCOPE,
         whole_scope=CONCURRENT_SCOPE if concurrent else WHOLE_SCOPE,
     )

@@ -90,6 +90,7 @@ def test_sizes_that_have_to_be_rounded_prove_nothing() -> None:
         pass  # not found, and not called impossible
 
 
+@pytest.mark.slow
 def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
     dag = training(10, 3)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.6)
@@ -99,6 +100,7 @@ def test_flash_is_used_where_it_is_cheaper_than_running_again() -> None:
     assert paged.measured.cost < dry.measured.cost
 
 
+@pytest.mark.slow
 def test_a_free_order_is_never_worse_than_the_fixed_one() -> None:
     dag = training(15, 4)
     budget = int(measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak * 0.75)
