@@ -88,6 +88,11 @@ class Device:
         return bool(self.runtime.unpack_beside)
 
     @property
+    def runs_torch(self) -> bool:
+        """Whether its runtime is this project's executor: libraries that keep something for each kernel that they compile."""
+        return self.runtime.kernel_bytes > 0
+
+    @property
     def unpack_engine(self) -> Engine:
         return Engine.UNPACK if self.unpacks_concurrently else Engine.COMPUTE
 

@@ -1,7 +1,6 @@
 """A run for a person: predicted vs. measured memory, time, and time by part; and whether the gradients are autograd's."""
 
 from collections.abc import Callable
-from statistics import median
 from typing import TYPE_CHECKING
 
 from mebp.cli.view.grid import grid
@@ -16,6 +15,7 @@ from mebp.unit import show_nbytes, show_ns
 if TYPE_CHECKING:
     from rich.console import Console
 
+OTHER_SPEED = 0.1  # relative; less is noise
 PARTS = ("products and unpacking", "head", "attention", "element-wise", "other")
 
 
@@ -35,9 +35,12 @@ def print_run(console: "Console", result: RunResult) -> None:
     steps = ", ".join(show_ns(seconds * 1e9) for seconds in measured.step_s)
     console.print(f"steps {steps}; loss {measured.loss[0]:.4f} -> {measured.loss[-1]:.4f}", markup=False)
     if measured.floor_s:
-        ratio = median(measured.step_s) / measured.floor_s
+        ratio = result.step_s / measured.floor_s
         floor = f"{show_ns(measured.floor_s * 1e9)}; this step takes {ratio:.2f} x that"
         console.print(f"floor (the step's dense products alone, forward and backward once): {floor}", markup=False)
+    if abs(result.speed - 1) > OTHER_SPEED:
+        now = f"the machine is at {result.speed:.2f} x its speed at calibration, by its products after the run"
+        console.print(f"{now}: at that speed the step is {result.time_error_at_its_speed:+.1%} off", markup=False)
     if measured.gradients:
         agree = gradients_agree(w.precision, measured.gradients)
         verdict = "gradients agree with autograd's" if agree else "gradients do NOT agree with autograd's"
@@ -56,8 +59,8 @@ def _memory_rows(result: RunResult) -> list[tuple[str, ...]]:
 
 
 def _time_rows(result: RunResult) -> list[tuple[str, ...]]:
-    predicted, measured = result.predicted, result.measured
-    rows = [_row("step, median", predicted.step_ns, round(median(measured.step_s) * 1e9), show_ns)]
+    predicted = result.predicted
+    rows = [_row("step, median", predicted.step_ns, round(result.step_s * 1e9), show_ns)]
     expected, found = predicted_parts(predicted), measured_parts(result)
     return rows + [_row(f"  {name}", expected[name], found[name], show_ns) for name in PARTS]
 

@@ -143,8 +143,11 @@ def _about_times(found: Tradeoff) -> list[str]:
     if device.name == HOST:
         return []
     sustained = device.hardware.sustained_factor
-    burst = f"burst times, {sustained:.0%} of the speed is sustained" if sustained < 1 else "times of a runtime as measured for it"
-    text = f"{burst}; a phone needs a runtime of its own, `mebp-plan run` executes plans on this machine"
+    burst = f"burst times, {sustained:.0%} of the speed is sustained; " if sustained < 1 else ""
+    if device.runs_torch:
+        text = f"{burst}predicted for this executor: `mebp-plan run` on such a device measures it"
+    else:
+        text = f"{burst}no runtime for such a device is part of this tool: `mebp-plan run` executes plans on this machine"
     return [labelled("note", text)]
 
 
