@@ -181,6 +181,7 @@ class _Walk:
         weight = self.graph.weights.get(unpack.weight)
         if weight is None:
             raise InvalidPlan("known weights only", self.index, f"{unpack.weight}")
+        self.require(not self.plan.workload.layer_copies, "copied weights are never unpacked whole", unpack.weight)
         self.require(unpack.engine in (Engine.COMPUTE, Engine.UNPACK), "weights unpack on compute or unpack", unpack.engine)
         self.require(unpack.place.tensor == TensorId(weight.id), "unpack into the weight's own tensor", f"{unpack.place.tensor}")
         self.put(unpack.place)

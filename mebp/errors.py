@@ -5,7 +5,7 @@
     │   ├── GraphError           a graph file is no graph, has a cycle, or a node without cost
     │   ├── ModelError           a model config is unknown, incomplete or absurd
     │   ├── ProfileError         a device profile has a missing, negative or misspelt entry
-    │   └── StoreError           a weight store is missing, cut off or of another model
+    │   └── StoreError           a file of weights or activations cannot be used: missing, cut off, of another model
     ├── InvalidPlan              a plan breaks a rule of the plan language (2)
     ├── InvalidPacking           two buffers that live together overlap (2)
     ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
@@ -41,7 +41,7 @@ class ProfileError(InputError):
 
 
 class StoreError(InputError):
-    """A weight store is missing, cut off, or belongs to another model."""
+    """A file of weights or of spilled activations cannot be used: missing, cut off, of another model, or not writable."""
 
 
 class InvalidPlan(MebpError):

@@ -13,7 +13,7 @@ def write_file(path: Path, text: str) -> None:
     """
     target = path.resolve()
     if not target.name or target.is_dir() or (target.exists() and not target.is_file()):
-        raise InputError(f"cannot write {path}: it is no regular file: name one, such as plan.json")
+        raise InputError(f"cannot write {path}: it is not a regular file: name a file, such as plan.json")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:

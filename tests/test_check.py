@@ -225,6 +225,15 @@ def test_a_weight_unpacked_into_another_tensor_is_caught(plan: Plan, small_graph
     assert broken_rule(edited(plan, at, wrong), small_graph) == "unpack into the weight's own tensor"
 
 
+def test_a_copied_weight_that_is_unpacked_whole_is_caught(small_graph: Graph, device: Device) -> None:
+    graph = STRATEGIES["mlx"].graph(small_graph)
+    found = STRATEGIES["mlx"].plan(graph, device, 10**9)
+    weight = next(iter(graph.weights))
+    place = Place(tensor=TensorId(weight), offset=0, nbytes=align(graph.tensors[TensorId(weight)].nbytes))
+    whole = edited(found, 0, Unpack(weight=weight, place=place), found.instructions[0])
+    assert broken_rule(whole, graph) == "copied weights are never unpacked whole"
+
+
 @pytest.mark.parametrize(
     ("op", "changes", "rule"),
     [

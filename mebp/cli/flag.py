@@ -114,7 +114,7 @@ class StepFlags(FlagGroup):
     optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.", rich_help_panel=STEP)] = "sgd"
     accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.", rich_help_panel=STEP)] = 1
     clip_norm: Annotated[
-        float, Flag("--clip-norm", help="Longest gradient, all adapters together; 0: no clipping.", rich_help_panel=STEP)
+        float, Flag("--clip-norm", help="Clip the gradient of all adapters together to this 2-norm; 0: off.", rich_help_panel=STEP)
     ] = 0.0
 
     def workload(self) -> "Workload":
@@ -192,9 +192,9 @@ class TargetFlags(FlagGroup):
 class SearchFlags(FlagGroup):
     """How long to search."""
 
-    time_limit: Annotated[float, Flag("--time-limit", help="Seconds that one search may take, about.", rich_help_panel=SEARCH)] = (
-        4.0
-    )
+    time_limit: Annotated[
+        float, Flag("--time-limit", help="Approximate seconds per search; a table runs several.", rich_help_panel=SEARCH)
+    ] = 4.0
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
 
     def effort(self, progress: "Progress | None" = None) -> "Effort":

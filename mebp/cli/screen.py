@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mebp.planner.effort import Stop
 
 Result = TypeVar("Result")
-NARROWEST = 40  # columns: a table cut there says more than one of a character per cell
+NARROWEST = 40  # columns: narrower tables cannot be read
 
 
 def stdout() -> "Console":

@@ -1,1 +1,1 @@
-"""Run plans for real, in torch: stores of compressed weights, the ops, the engines, and what is measured."""
+"""Run plans for real, in torch: the ops, the engines, and what is measured."""

@@ -35,7 +35,7 @@ def new_adapters(graph: Graph, *, seed: int = 0, device: str = "cpu") -> dict[st
         bound = a_shape[1] ** -0.5
         A = torch.empty(a_shape).uniform_(-bound, bound, generator=generator).to(device)
         B = torch.zeros(b_shape, device=device)
-        states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.outside_bytes["optimizer state"] else []
+        states = [torch.zeros_like(t) for t in (A, A, B, B)] if graph.workload.optimizer_states else []
         deferred = [torch.zeros_like(t) for t in (A, B)] if graph.workload.defers_gradients else []
         adapters[name] = Adapter(A=A, B=B, states=states, deferred=deferred)
     return adapters

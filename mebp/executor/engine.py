@@ -1,5 +1,5 @@
 """Engines as threads: each works through its own instructions in plan order; before one starts, it waits until those that must
-have ended on other engines have (mebp/sim/order.py).
+have ended on other engines have (mebp/order.py).
 
 The compute engine is the calling thread; unpack, store and load have a thread each where the plan uses them.
 """

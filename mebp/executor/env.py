@@ -44,7 +44,7 @@ class Env:
     epsilon: float = 1e-3
     step: int = 0
     seed: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[TensorId, float] = field(default_factory=dict)
     on_gradient: Callable[[str, Tensor], None] | None = None
     copied_layer: int | None = None
     copies: dict[WeightId, Frozen] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mebp.executor.ops.table import OPS
 from mebp.executor.readahead import ReadAhead, Use
 from mebp.executor.rotary import rope_tables
 from mebp.executor.spill import Spill
+from mebp.models.format import WEIGHTS_FILE
 from mebp.models.graph import Graph
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.tile import stream_rows
@@ -36,7 +38,7 @@ from mebp.plan import (
     Store as StoreInstruction,
 )
 from mebp.store.codec import read_rows
-from mebp.store.reader import WEIGHTS_FILE, Frozen, Store
+from mebp.store.reader import Frozen, Store
 
 GradientHook = Callable[[str, Tensor], None]
 
@@ -69,7 +71,6 @@ class Executor:
         """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
         require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
         store.require_model(graph.config, graph.workload.weights)
-        assert not (graph.workload.layer_copies and any(isinstance(i, Unpack) for i in plan.instructions)), "one thread copies"
         self.plan = plan
         self.graph = graph
         self.arena = Arena(plan.arena_bytes, torch.device(device))
@@ -104,7 +105,7 @@ class Executor:
                 self._read_ahead.end()
         seconds = (time.perf_counter_ns() - begin) / 1e9
         env.step += 1
-        return StepResult(seconds=seconds, loss=env.losses[""], spans_ns=spans)
+        return StepResult(seconds=seconds, loss=mean(env.losses.values()), spans_ns=spans)
 
     def _run_at(self, index: int, instruction: Instruction) -> None:
         if self._read_ahead and index in self._use_at:

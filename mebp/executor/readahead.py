@@ -28,7 +28,9 @@ class Use:
 
 
 class ReadAhead:
-    """Serves one step after another; `begin`, then `reached(index)` before each instruction that reads a weight, then `end`."""
+    """Serves one step after another; `begin`, then `reached(number)` at the first use of each instruction that reads a
+    weight, then `end`.
+    """
 
     def __init__(self, file: Path, uses: Sequence[Use], window_bytes: int) -> None:
         self._path = file

@@ -60,18 +60,18 @@ class Backward(Forward):
         dims, params = self._attention_dims(layer), self._attention_params
         self._append("attention_backward", f"{layer}.attention.backward", layer, dims, reads=reads, writes=grads, params=params)
         dx = self._linear_backward(layer, "v", grads["dv"], "norm1", c.hidden)
-        self._head_backward(layer, "k", grads["dk"], c.num_kv_heads, dx)
-        self._head_backward(layer, "q", grads["dq"], c.num_heads, dx)
+        self._query_key_backward(layer, "k", grads["dk"], c.num_kv_heads, dx)
+        self._query_key_backward(layer, "q", grads["dq"], c.num_heads, dx)
         return dx
 
-    def _head_backward(self, layer: int, name: LinearName, grad: TensorId, heads: int, dx: TensorId) -> None:
+    def _query_key_backward(self, layer: int, name: LinearName, grad: TensorId, num_heads: int, dx: TensorId) -> None:
         """Back through the rotation and the norm of queries or keys, in place, and through their linear."""
         c, in_place = self.config, {"dy": grad}
         rope = self._rope_params(layer)
-        dims = self._rope_dims(layer, heads)
+        dims = self._rope_dims(layer, num_heads)
         self._append("rope_backward", f"{layer}.{name}_rope.backward", layer, dims, updates=in_place, params=rope)
         if c.qk_norm:
-            reads, norm, dims = {"x": TensorId(f"{layer}.{name}.out")}, f"{layer}.{name}_norm", self._norm_dims(heads)
+            reads, norm, dims = {"x": TensorId(f"{layer}.{name}.out")}, f"{layer}.{name}_norm", self._norm_dims(num_heads)
             params = self._norm_params
             self._append(
                 "norm_backward",

@@ -14,8 +14,6 @@ from mebp.models.step import adapter_shapes
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 from mebp.models.workload import Workload, require_workload
 
-ADAM_STATES = 2
-
 
 def build_graph(config: ModelConfig, workload: Workload) -> Graph:
     """Build one step of `workload` on `config`; raises InputError where the two do not fit."""
@@ -49,14 +47,13 @@ def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
     update, rope tables, token ids, and the compressed weights of a layer where they are copied.
     """
     trainable = num_trainable(config, workload) * FLOAT_BYTES
-    states = ADAM_STATES if workload.optimizer == "adamw" and workload.method == "backprop" else 0
     deferred = {"deferred gradients": trainable} if workload.defers_gradients else {}
     copies = {"a layer's compressed weights": _layer_nbytes(config, workload)} if workload.layer_copies else {}
     num_tables = 2 if config.rope != config.local_rope else 1
     tables = num_tables * 2 * workload.seq_len * (config.head_dim // 2) * workload.itemsize
     return {
         "adapters": trainable,
-        "optimizer state": trainable * states,
+        "optimizer state": trainable * workload.optimizer_states,
         **deferred,
         "rope tables": tables,
         "token ids": (2 * workload.tokens + workload.seq_len) * 8,
@@ -103,9 +100,8 @@ class _Builder(Backward):
         """Step the layer's adapters, or add to their deferred gradients."""
         adapters = tuple(f"{layer}.{name}" for name in LINEARS if name in self.workload.lora.targets)
         reads = {f"{name}.{slot}": TensorId(f"{name}.{slot}") for name in adapters for slot in ("dA", "dB")}
-        states = ADAM_STATES if self.workload.optimizer == "adamw" else 0
         kind = "accumulate" if self.workload.defers_gradients else "update"
-        dims, params = self._adapter_dims(adapters, states), self._update_params
+        dims, params = self._adapter_dims(adapters, self.workload.optimizer_states), self._update_params
         self._append(kind, f"{layer}.{kind}", layer, dims, reads=reads, params=params, adapters=adapters)
 
     def _perturb(self, name: str, sign: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mebp.errors import InputError
 
-STEP_BYTES = 2  # one bf16 a group
+STEP_BYTES = 2  # one bf16 per group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class WeightFormat:
             raise InputError(f"weight {name} has {cols} columns, which format {self.name} cannot divide: take {remedy}")
 
 
+WEIGHTS_FILE = "weights.safetensors"  # of a store
 STORE_VERSION = "2"  # of the files with weights in these formats
 REMEDIES = "a smaller group (int4-g32), int8 or bf16"
 REMEDY = {"int4-g32": "int8 or bf16", "ternary": "int8 or bf16", "int8": "bf16"}

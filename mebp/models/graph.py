@@ -91,10 +91,6 @@ class Graph:
             for number in sorted(forward)
         )
 
-    def layer_input(self, number: int) -> TensorId:
-        """The residual stream at the input of a layer."""
-        return self.stream[number]
-
     def weight_of(self, op: Op) -> Weight | None:
         """The frozen matrix that an op multiplies with or gathers from."""
         return self.weights[op.weights[0]] if op.weights else None

@@ -130,11 +130,14 @@ class WeightUse:
 class Kind:
     """What holds for every op of a kind; what depends on shape is a function of the op.
 
-    `saves` names the forward slots that its backward reads, `optional` the outputs that are left out where nothing reads them.
-    `may_add_dx` marks a backward op whose dx is written, added to what is there, or left out. `gathers` marks the op that reads
-    rows of its weight and never the whole; `makes_loss` the head. `products` are those with the frozen weight, each with whether
-    the weight is transposed; `kernels` counts the shapes of products for which a library may compile and keep a kernel; `passes`
-    how often a streamed weight is unpacked in one run with some tile.
+    scratch, moved, flops: workspace, bytes moved and FLOPs of one run.
+    products: the products with the frozen weight, each with whether the weight is transposed.
+    kernels: how many shapes of products there are for which a library may compile and keep a kernel.
+    passes: how often a streamed weight is unpacked in one run with a given tile.
+    saves: forward slots that the backward reads.
+    optional: outputs that are left out where nothing reads them.
+    may_add_dx: a backward op whose dx is written, added to what is there, or left out.
+    makes_loss: the head. gathers: the op that reads rows of its weight and never the whole.
     """
 
     name: str

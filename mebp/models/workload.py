@@ -11,6 +11,7 @@ Precision = Literal["bf16", "fp32"]
 Optimizer = Literal["sgd", "adamw"]
 Method = Literal["backprop", "mezo"]
 
+OPTIMIZER_STATES: dict[Optimizer, int] = {"sgd": 0, "adamw": 2}
 ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 MAX_TOKENS = 1 << 20
 
@@ -56,6 +57,11 @@ class Workload:
         return self.method == "backprop" and (self.accumulate > 1 or self.clip_norm > 0)
 
     @property
+    def optimizer_states(self) -> int:
+        """Values that the optimizer keeps for each trainable parameter."""
+        return OPTIMIZER_STATES[self.optimizer] if self.method == "backprop" else 0
+
+    @property
     def tokens(self) -> int:
         return self.seq_len * self.batch_size
 
@@ -82,7 +88,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     _require_range("`batch_size`", workload.batch_size, 1, 4096)
     _require_range("tokens (`seq_len` x `batch_size`)", workload.tokens, 2, MAX_TOKENS)
     if not workload.lora.targets:
-        raise InputError("lora targets are empty: take all-linear or some of " + ",".join(LINEARS))
+        raise InputError("`targets` is empty: take all-linear or some of " + ",".join(LINEARS))
     widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)
     _require_range(f"`rank` (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
     if not 0 < workload.lora.alpha < float("inf"):

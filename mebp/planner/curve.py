@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mebp.check import check
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
@@ -34,10 +35,12 @@ class Corner:
 
 
 def outline(problem: Problem, least_bytes: int, most_bytes: int, num_corners: int) -> tuple[Corner, ...]:
-    """The curve by its bound, at budgets in equal ratios from `least_bytes` to keep-all, or to `most_bytes` where that is more."""
+    """Lower bounds on the step time at budgets in equal ratios from `least_bytes` to keep-all, or to `most_bytes` where
+    that is more.
+    """
     found: list[Corner] = []
     for budget in reversed(_ratios(problem, least_bytes, num_corners, most_bytes)):
-        above = found[-1].best_step_ns if found else 0  # what more memory cannot do, less cannot either
+        above = found[-1].best_step_ns if found else 0  # a bound for more memory holds for less, too
         found.append(Corner(budget_bytes=budget, best_step_ns=max(above, best_step_ns(problem, budget))))
     return tuple(reversed(found))
 
@@ -55,7 +58,7 @@ def curve(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Point, ...]:
     """Solve at `num_points` budgets in equal ratios, up to keep-all or `most_bytes` where that is more; `progress(number)` before
-    each. A plan that fits less fits more: none gets slower. A stop ends it with the points so far.
+    each. A plan that fits a smaller budget also fits a larger one, so times never rise. A stop ends it with the points so far.
     """
     points: list[Point] = []
     for number, budget in enumerate(budgets(problem, effort, num_points, most_bytes)):
@@ -68,6 +71,7 @@ def curve(
         except (InfeasibleBudget, NoPlanInTime):
             continue
         assert plan.solver is not None
+        check(plan, problem.graph)
         prediction = simulate(plan, problem.graph, problem.device)
         if points and points[-1].prediction.step_ns <= prediction.step_ns:
             prediction = points[-1].prediction

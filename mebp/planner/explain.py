@@ -59,7 +59,7 @@ class Counts:
 
 
 def fates(plan: Plan, graph: Graph, device: Device) -> list[Fate]:
-    """What becomes of every activation that backward reads, by name, dearest to recompute (per byte) first."""
+    """What becomes of every activation that backward reads, by name, most expensive to recompute per byte first."""
     cost = CostModel(graph, device)
     recomputed = {i.op for i in plan.instructions if isinstance(i, Compute) and i.recompute}
     stored = {i.tensor for i in plan.instructions if isinstance(i, Store)}

@@ -1,4 +1,4 @@
-"""What turning a knob would change: the least budget, and the least step time that the budget at hand allows."""
+"""The effect of changing one setting: the least budget, and the least step time that the budget at hand allows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

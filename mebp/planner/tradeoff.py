@@ -115,7 +115,7 @@ class Tradeoff:
 def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None) -> Tradeoff:
     """Plan `graph` every way there is. A stop ends the search with the best plans so far; Interrupted where there is none.
 
-    The solver runs concurrently with the fixed strategies: it leaves Python alone for most of its time.
+    The solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
     """
     effort = effort or Effort()
     with ThreadPoolExecutor(max_workers=1) as pool:

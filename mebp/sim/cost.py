@@ -19,13 +19,13 @@ def floor_ns(graph: Graph, device: Device) -> float:
 
 
 class CostModel:
-    """Durations of instructions of one graph on one device. Time = the slower of arithmetic and memory, times what the profile says
-    of the op's shape (1 where it does not know it), plus launches; the head's time has a share for each tile of logits.
+    """Durations of instructions of one graph on one device.
 
-    `parts(instruction)` splits the duration; its values sum to it exactly. Weights in `ahead` cost the processor nothing but their
-    product: an engine of its own unpacks them before each use. Compressed weights that outgrow the page cache are read from
-    flash again at each use, in the part that does not fit (`uncached_fraction`), while they are unpacked: a use takes the longer of
-    the two. Such reads are assumed not to slow loads down.
+    Time = max(arithmetic, memory traffic) x measured factor of the op's shape (1 where none was measured) + launches; the head has
+    an overhead per tile of logits in addition. `parts(instruction)` splits the duration; its values sum to it exactly. Weights in
+    `ahead` are unpacked on another engine, so only their products count here. Of compressed weights that outgrow the page cache the
+    part that does not fit (`uncached_fraction`) is read from flash again at each use; a use takes the longer of reading and
+    unpacking. Contention of such reads with loads is ignored.
     """
 
     def __init__(self, graph: Graph, device: Device, ahead: frozenset[WeightId] = frozenset()) -> None:
@@ -109,9 +109,7 @@ class CostModel:
         return self._unpack_count_ns(weight, weight.count)
 
     def unpacking_ns(self, weight: Weight) -> int:
-        """Nanoseconds that one use of a weight saves where it finds it unpacked:
-        the same streamed or in an instruction of its own.
-        """
+        """Nanoseconds saved when a use finds its weight already unpacked; the same streamed or in an instruction of its own."""
         unpack_ns = self.unpack_ns(weight)
         return unpack_ns + self.launch_ns if unpack_ns and weight.id not in self.ahead else 0
 

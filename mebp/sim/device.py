@@ -36,8 +36,8 @@ class Runtime:
     The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`;
     `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has
     a processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries
-    keep for each shape of a product (see kind.num_kernels), `op_bytes` what the runtime keeps in memory for each op of the graph
-    and the plan.
+    keep for each shape of a product (see models/kind/table.py), `op_bytes` what the runtime keeps in memory for each op of the
+    graph and the plan.
     """
 
     product_fraction: float
@@ -129,7 +129,7 @@ FRACTIONS = {  # of `product_flops` that each kind of product attains
 BYTES = (1e3, 1e15)
 RATE = (1e4, 1e15)  # bytes/s, weights/s
 FRACTION = (1e-4, 10.0)
-RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide, so that only slips of the pen fall outside
+RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide enough to refuse only typing errors
     "hardware.ram_bytes": BYTES,
     "hardware.memory_bandwidth": RATE,
     "hardware.product_flops": (1e7, 1e18),

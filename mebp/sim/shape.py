@@ -31,9 +31,7 @@ def shape_of(op: Op, tile: int = 0) -> str:
 
 
 def head_tile_of(op: Op) -> str:
-    """What a tile of the head's logits takes in addition to its products, whatever its size, in passes over its sums (rows,
-    cols).
-    """
+    """Key of the overhead per tile of the head's logits, measured in passes over its fp32 sums (rows, cols)."""
     return " ".join([HEAD_TILE, *_extents(replace(op.dims, outs=0))])
 
 

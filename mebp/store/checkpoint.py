@@ -236,4 +236,4 @@ def _names(config: ModelConfig, prefix: str) -> dict[str, str]:
 def require_apart(source: Path, target: Path) -> None:
     """Refuse to write a store into the checkpoint's own folder: both have a config.json."""
     if source.resolve() == target.resolve():
-        raise StoreError(f"-o {target} is the checkpoint's own folder: name another")
+        raise StoreError(f"`output` {target} is the checkpoint's own folder: name another")

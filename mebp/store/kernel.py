@@ -3,7 +3,7 @@
 Built from unpack.c on first use where a compiler exists, kept in the cache folder of the user by the hash of its source and of the
 compiler of the machine, and loaded with ctypes. It runs on the OpenMP threads of torch itself: a second pool of threads makes both
 many times slower, so where that library is not found it runs on the calling thread alone. Without a compiler, or with
-MEBP_KERNEL=0, packing.py does the same in torch, bit for bit.
+MEBP_KERNEL=0, codec.py does the same in torch, bit for bit.
 """
 
 import ctypes

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from mebp.errors import StoreError
 from mebp.models.config import ModelConfig
-from mebp.models.format import STORE_VERSION, WeightFormat, weight_format
+from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat, weight_format
 
-WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
 DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}

@@ -45,7 +45,7 @@ def synthesize(
 
 
 def _code_table(fmt: WeightFormat, generator: torch.Generator) -> Tensor:
-    """256 packed bytes whose codes are distributed as those of normal weights."""
+    """256 bytes of joined codes that are distributed as those of normal weights."""
     qmax = 2 ** (fmt.bits - 1) - 1
     count = 8 // fmt.bits
     draws = torch.randn(256, count, generator=generator) * (qmax / SYNTHETIC_PEAK)
@@ -65,8 +65,8 @@ def _synthetic(
         assert table is not None
         draws = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         codes = table.numpy()[draws.numpy()]
-        packed: Tensor = torch.from_numpy(codes)
-        return packed
+        joined: Tensor = torch.from_numpy(codes)
+        return joined
     if name.endswith(".steps"):
         qmax = max(1, 2 ** (fmt.bits - 1) - 1)
         step = SYNTHETIC_STD * SYNTHETIC_PEAK / qmax / float(2 ** (8 - fmt.bits))

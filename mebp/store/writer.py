@@ -1,4 +1,4 @@
-"""Write a store (see store.py) tensor by tensor: to a temporary file in the same folder, renamed when whole, so that a full disk
+"""Write a store (see reader.py) tensor by tensor: to a temporary file in the same folder, renamed when whole, so that a full disk
 leaves nothing half-written.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mebp.errors import StoreError
 from mebp.models.config import ModelConfig
-from mebp.models.format import STORE_VERSION, WeightFormat
-from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, WEIGHTS_FILE, Layout, bytes_of, layout
+from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
+from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, Layout, bytes_of, layout
 
 FACT_BYTES = 128  # of header kept for the facts of one tensor
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

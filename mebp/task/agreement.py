@@ -19,7 +19,7 @@ def require_agreement(result: RunResult) -> None:
         raise Disagreement(f"the arena was used up to byte {measured.arena_bytes}, the plan says {plan.arena_bytes}")
     if abs(result.memory_error) > MEMORY_TOLERANCE:
         raise Disagreement(
-            f"the measured peak, {show_nbytes(measured.peak_bytes)}, is {result.memory_error:+.0%} off the predicted one"
+            f"the measured peak, {show_nbytes(measured.peak_bytes)}, differs from the predicted one by {result.memory_error:+.0%}"
             f" (tolerance {MEMORY_TOLERANCE:.0%}): run `mebp-plan calibrate` for this model and try again"
         )
     check = measured.gradients
@@ -30,8 +30,8 @@ def require_agreement(result: RunResult) -> None:
     ratio = 1 + result.time_error_at_its_speed
     if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
         raise Disagreement(
-            f"the measured step takes {ratio:.2f} x the predicted time, at the speed of {result.speed:.2f} x calibration's that"
-            " products had right after it: run `mebp-plan calibrate` on a quiet machine and try again"
+            f"the measured step takes {ratio:.2f} x the predicted time, corrected for the machine's speed ({result.speed:.2f} x"
+            " that of calibration): run `mebp-plan calibrate` on a quiet machine and try again"
         )
 
 

@@ -8,17 +8,16 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from mebp.errors import StoreError
 from mebp.executor.measure.job import Job
 from mebp.executor.measure.worker import run_plan
 from mebp.models.build import build_graph
@@ -37,6 +36,9 @@ from mebp.sim.device import FRACTIONS, KEYS, SHAPES, Device, Hardware, Runtime, 
 from mebp.sim.profile import load_device
 from mebp.task.timing import Plans, Runs, Timed, at_speed_of, attained, shape_factors
 
+if TYPE_CHECKING:
+    from mebp.executor.measure.rate import Rates
+
 COLD_BYTES = 48e6  # of compressed weights: as many layers as fit in no cache, since no cache fits a model
 VOCAB = 49_152
 STEPS, ROUNDS = 3, 2
@@ -44,7 +46,6 @@ LONG_TOKENS = 1024  # above them a step is long enough to be timed once
 SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to run
 LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
-FLASH_BYTES = 128 << 20
 ANY_DEVICE = "iphone15promax"
 HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: a cap of one's own allows it
 OP_BYTES = (
@@ -52,18 +53,12 @@ OP_BYTES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What plain torch attains here: bytes/s of copies, and how much slower fp32 products are."""
-
-    memory_bandwidth: float
-    fp32_factor: float
-
-
 def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], None], folder: Path | None = None) -> Device:
     """Measure this machine at the shapes of `config` and `workload`; `report(what)` before each part. `folder` is where flash is
     measured.
     """
+    from mebp.executor.measure.rate import measure_flash, measure_rates  # noqa: PLC0415  (imports torch)
+
     small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
     graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
     with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
@@ -121,7 +116,7 @@ def calibration_plans(graph: Graph) -> Plans:
     )
 
 
-def _hardware(rates: Rates, product_flops: float, flash_read: float, flash_write: float) -> Hardware:
+def _hardware(rates: "Rates", product_flops: float, flash_read: float, flash_write: float) -> Hardware:
     memory = psutil.virtual_memory()
     return Hardware(
         ram_bytes=memory.total,
@@ -176,65 +171,7 @@ def _small_store(graph: Graph, folder: Path) -> Path:
     return synthesize(folder, graph.config, graph.workload.weights)
 
 
-def measure_rates(graph: Graph) -> Rates:
-    """Dense products at the shapes of the graph's linears, and a large copy."""
-    import torch  # noqa: PLC0415
-
-    shapes = {(op.dims.rows, op.dims.cols, op.dims.outs) for op in graph.ops if op.kind.is_linear and not op.backward}
-    seconds = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        total = 0.0
-        for rows, cols, outs in shapes:
-            x, w, y = (
-                torch.randn(rows, cols).to(dtype),
-                torch.randn(outs, cols).to(dtype),
-                torch.empty(rows, outs, dtype=dtype),
-            )
-            total += _median(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y))  # type: ignore[misc]
-        seconds[dtype] = total
-    source = torch.ones(64 << 20, dtype=torch.int8)
-    target = torch.empty_like(source)
-    copy = _median(lambda: target.copy_(source))
-    return Rates(
-        memory_bandwidth=2 * source.numel() / copy,
-        fp32_factor=max(1.0, seconds[torch.float32] / seconds[torch.bfloat16]),
-    )
-
-
-def measure_flash(folder: Path) -> tuple[float, float]:
-    """(read, write) bytes/s of a file in `folder`, written through to the device and read with its cached pages dropped."""
-    path = folder / "flash"
-    block = os.urandom(4 << 20)
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        begin = time.perf_counter()
-        for _ in range(FLASH_BYTES // len(block)):
-            os.write(file, block)
-        os.fsync(file)
-        write = FLASH_BYTES / (time.perf_counter() - begin)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        begin = time.perf_counter()
-        for offset in range(0, FLASH_BYTES, len(block)):
-            os.pread(file, len(block), offset)
-        read = FLASH_BYTES / (time.perf_counter() - begin)
-        os.close(file)
-    except OSError as error:
-        raise StoreError(f"cannot measure flash in {folder.parent}: {error.strerror}: name another folder as `spill_dir`") from None
-    return read, write
-
-
-def _median(run: Callable[[], object], repeats: int = 7) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def _runtime(runs: Runs, rates: Rates, peak: float) -> Runtime:
+def _runtime(runs: Runs, rates: "Rates", peak: float) -> Runtime:
     """What the runtime gets out of the hardware; `peak` are the FLOP/s of dense products. Memory is the streamed run's."""
     graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
     found = attained(runs)

@@ -76,7 +76,7 @@ def require_writable(target: Path) -> None:
 
 
 def made_elsewhere(plan: Plan) -> str | None:
-    """The device that a plan was made for, where that is another than this machine. A plan for `host` was made on some machine."""
+    """The device that a plan was made for, if that is not this machine (two machines may both be `host`), else None."""
     if plan.device != HOST:
         return plan.device_title or plan.device
     whose = plan.device_title or "another machine"
@@ -85,15 +85,13 @@ def made_elsewhere(plan: Plan) -> str | None:
 
 
 def device_of(plan: Plan) -> tuple[Device, str | None]:
-    """The device to time a plan on, with the overrides that it was made with; and a line where that is not what it was made for:
-    the profile of another machine is not here.
-    """
+    """The device to time a plan on, with the overrides that it was made with, and a note if it stands in for another machine."""
     if plan.device != HOST:
         return override(load_device(plan.device), plan.overrides), None
     device = load_device(HOST if host_path().is_file() else STAND_IN)
     whose = made_elsewhere(plan)
     line = (
-        f"made for {whose}, of which there is no profile here: timed on {device.title}; `device` names another" if whose else None
+        f"made for {whose}; no profile of that machine here, so timed on {device.title}; `device` names another" if whose else None
     )
     return override(device, plan.overrides), line
 

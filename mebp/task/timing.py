@@ -1,9 +1,9 @@
-"""What runs of plans say of a machine: the rate that every part of a step attains, and how much longer each shape takes.
+"""Derive a machine's rates and its factors per shape from measured runs of plans.
 
 Three runs of a few layers: `streamed` unpacks weights within products and has wide tiles of logits; `resident` finds every weight
-unpacked and has narrow ones; `whole` unpacks each weight right before its product. What a product takes is what it takes on a
-resident weight, which has to come from memory; what unpacking takes is what the other two take above that. All are taken at one
-speed of the machine (see at_speed_of).
+unpacked and has narrow ones; `whole` unpacks each weight right before its product. Product time is measured on resident weights,
+which are read from memory; unpacking time is the excess of the other two runs over it. All are taken at one speed of the machine
+(see at_speed_of).
 """
 
 from collections import defaultdict

@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from mebp.models.config import ModelConfig
-from mebp.models.format import STORE_VERSION, WeightFormat
+from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
 
 Progress = Callable[[int, int], None]  # weights written, and of how many
 
@@ -22,7 +22,7 @@ def default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
 
 def is_written(store: Path) -> bool:
     """Whether a store is there already."""
-    return (store / "weights.safetensors").is_file()
+    return (store / WEIGHTS_FILE).is_file()
 
 
 def write_random(store: Path, config: ModelConfig, fmt: WeightFormat, seed: int, progress: Progress | None = None) -> int:
@@ -30,7 +30,7 @@ def write_random(store: Path, config: ModelConfig, fmt: WeightFormat, seed: int,
     from mebp.store.synthetic import synthesize  # noqa: PLC0415  (torch)
 
     synthesize(store, config, fmt, seed=seed, progress=progress)
-    return (store / "weights.safetensors").stat().st_size
+    return (store / WEIGHTS_FILE).stat().st_size
 
 
 def store_nbytes(config: ModelConfig, fmt: WeightFormat) -> int:

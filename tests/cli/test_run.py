@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from mebp.models.catalogue import load_model
-from mebp.models.format import weight_format
+from mebp.models.format import WEIGHTS_FILE, weight_format
 from mebp.plan import read_plan
-from mebp.store.reader import WEIGHTS_FILE
 from mebp.store.synthetic import synthesize
 from tests.cli.typed import QUICK, TINY, command, refused
 

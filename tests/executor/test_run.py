@@ -14,6 +14,7 @@ from mebp.executor.executor import Executor
 from mebp.executor.measure.reference import reference_gradients
 from mebp.executor.spill import Spill
 from mebp.models.graph import Graph
+from mebp.models.tensor import TensorId
 from mebp.models.workload import Lora
 from mebp.plan import Plan
 from mebp.planner.effort import Effort
@@ -194,14 +195,15 @@ def test_mezo_measures_the_slope_along_its_noise(tmp_path: Path) -> None:
     executor.step(given.ids)
     losses, epsilon = executor.env.losses, executor.env.epsilon
     noise = torch.Generator()
-    for sign, name in ((1, "+"), (-1, "-")):
+    plus, minus = TensorId("+loss"), TensorId("-loss")
+    for sign, name in ((1, plus), (-1, minus)):
         moved = given.fresh_adapters()
         noise.manual_seed(0)
         for adapter in moved.values():
             for parameter in (adapter.A, adapter.B):
                 parameter.add_(torch.empty_like(parameter).normal_(generator=noise), alpha=sign * epsilon)
         assert losses[name] == pytest.approx(given.expected(adapters=moved)[0], rel=TOLERANCE)
-    slope = (losses["+"] - losses["-"]) / (2 * epsilon)
+    slope = (losses[plus] - losses[minus]) / (2 * epsilon)
     noise.manual_seed(0)
     before = given.adapters["0.q"].A
     stepped = before - executor.env.learning_rate * slope * torch.empty_like(before).normal_(generator=noise)

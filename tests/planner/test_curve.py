@@ -1,4 +1,4 @@
-"""The frontier: from the least budget to keep-all, never slower with more memory, every point within its budget."""
+"""The trade-off curve: from the least budget to keep-all, never slower with more memory, every point within its budget."""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +25,7 @@ def test_more_memory_is_never_slower_and_each_point_fits(qwen_graph: Graph, devi
 
 
 @pytest.mark.slow
-def test_what_a_byte_saves_adds_up_to_what_the_frontier_saves(small_graph: Graph, device: Device) -> None:
+def test_what_a_byte_saves_adds_up_to_what_the_curve_saves(small_graph: Graph, device: Device) -> None:
     points = curve(posed(small_graph, device), QUICK, 4)
     gaps = [after.budget_bytes - before.budget_bytes for before, after in itertools.pairwise(points)]
     saved = sum(price * gap for price, gap in zip(saved_ns_per_byte(points)[1:], gaps, strict=True))

@@ -12,12 +12,12 @@ from mebp.errors import ModelError, StoreError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.build import build_graph
-from mebp.models.format import weight_format
+from mebp.models.format import WEIGHTS_FILE, weight_format
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from mebp.store.checkpoint import INDEX_FILE, SINGLE_FILE, compress
 from mebp.store.codec import quantise, unpack_whole
-from mebp.store.reader import WEIGHTS_FILE, checksum, open_store
+from mebp.store.reader import checksum, open_store
 from tests.executor.families import FAMILIES, hf_config, reference_weights, tiny_workload
 
 

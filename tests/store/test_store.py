@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from mebp.errors import StoreError
 from mebp.executor.spill import Spill
 from mebp.models.catalogue import load_model
-from mebp.models.format import FORMATS
+from mebp.models.format import FORMATS, WEIGHTS_FILE
 from mebp.models.tensor import TensorId
 from mebp.store.codec import unpack_whole
-from mebp.store.reader import WEIGHTS_FILE, Store, open_store
+from mebp.store.reader import Store, open_store
 from mebp.store.synthetic import synthesize
 from tests.conftest import small_config
 

@@ -15,7 +15,7 @@ def compress(
     weights: Annotated[str, Flag("--weights", help="int4-g32 int4-g64 int4-g128 int8 ternary bf16.")] = "int4-g64",
 ) -> None:
     """Compress a Hugging Face checkpoint into a store to run plans on."""
-    from mebp.models.format import weight_format  # noqa: PLC0415
+    from mebp.models.format import WEIGHTS_FILE, weight_format  # noqa: PLC0415
     from mebp.store.checkpoint import compress as write  # noqa: PLC0415  (torch)
     from mebp.store.checkpoint import require_apart  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
@@ -24,7 +24,7 @@ def compress(
     require_apart(source, output)
     with working(f"compressing {source.name}") as status:
         found = write(source, output, fmt, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
-    size = (output / "weights.safetensors").stat().st_size
+    size = (output / WEIGHTS_FILE).stat().st_size
     typer.echo(f"wrote {output}: {found.config.name} in {fmt.name}, {show_nbytes(size)}")
     name, error = found.worst
     if name:

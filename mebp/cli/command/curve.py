@@ -32,7 +32,7 @@ def curve(
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the points to this CSV file.")] = None,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Solve for a row of budgets: step time against memory, from the least feasible budget to where everything is kept."""
+    """Solve for a series of budgets: step time against memory, from the least feasible budget to where everything is kept."""
     from mebp.cli.view.curve import curve_json, points_csv, print_curve  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
 

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 LARGEST_COST = 2**50
-MOST_COPIES = 8
 
 
 def graph(
-    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="Node-link JSON with cost_cpu and cost_ram a node.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="Node-link JSON with cost_cpu and cost_ram per node.")],
     budget: Annotated[str, Flag("--budget", "-b", help="Memory allowed: 10GB, 512MiB, or bytes.")],
     fixed_order: Annotated[bool, Flag("--fixed-order", help="Keep the order of first runs that the file has.")] = False,
     flash_bandwidth: Annotated[
@@ -71,8 +70,11 @@ def graph(
 
 def _require_flags(copies: int | None, flash_bandwidth: float | None) -> None:
     """Refuse numbers that no search can take."""
-    if copies is not None and not 1 <= copies <= MOST_COPIES:
-        raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
+    if copies is not None:
+        from mebp.planner.dag.solve import MOST_COPIES  # noqa: PLC0415  (the solver is slow to import)
+
+        if not 1 <= copies <= MOST_COPIES:
+            raise InputError(f"--copies = {copies}: must be between 1 and {MOST_COPIES}")
     if flash_bandwidth is not None and not 0 < flash_bandwidth < float("inf"):
         raise InputError(f"--flash-bandwidth = {flash_bandwidth:g}: must be a positive number of bytes per unit of cost")
 
@@ -102,7 +104,7 @@ def summary(dag: "Dag", found: "Solution", budget: int) -> list[str]:
         f"  cost     {cost}, {over(dag, measured.cost):.2%} over running every node once; {state}: bound {bound}",
         f"  bound    holds for {found.scope}",
         f"  peak     {show_nbytes(measured.peak)} of {show_nbytes(budget)}, at {dag.shown(found.runs[measured.peak_at].node)}",
-        f"  besides  {extra} recomputed, {loads} loaded; {found.seconds:.1f} s of search",
+        f"  also     {extra} recomputed, {loads} loaded; {found.seconds:.1f} s of search",
     ]
 
 

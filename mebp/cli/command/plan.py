@@ -29,7 +29,7 @@ class Views(FlagGroup):
     ] = False
     with_curve: Annotated[
         bool,
-        Flag("--curve", "--frontier", help="Solve for a row of budgets too, as `mebp-plan curve` does.", rich_help_panel=OUTPUT),
+        Flag("--curve", "--frontier", help="Solve for a series of budgets too, as `mebp-plan curve` does.", rich_help_panel=OUTPUT),
     ] = False
     as_json: Annotated[bool, Flag("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False
 
@@ -47,7 +47,7 @@ def plan(
 ) -> None:
     """Compare fixed strategies with solved plans for a device, and choose one.
 
-    The first row that fits is the plan: `-o` writes it, `show` explains it, `run` executes it on this machine.
+    The fastest exact row that fits is chosen: `-o` writes it, `show` explains it, `run` executes it on this machine.
     """
     require_apart({"-o": output, "--trace": trace}, [*model.files(), *target.files()])
     if views.with_curve and views.as_json:

@@ -49,7 +49,7 @@ class RunFlags(FlagGroup):
     ] = False
     limit: Annotated[
         str | None,
-        Flag("--limit", help="A memory cgroup's limit that counts page cache too, such as 1GiB.", rich_help_panel=RUN),
+        Flag("--limit", help="Limit in a memory cgroup, where page cache counts too, such as 1GiB.", rich_help_panel=RUN),
     ] = None
 
     def job(self, seed: int) -> "Job":
@@ -73,7 +73,7 @@ class RunFlags(FlagGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs(FlagGroup):
-    """What is written besides the tables."""
+    """What is written in addition to the tables."""
 
     output: Annotated[
         Path | None, Flag("--output", "-o", help="Write the plan that was run to this JSON file.", rich_help_panel=OUTPUT)

@@ -29,7 +29,7 @@ def show(
 
 
 def load_row(path: Path, device_name: str | None) -> "tuple[Row, Device]":
-    """Read, check and simulate a plan file, on the device named or on its own; says whose it is where that is not to be had."""
+    """Read, check and simulate a plan file, on the device named or on its own; a note where there is no profile of its own."""
     from mebp.check import graph_of  # noqa: PLC0415
     from mebp.plan import read_plan  # noqa: PLC0415
     from mebp.sim.profile import load_device  # noqa: PLC0415

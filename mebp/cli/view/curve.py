@@ -10,6 +10,7 @@ from mebp.cli.view.grid import grid
 from mebp.models.graph import Graph
 from mebp.planner.curve import Point, saved_ns_per_byte
 from mebp.planner.knob import Change, Knob
+from mebp.planner.tradeoff import MORE_BYTES
 from mebp.sim.device import Device
 from mebp.unit import show_nbytes, show_ns
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 
 BAR = 24
-PRICED_BYTES = 64 << 20  # bytes that the last column prices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
     steps = [point.prediction.step_ns for point in points]
     fastest, range_ns = min(steps, default=0), max(1, max(steps, default=0) - min(steps, default=0))
     budgets = [point.budget_bytes for point in points]
-    priced = [PRICED_BYTES, *(min(PRICED_BYTES, high - low) for low, high in pairwise(budgets))]
+    priced = [MORE_BYTES, *(min(MORE_BYTES, high - low) for low, high in pairwise(budgets))]
     for point, saved, nbytes in zip(points, saved_ns_per_byte(points), priced, strict=True):
         p = point.prediction
         gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
@@ -53,7 +53,7 @@ def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
         cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
         table.add_row(*cells, "#" * round(BAR * (p.step_ns - fastest) / range_ns))
     console.print(table)
-    legend = "64 MiB save: what 64 MiB of the way from the row above save per step, or all of it where that is less"
+    legend = "64 MiB save: time per step that 64 MiB more save, at the rate since the row above (at most all of the difference)"
     console.print(legend, style="dim", markup=False)
 
 

@@ -49,9 +49,9 @@ def print_simulated(console: "Console", device: Device, measured: Sequence[Measu
         table.add_row(m.name, *step, show_nbytes(m.peak_bytes), show_nbytes(peak), show_nbytes(max(0, m.peak_bytes - peak)))
     console.print(f"the plans of these methods, simulated on {device.name}", markup=False)
     console.print(table)
-    text = f"step times off by {_mean(errors):.1%} on average, {max(map(abs, errors)):.1%} in the worst case; not in plan: what the"
+    text = f"step times: mean error {_mean(errors):.1%}, worst {max(map(abs, errors)):.1%}; not in plan: what the"
     console.print(
-        f"{text} measured implementation keeps in memory that its recipe need not, compressed heads above all", markup=False
+        f"{text} measured implementation keeps in memory beyond what its recipe needs, compressed heads above all", markup=False
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mebp.cli.view.curve import change_text
 from mebp.cli.view.grid import grid
 from mebp.cli.view.words import does, labelled, memory, print_wrapped, time, weights
+from mebp.models.config import LINEARS
 from mebp.plan import HOST
 from mebp.planner.tradeoff import MORE_BYTES, PAPER, SUMMARIES, Row, Tradeoff
 from mebp.sim.uncertainty import Uncertainty
@@ -64,7 +65,7 @@ def print_outline(console: "Console", found: Tradeoff) -> None:
 def header(found: Tradeoff) -> list[str]:
     """What was planned, every input named."""
     w = found.graph.workload
-    targets = "all linears" if len(w.lora.targets) == 7 else ",".join(w.lora.targets)
+    targets = "all linears" if len(w.lora.targets) == len(LINEARS) else ",".join(w.lora.targets)
     return [
         f"{found.graph.config.name} on {found.device.title}, budget {show_nbytes(found.budget_bytes)}",
         f"{w.batch_size} x {w.seq_len} tokens, LoRA r={w.lora.rank} on {targets},"
@@ -156,7 +157,7 @@ def what_binds(found: Tradeoff) -> list[str]:
     least = found.least
     lower = [f"{change_text(knob.change)}: {show_nbytes(knob.least_budget_bytes, up=True)}" for knob in found.remedies]
     remedy = (
-        f"the least budget would be at most, with {'; '.join(lower)}" if lower else "no flag tried lowers the least budget much"
+        f"settings that lower the least budget: {'; '.join(lower)}" if lower else "no setting tried lowers the least budget by 2%"
     )
     return [labelled(least.name, does(least)), labelled("memory", memory(least)), labelled("to change", remedy)]
 
@@ -194,7 +195,7 @@ def refusal(found: Tradeoff) -> str:
     budget, limit = show_nbytes(found.budget_bytes), int(found.device.hardware.app_limit_bytes)
     if found.out_of_time or found.interrupted:
         unknown = f"no plan for {budget} found in time, nor a proof that there is none"
-        return f"{unknown}; {least} is known to do: raise --time-limit"
+        return f"{unknown}; {least} is known to suffice: raise --time-limit"
     text = f"does not fit {budget}: the least feasible budget is {least}"
     w = found.graph.workload
     lower = "lower --seq-len, --batch-size or --lora-r" if w.batch_size > 1 else "lower --seq-len or --lora-r"

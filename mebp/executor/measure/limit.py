@@ -1,4 +1,4 @@
-"""Limits that the kernel enforces on the process that runs a plan, so that a plan that lied dies visibly.
+"""Limits that the kernel enforces on the process that runs a plan, so that a plan that takes more than it says fails.
 
 Two kinds. Data: RLIMIT_DATA, on private writable memory, set by the process itself once torch is imported. All: a memory cgroup
 (v1 or v2) made by the parent, which counts page cache too: the compressed weights that the process maps, its spill file, its

@@ -19,21 +19,21 @@ from mebp.plan import Plan
 
 CHILD = "from mebp.executor.measure.child import main; main()"
 # Threads that spin long at a barrier starve a shared core: with a busy neighbour a step took 39 x as long, with this 2.6 x.
-PATIENT = {"GOMP_SPINCOUNT": "2000"}
+SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "2000"}
 
 
 def run_plan(plan: Plan, job: Job, progress: Progress | None = None) -> Measurement:
     """Run `plan` in a fresh process; raises what went wrong there with its message and exit code."""
-    environment = PATIENT | os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = SPIN_BRIEFLY | os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     pipe = subprocess.PIPE
     group = make_cgroup(job.limit_bytes) if job.limit_bytes else None
-    with tempfile.TemporaryFile("w+") as complaints:  # a file: a pipe that nobody reads would stop a talkative worker
+    with tempfile.TemporaryFile("w+") as stderr:  # a file: a pipe that nobody reads would stop a talkative worker
         command = [sys.executable, "-c", CHILD]
-        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=complaints, text=True, env=environment)
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment)
         try:
             if group:
                 group.add(worker.pid)  # it waits for its request, and imports torch only then
-            return _converse(worker, request_line(plan, job), progress, complaints)
+            return _converse(worker, request_line(plan, job), progress, stderr)
         finally:
             worker.kill()
             worker.wait()
@@ -41,7 +41,7 @@ def run_plan(plan: Plan, job: Job, progress: Progress | None = None) -> Measurem
                 group.remove()
 
 
-def _converse(worker: "subprocess.Popen[str]", request: str, progress: Progress | None, complaints: IO[str]) -> Measurement:
+def _converse(worker: "subprocess.Popen[str]", request: str, progress: Progress | None, stderr: IO[str]) -> Measurement:
     """Hand the request over and listen until the result."""
     assert worker.stdin
     assert worker.stdout
@@ -59,8 +59,8 @@ def _converse(worker: "subprocess.Popen[str]", request: str, progress: Progress 
             case MebpError() as failure:
                 raise failure
     status = worker.wait()
-    complaints.seek(0)
-    last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+    stderr.seek(0)
+    last = (stderr.read().strip().splitlines() or ["no message"])[-1]
     if status == -signal.SIGKILL:
         raise Disagreement(
             "the run was killed, most likely for want of memory: lower `budget`, free memory, or raise `limit` where one was given"

@@ -90,7 +90,7 @@ def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None, room
     count = int(valid.sum())
     loss = float(losses.double().masked_fill(~valid, 0.0).sum()) / max(1, count)
     io["loss"].fill_(loss)
-    io.env.losses[io.op.id.removesuffix("head")] = loss
+    io.env.losses[io.op.writes["loss"]] = loss
     if weighted is None:
         return
     dx = io["dx"]

@@ -80,10 +80,8 @@ def perturb(io: Io) -> None:
 
 def mezo_update(io: Io) -> None:
     """Take the perturbation back and step along z: -lr (loss+ - loss-) / (2 epsilon) z (Malladi et al., 2023)."""
-    losses = io.env.losses
-    slope = (losses["+"] - losses["-"]) / (2 * io.env.epsilon)
-    losses[""] = (losses["+"] + losses["-"]) / 2
-    losses["slope"] = slope
+    plus, minus = (io.env.losses[io.op.reads[slot]] for slot in ("plus", "minus"))
+    slope = (plus - minus) / (2 * io.env.epsilon)
     _along_noise(io, io.env.epsilon - io.env.learning_rate * slope)
 
 

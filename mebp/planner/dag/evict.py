@@ -17,7 +17,7 @@ MOST_RUNS = 3  # a node on average; an order that needs more is thrashing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taste:
+class EvictionWeights:
     """Exponents of distance, size and cost in the choice of what to evict."""
 
     distance: float = 1.0
@@ -25,16 +25,13 @@ class Taste:
     cost: float = 1.0
 
 
-TOP_TASTE = Taste()
-
-
 class _NoRoom(Exception):
     pass
 
 
-def evict(dag: Dag, budget: int, order: Sequence[int], taste: Taste, flash: Flash | None = None) -> list[Run] | None:
+def evict(dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None = None) -> list[Run] | None:
     """Runs of all nodes whose first runs stand in `order`, within `budget` bytes; None where this rule finds none."""
-    machine = _Machine(dag, budget, order, taste, flash)
+    machine = _Machine(dag, budget, order, weights, flash)
     try:
         for stage, node in enumerate(order):
             machine.stage = stage
@@ -62,8 +59,8 @@ def drop_needless(dag: Dag, budget: int, runs: list[Run], flash: Flash | None = 
 class _Machine:
     """What is in memory while an order is played."""
 
-    def __init__(self, dag: Dag, budget: int, order: Sequence[int], taste: Taste, flash: Flash | None) -> None:
-        self.dag, self.budget, self.taste, self.flash = dag, budget, taste, flash
+    def __init__(self, dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None) -> None:
+        self.dag, self.budget, self.weights, self.flash = dag, budget, weights, flash
         self.stage = 0
         self.runs: list[Run] = []
         self.live: dict[int, None] = {}
@@ -109,8 +106,8 @@ class _Machine:
         after = self._next_use(node)
         distance = (after - self.stage if after is not None else len(self.dag.costs)) + 1
         cost = min(self._run_cost(node), self._load_cost(node)) + 1
-        taste = self.taste
-        return float(distance**taste.distance * self.dag.sizes[node] ** taste.size / cost**taste.cost)
+        weights = self.weights
+        return float(distance**weights.distance * self.dag.sizes[node] ** weights.size / cost**weights.cost)
 
     def _run_cost(self, node: int) -> float:
         """Cost of a run with all that it needs and that is not in memory."""

@@ -14,7 +14,7 @@ from math import exp
 from ortools.sat.python import cp_model
 
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
-from mebp.planner.dag.evict import Taste, drop_needless, evict
+from mebp.planner.dag.evict import EvictionWeights, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
@@ -27,7 +27,9 @@ FIXED_SHARE = 0.3  # of the time, for the graph's own order where any is allowed
 FREE_EXACT_NODES = 12
 VISITS_PER_S = 120_000  # nodes that annealing plays in a second, for a number of rounds that does not depend on the clock
 WORKERS = 2
-TASTES = tuple(Taste(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s in (0.5, 1.0) for c in (0.5, 1.0, 2.0))
+EVICTION_WEIGHTS = tuple(
+    EvictionWeights(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s in (0.5, 1.0) for c in (0.5, 1.0, 2.0)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +140,14 @@ def _start(best: _Best, stop: Stop) -> None:
     if not problem.fixed_order:
         orders.append(least_memory_order(problem.dag))
     for order in orders:
-        for taste in TASTES:
-            best.offer(_played(problem, order, taste))
+        for weights in EVICTION_WEIGHTS:
+            best.offer(_played(problem, order, weights))
             if best.cost == problem.dag.total_cost or (stop.asked and best.runs):
                 return
 
 
-def _played(problem: Problem, order: Sequence[int], taste: Taste) -> list[Run] | None:
-    runs = evict(problem.dag, problem.budget, order, taste, problem.flash)
+def _played(problem: Problem, order: Sequence[int], weights: EvictionWeights) -> list[Run] | None:
+    runs = evict(problem.dag, problem.budget, order, weights, problem.flash)
     return None if runs is None else drop_needless(problem.dag, problem.budget, runs, problem.flash)
 
 
@@ -171,21 +173,21 @@ def least_memory_order(dag: Dag) -> list[int]:
 
 
 def _anneal(best: _Best, effort: Effort, begin: float) -> None:
-    """Move nodes within the order and change the taste of eviction; play each out; accept worse with falling probability."""
+    """Move nodes within the order and change the weights of eviction; play each out; accept worse with falling probability."""
     problem, dag = best.problem, best.problem.dag
     draw, seconds = random.Random(effort.seed), effort.wall_s
     order = first_runs(best.runs) if best.runs else least_memory_order(dag)
-    taste, cost = TASTES[0], _cost_of(problem, best.runs)
+    weights, cost = EVICTION_WEIGHTS[0], _cost_of(problem, best.runs)
     rounds = int(seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
     for number in range(rounds):
         if effort.stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * seconds:
             return
         temperature = 0.002 * dag.total_cost * (1 - number / rounds) ** 2
-        candidate, other = moved(dag, order, draw), draw.choice(TASTES) if draw.random() < 0.2 else taste
+        candidate, other = moved(dag, order, draw), draw.choice(EVICTION_WEIGHTS) if draw.random() < 0.2 else weights
         runs = evict(dag, problem.budget, candidate, other, problem.flash)
         found = _cost_of(problem, runs)
         if found <= cost or (temperature > 0 and draw.random() < exp(min(0.0, (cost - found) / temperature))):
-            order, taste, cost = candidate, other, found
+            order, weights, cost = candidate, other, found
             if runs is not None and found <= best.cost + temperature:
                 best.offer(drop_needless(dag, problem.budget, runs, problem.flash))
 

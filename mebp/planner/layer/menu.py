@@ -89,7 +89,7 @@ def _epsilon_constraint(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 1
-    solver.parameters.catch_sigint_signal = False  # it would leave no handler behind
+    solver.parameters.catch_sigint_signal = False  # CP-SAT would replace Python's handler
     found: list[frozenset[TensorId]] = []
     limit = sum(sizes.values())
     unit = max(1, min(sizes.values()))

@@ -101,9 +101,7 @@ def input_ops(graph: Graph, layer: Layer) -> tuple[Op, ...]:
 
 
 def undominated(options: list[Option], unpack_ns: Mapping[str, int] | None = None) -> list[Option]:
-    """Options that no other equals or betters in bytes kept and stored, in peak, and in time whatever is resident; `unpack_ns` by
-    role.
-    """
+    """Pareto-optimal options in bytes kept and stored, in peak, and in time whatever is resident; `unpack_ns` by role."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: (o.recompute_ns, o.kept_bytes, o.stored_bytes, o.peak)):
         if not any(_covers(other, option, unpack_ns or {}) for other in kept):
@@ -115,13 +113,13 @@ def relabel(saving: Mapping[TensorId, Saving], sources: Sequence[Layer], targets
     """Decisions that were written for layers `sources` in the names of as many layers `targets` that are alike."""
     names = {source.input: target.input for source, target in zip(sources, targets, strict=True)}
     for source, target in zip(sources, targets, strict=True):
-        for op, twin in zip(source.forward, target.forward, strict=True):
-            names |= zip(op.writes.values(), twin.writes.values(), strict=True)
+        for op, same_op in zip(source.forward, target.forward, strict=True):
+            names |= zip(op.writes.values(), same_op.writes.values(), strict=True)
     return {names[tensor]: choice for tensor, choice in saving.items()}
 
 
 def _covers(other: Option, option: Option, unpack_ns: Mapping[str, int]) -> bool:
-    """Residence can save `option` the unpacking of what it reads again; `other` must be as fast even then."""
+    """Whether `other` dominates `option` even if residence saves the unpacking of every weight that only `option` reads again."""
     saved = sum(unpack_ns[role] for role in option.read_again - other.read_again)
     faster = other.recompute_ns + saved <= option.recompute_ns and other.wait_ns <= option.wait_ns
     return faster and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))

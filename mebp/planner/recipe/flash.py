@@ -90,9 +90,7 @@ def extend_stored(lives: list[Life], steps: list[Step], cost: CostModel) -> None
 
 
 def first_wait_ns(steps: list[Step], cost: CostModel, lead_ns: int) -> int:
-    """How long the processor waits in the backward of the layer below the head:
-    its loads start with the turn, it `lead_ns` later.
-    """
+    """Time that the last layer's backward waits for its first loads: loads start when the head ends, the layer `lead_ns` later."""
     clock, flash, waited = lead_ns, 0, 0
     ready: dict[TensorId, int] = {}
     for step in steps:

@@ -14,8 +14,8 @@ HEAD_BYTES = 8 << 20  # scratch that a tile of logits should not exceed
 class Saving(StrEnum):
     """What becomes of an activation between forward and backward.
 
-    What is to RECOMPUTE stays, once recomputed, until its last backward use; what is TRANSIENT stays only for the layer at hand and
-    is recomputed once more for its own, so that layers above, which recompute it on their way, need no memory for it.
+    RECOMPUTE: recomputed once, then kept until its last backward use. TRANSIENT: dropped after each use and recomputed again in its
+    own layer's backward, so that recomputing it on behalf of higher layers takes no memory.
     """
 
     KEEP = "keep"

@@ -54,8 +54,8 @@ def mebp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
 
 
 def mlx(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
-    """The released MLX code's: every layer's input kept in memory (its default), products on packed weights, which are read into
-    memory of its own layer by layer, full logits.
+    """The released MLX code's: every layer's input kept in memory (its default), products on compressed weights, which are read
+    into memory of its own layer by layer, full logits.
     """
     return Recipe(saving=_checkpoints(graph, 1), head_tile=graph.head.dims.outs)
 
@@ -115,9 +115,15 @@ STRATEGIES = {
         ),
         Strategy(name="mesp", summary="checkpoints in memory, whole weights, full logits", recipe=mesp),
         Strategy(name="keep-all", summary="every activation kept, streamed weights, one-pass head", recipe=keep_all),
-        Strategy(name="sqrt", summary="every sqrt(L)-th layer kept, streamed weights, one-pass head", recipe=sqrt),
-        Strategy(name="checkpoint-2", summary="every second layer kept, streamed weights", recipe=checkpoint(2)),
-        Strategy(name="checkpoint-1", summary="every layer kept, streamed weights: the best fixed recipe", recipe=checkpoint(1)),
+        Strategy(name="sqrt", summary="every sqrt(L)-th layer's input kept, the rest recomputed; streamed weights", recipe=sqrt),
+        Strategy(
+            name="checkpoint-2",
+            summary="every second layer's input kept, the rest recomputed; streamed weights",
+            recipe=checkpoint(2),
+        ),
+        Strategy(
+            name="checkpoint-1", summary="every layer's input kept, the rest recomputed; streamed weights", recipe=checkpoint(1)
+        ),
         Strategy(name="greedy", summary="most time saved per byte first, under the budget", recipe=greedy_recipe),
         Strategy(
             name="mezo",

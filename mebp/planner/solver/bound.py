@@ -2,7 +2,7 @@
 
 When the head runs, all forward work is done and no backward work: whatever backward needs of the forward is then in the arena, on
 flash, or will be recomputed. Relaxing the two limits that tie layers together there (bytes in the arena, bytes written) with prices
-(Lagrange multipliers) leaves one cheapest option a layer, so the bound is a sum; the best prices make it largest. Excluding every
+(Lagrange multipliers) leaves one cheapest option per layer, so the bound is a sum; the best prices make it largest. Excluding every
 option whose cost above its layer's cheapest is more than a known plan's distance to the bound loses no better plan (reduced-cost
 fixing). No order and no number of recomputations is assumed: with `input_ns` the menus also let a layer's input be recomputed from
 the layer below, at no less than its last ops cost, so the bound holds for plans with segments of any length too.

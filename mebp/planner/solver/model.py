@@ -104,7 +104,7 @@ def _lowest_layers(stretch: Stretch, taken: Sequence[Option]) -> list[Layer]:
 
 
 def _most_read(stretch: Stretch, role: str, taken: Sequence[Option]) -> list[WeightId]:
-    """A stretch's weights of one role, those first that their layer's option reads again, those of segments last."""
+    """A stretch's weights of one role, weights of layers that read them again first, those of segments last."""
     by_layer = [option for option in taken for _ in range(option.layers)]
     order = sorted(range(len(by_layer)), key=lambda at: (by_layer[at].layers, role not in by_layer[at].read_again))
     return [stretch.weight(at, role) for at in order]

@@ -123,9 +123,7 @@ def starts(problem: Problem, room: int | None = None) -> list[Start]:
 
 
 def smallest(menu: Menu) -> list[int]:
-    """Numbers of the options that no other equals or betters in bytes kept, bytes stored and peak: where room is short these
-    decide.
-    """
+    """Numbers of the Pareto-optimal options in bytes kept, bytes stored and peak: where room is short these decide."""
     found: list[int] = []
     order = sorted(range(len(menu.options)), key=lambda m: (menu.options[m].sizes, menu.options[m].recompute_ns))
     for m in order:

@@ -100,7 +100,7 @@ class Problem:
 
 
 def pose(graph: Graph, device: Device) -> Problem:
-    """Work out the menus: one exact model a distinct layer."""
+    """Work out the menus: one exact model per distinct layer."""
     problem = _pose(graph, CostModel(graph, device))
     if not device.unpacks_concurrently:
         return problem

@@ -97,15 +97,15 @@ def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Pl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
-    """A plan that fits and its simulated time; `model_ns` and `bound_ns` (0: none) are what its placement said. `unhurried` where
-    that might use flash as it liked without stalling: then its bound is the class's.
+    """A plan that fits and its simulated time; `model_ns` and `bound_ns` (0: none) are what its placement said. `full_flash_share`
+    where all of forward and backward was available for transfers: then `bound_ns` bounds the class.
     """
 
     plan: Plan
     step_ns: int
     model_ns: int
     bound_ns: int = 0
-    unhurried: bool = False
+    full_flash_share: bool = False
 
     @property
     def stalls(self) -> bool:
@@ -177,8 +177,10 @@ class _Attempts:
             for waits in ways:
                 plan = self._write(placement.recipe, waits=waits)
                 if plan.arena_bytes <= self.room:
-                    unhurried = problem.flash_share == CONCURRENT[0]
-                    return self._time(plan, placement, first.bound_ns, unhurried=unhurried)  # later bounds are for less room
+                    full_flash_share = problem.flash_share == CONCURRENT[0]
+                    return self._time(
+                        plan, placement, first.bound_ns, full_flash_share=full_flash_share
+                    )  # later bounds are for less room
             allowed -= 3 * (plan.arena_bytes - self.room) // 2 + self.room // 1000
         if first is None:
             return None
@@ -189,18 +191,18 @@ class _Attempts:
         problem = self.problem
         return lower(problem.graph, problem.device, recipe, name="solved", budget_bytes=self.budget_bytes, waits=waits)
 
-    def _time(self, plan: Plan, placement: Placement, bound_ns: int, *, unhurried: bool = False) -> _Timed:
+    def _time(self, plan: Plan, placement: Placement, bound_ns: int, *, full_flash_share: bool = False) -> _Timed:
         step_ns = self._step_ns(plan)
-        return _Timed(plan=plan, step_ns=step_ns, model_ns=placement.model_ns, bound_ns=bound_ns, unhurried=unhurried)
+        return _Timed(plan=plan, step_ns=step_ns, model_ns=placement.model_ns, bound_ns=bound_ns, full_flash_share=full_flash_share)
 
     def _step_ns(self, plan: Plan) -> int:
         return simulate(plan, self.problem.graph, self.problem.device).step_ns
 
 
 def _fastest(found: Sequence[_Timed]) -> _Timed:
-    """The fastest plan found, with the bound of its class where plans that use flash as they like were bounded."""
+    """The fastest plan found, with the bound of its class where one was found with the full flash share."""
     best = min(found, key=lambda timed: timed.step_ns)
-    return replace(best, bound_ns=found[0].bound_ns if found[0].unhurried else 0)
+    return replace(best, bound_ns=found[0].bound_ns if found[0].full_flash_share else 0)
 
 
 def _facts(problem: Problem, best: _Timed, wall_s: float, budget_bytes: int) -> SolverFacts:

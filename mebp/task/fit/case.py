@@ -26,7 +26,7 @@ LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a p
 class Case:
     """The regressors of one measurement.
 
-    `work` are FLOPs of forward, backward and head, `base` seconds a FLOP of each on the profile as it was (and its footprint),
+    `work` are FLOPs of forward, backward and head, `base` seconds per FLOP of each on the profile as it was (and its footprint),
     `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also
     contain `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
     """
@@ -96,7 +96,7 @@ def _case(measured: Measured, device: Device) -> Case:
 
 
 def _base(measured: Measured, device: Device) -> tuple[float, float, float]:
-    """Seconds a FLOP of forward, backward and head on a profile, each with the unpacking of its weights."""
+    """Seconds per FLOP of forward, backward and head on a profile, each with the unpacking of its weights."""
     unpack_s = 1 / (device.runtime.unpack_rate * 2 * measured.seq_len)
     forward, backward, head = (1 / device.rate(rate) for rate in (Rate.FORWARD_PRODUCT, Rate.BACKWARD_PRODUCT, Rate.HEAD))
     return forward + unpack_s, backward + unpack_s, head + unpack_s
@@ -114,7 +114,7 @@ def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
 
 
 def _at_head(graph: Graph) -> int:
-    """Bytes in memory at the head besides logits and compressed heads: the adapters, and the widest weight, unpacked."""
+    """Bytes in memory at the head in addition to logits and compressed heads: the adapters, and the widest weight, unpacked."""
     return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
 
 

@@ -22,7 +22,7 @@ from mebp.task.fit.measured import Measured
 Floats = npt.NDArray[np.float64]
 UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
 ROUNDS = 20
-PAPER_HOLDS = (0.67, 1.73)  # logits and compressed heads, as fitting the paper's figures finds them
+PAPER_IN_MEMORY = (0.67, 1.73)  # logits and compressed heads, as fitting the paper's figures finds them
 LEAST_FOOTPRINT = 1e6
 PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
@@ -137,7 +137,9 @@ def _runtime(found: Fit, device: Device) -> dict[str, float]:
     passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
     slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
     if slow:
-        raise InputError(f"the measurements leave {NAMES[slow[0]]} no time besides unpacking: measure more models or methods")
+        raise InputError(
+            f"the measurements leave {NAMES[slow[0]]} no time for products after unpacking: measure more models or methods"
+        )
     fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
     fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
     flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
@@ -175,7 +177,7 @@ def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
         return found, ()
     base = np.array(cases[0].base)  # in its proportions, scaled to the measurements
     base *= float(np.median((1 - small) / (work @ base)))
-    opened = "times: what the measurements leave open is near the proportions of the profile that they start from"
+    opened = "times: constants that the measurements do not determine stay near the proportions of the base profile"
     return non_negative(*_pulled(work, 1 - small, base)), (*warnings, opened)
 
 
@@ -186,8 +188,8 @@ def _fit_peaks(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
     found, rows, settled = _settled(cases, None)
     warnings = _indistinct(rows, ("footprint", "logits", "heads"), "peaks")
     if warnings or found[0] < LEAST_FOOTPRINT:
-        found, _, settled = _settled(cases, np.array((cases[0].base_footprint_bytes, *PAPER_HOLDS)))
-        warnings = (*warnings, "peaks: what the measurements leave open is near the profile that they start from")
+        found, _, settled = _settled(cases, np.array((cases[0].base_footprint_bytes, *PAPER_IN_MEMORY)))
+        warnings = (*warnings, "peaks: constants that the measurements do not determine stay near the base profile")
     unsettled = "peaks: which moment is the fuller one did not settle: the constants are one of several fits"
     return found, warnings if settled else (*warnings, unsettled)
 

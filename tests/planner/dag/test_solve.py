@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
-from mebp.planner.dag.evict import TOP_TASTE, evict
+from mebp.planner.dag.evict import EvictionWeights, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
 from mebp.planner.dag.solve import Problem, least_memory_order, moved, solve_dag
@@ -121,7 +121,7 @@ def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
     dag = training(100, 1)
     peak = measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak
     for part in (0.9, 0.7, 0.5):
-        runs = evict(dag, int(peak * part), list(range(dag.num_nodes)), TOP_TASTE)
+        runs = evict(dag, int(peak * part), list(range(dag.num_nodes)), EvictionWeights())
         assert runs is not None
         assert measure(dag, runs).peak <= peak * part
 
