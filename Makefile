@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint wheel fit bench beside solver clean
+.PHONY: demo test lint wheel fit bench side-by-side solver clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ fit: $(READY)  ## fit the iPhone runtime to the paper's figures
 bench: $(READY)  ## this executor vs. a plain loop, on this machine
 	$(BIN)/python benchmarks/plain_loop.py
 
-beside: $(READY)  ## this executor vs. transformers + PEFT, on this machine
+side-by-side: $(READY)  ## this executor vs. transformers + PEFT, on this machine
 	$(BIN)/python benchmarks/side_by_side.py
 
 solver: $(READY)  ## the solver over the paper's models and budgets, vs. greedy and the fixed recipes

@@ -19,7 +19,7 @@ KEPT = (
     ("This machine: plans predicted and run", "mebp-plan verify", "verify.txt"),
     ("This machine: shapes that no test and no profile names", "python benchmarks/unnamed.py", "unnamed.txt"),
     ("This machine: streamed products vs. dense ones", "python benchmarks/streamed.py", "streamed.txt"),
-    ("This machine: vs. transformers + PEFT", "make beside", "side_by_side.txt"),
+    ("This machine: vs. transformers + PEFT", "make side-by-side", "side_by_side.txt"),
     ("This machine: vs. a plain torch loop", "make bench", "plain_loop.txt"),
     ("The solver: plans, bounds and fixed strategies", "make solver", "solver.txt"),
 )

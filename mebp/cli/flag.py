@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from mebp.errors import InputError
+from mebp.models.format import FORMATS
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class StepFlags(FlagGroup):
         str,
         Flag(
             "--weights",
-            help="Format of the frozen weights: int4-g32 int4-g64 int4-g128 int8 ternary bf16.",
+            help=f"Format of the frozen weights: {' '.join(FORMATS)}.",
             rich_help_panel=MODEL,
         ),
     ] = "int4-g64"

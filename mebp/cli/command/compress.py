@@ -7,15 +7,15 @@ import typer
 
 from mebp.cli.flag import Flag
 from mebp.cli.screen import working
+from mebp.models.format import FORMATS, WEIGHTS_FILE, weight_format
 
 
 def compress(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors files.")],
     output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
-    weights: Annotated[str, Flag("--weights", help="int4-g32 int4-g64 int4-g128 int8 ternary bf16.")] = "int4-g64",
+    weights: Annotated[str, Flag("--weights", help=f"{' '.join(FORMATS)}.")] = "int4-g64",
 ) -> None:
     """Compress a Hugging Face checkpoint into a store to run plans on."""
-    from mebp.models.format import WEIGHTS_FILE, weight_format  # noqa: PLC0415
     from mebp.store.checkpoint import compress as write  # noqa: PLC0415  (torch)
     from mebp.store.checkpoint import require_apart  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
