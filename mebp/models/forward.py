@@ -11,7 +11,7 @@ from mebp.models.kind.embed import EmbedParams
 from mebp.models.kind.linear import LinearParams
 from mebp.models.kind.norm import NormParams
 from mebp.models.kind.rope import RopeParams
-from mebp.models.step import Step
+from mebp.models.step import StepBuilder
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId, WeightId
 from mebp.models.workload import Workload
 
@@ -19,7 +19,7 @@ EMBEDDING = WeightId("embedding.weight")
 HEAD = WeightId("head.weight")
 
 
-class Forward(Step):
+class Forward(StepBuilder):
     """Arranges the forward ops; `stream` is the residual stream, filled as layers are added. `tag` goes before every id, where a
     step has several forwards.
     """

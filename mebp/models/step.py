@@ -12,7 +12,7 @@ from mebp.models.tensor import FLOAT_BYTES, Role, Tensor, TensorId, Weight, Weig
 from mebp.models.workload import Workload
 
 
-class Step:
+class StepBuilder:
     """Tensors, weights and ops of one training step, added one after another."""
 
     def __init__(self, config: ModelConfig, workload: Workload) -> None:

@@ -109,7 +109,7 @@ def test_an_unwritable_folder_keeps_what_was_there(tiny: str, tmp_path: Path, ca
 
 @pytest.mark.parametrize("target", ["/dev/null", "/", ""])
 def test_what_is_no_file_is_not_replaced(target: str, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no regular file" in refused(capsys, "--model", tiny, "-o", target, *QUICK)
+    assert "not a regular file" in refused(capsys, "--model", tiny, "-o", target, *QUICK)
     assert Path("/dev/null").is_char_device()
 
 

@@ -44,7 +44,7 @@ def test_a_plan_of_another_machine_says_whose_it_is(plan: Plan) -> None:
     device, line = device_of(plan)
     assert device.name == HOST
     assert line is not None
-    assert line.startswith(f"made for {HERE}, of which there is no profile here")
+    assert line.startswith(f"made for {HERE}; no profile of that machine here")
 
 
 def test_a_plan_of_another_machine_is_timed_on_a_stand_in_where_this_was_never_measured(plan: Plan) -> None:
