@@ -243,7 +243,15 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
     return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
 
 
+def folder_files(folder: Path | None) -> list[Path]:
+    """Files of a folder that a flag names."""
+    return _files(None if folder is None else str(folder))
+
+
 def _files(spec: str | None) -> list[Path]:
-    """The file that a flag names, itself or by its folder."""
-    found = [Path(spec), Path(spec) / "config.json"] if spec else []
-    return [path for path in found if path.is_file()]
+    """The file that a flag names, with its neighbours in a checkpoint's folder; or all files of the folder named."""
+    if not spec or not Path(spec).exists():
+        return []
+    path = Path(spec)
+    folder = path if path.is_dir() else path.parent if path.suffix == ".json" else None
+    return [path, *(other for other in folder.iterdir() if other.is_file())] if folder else [path]

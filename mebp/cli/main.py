@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -17,6 +18,7 @@ from mebp.cli.screen import note
 from mebp.errors import MebpError
 
 INTERRUPTED = 130
+NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # as the parser says it: as this command does
 GROUP_FLAGS = ("--help", "-h", "--version")
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -130,6 +132,16 @@ def _cannot_go_on(error: OSError) -> int:
     return 2
 
 
+def _usage(error: Any, given: list[str]) -> str:
+    """A usage error in one line: for a value of the wrong type the flag, the value as it was typed, and what it must be."""
+    flags = getattr(getattr(error, "param", None), "opts", [])
+    kind = next((words for sign, words in NUMBERS.items() if sign in error.format_message()), None)
+    typed = next((after for flag, after in pairwise(given) if flag in flags), None)
+    if kind is None or typed is None:
+        return str(error.format_message()).rstrip(".")
+    return f"{flags[0]} = {typed!r}: must be {kind}"
+
+
 def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each kind of end)
     try:
         result = app(args=given, prog_name="mebp-plan", standalone_mode=False)  # an exit code, where a command ended early
@@ -159,6 +171,6 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "mebp-plan"
-            note(f"mebp-plan: {error.format_message().rstrip('.')}: see {path} --help")
+            note(f"mebp-plan: {_usage(error, given)}: see {path} --help")
             return int(error.exit_code)
         raise

@@ -90,7 +90,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     if not workload.lora.targets:
         raise InputError("`targets` is empty: take all-linear or some of " + ",".join(LINEARS))
     widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)
-    _require_range(f"`rank` (the smallest side of a targeted linear of {config.name} is {widest})", workload.lora.rank, 1, widest)
+    _require_range("`rank`", workload.lora.rank, 1, widest, f", the smallest side of a targeted linear of {config.name}")
     if not 0 < workload.lora.alpha < float("inf"):
         raise InputError(f"`alpha` = {workload.lora.alpha}: must be a positive number")
     _require_range("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
@@ -102,9 +102,9 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
         workload.weights.require_fits(name, cols)
 
 
-def _require_range(what: str, value: int, low: int, high: int) -> None:
+def _require_range(what: str, value: int, low: int, high: int, why: str = "") -> None:
     if not low <= value <= high:
-        raise InputError(f"{what} = {value}: must be between {low} and {high}")
+        raise InputError(f"{what} = {value}: must be between {low} and {high}{why}")
 
 
 def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

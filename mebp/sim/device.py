@@ -126,6 +126,7 @@ FRACTIONS = {  # of `product_flops` that each kind of product attains
     Rate.ATTENTION: "attention_fraction",
     Rate.HEAD: "head_fraction",
 }
+SWITCHES = ("runtime.unpack_beside",)  # 0 or 1
 BYTES = (1e3, 1e15)
 RATE = (1e4, 1e15)  # bytes/s, weights/s
 FRACTION = (1e-4, 10.0)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import platformdirs
 
 from mebp.errors import ProfileError
-from mebp.sim.device import KEYS, RANGES, SECTIONS, SHAPE_FACTOR, SHAPES, Device, Provenance, Source
+from mebp.sim.device import KEYS, RANGES, SECTIONS, SHAPE_FACTOR, SHAPES, SWITCHES, Device, Provenance, Source
 
 
 def user_device_dir() -> Path:
@@ -126,6 +126,8 @@ def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float
 
 
 def _number(key: str, value: Any, where: str) -> float:
+    if key in SWITCHES and value not in (0, 1):
+        raise ProfileError(f"{where} = {value!r}: must be 0 or 1")
     low, high = RANGES.get(key, SHAPE_FACTOR)
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high:

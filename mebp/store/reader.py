@@ -159,7 +159,7 @@ def _read_config(folder: Path) -> ModelConfig:
 def _read_header(prefix: bytes, read: Callable[[int], bytes], size: int, file: Path) -> tuple[dict[str, Any], int]:
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
     if length > size - 8:
-        raise StoreError(f"{file} is cut off: its header alone should take {length} of {size} bytes")
+        raise StoreError(f"{file} is cut off: its header takes {length} of {size} bytes: remove the folder and write it again")
     try:
         header = json.loads(read(length))
     except (UnicodeDecodeError, json.JSONDecodeError):

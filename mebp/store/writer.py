@@ -42,6 +42,8 @@ def write_store(
         if os.path.lexists(folder / name):
             kind = "a store already" if name == WEIGHTS_FILE else f"a {CONFIG_FILE} already"
             raise StoreError(f"{folder} holds {kind}: remove it or name another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise StoreError(f"{folder} is not empty: name a new folder")
     made = not os.path.lexists(folder)
     written: list[Path] = []
     try:

@@ -1,6 +1,6 @@
 """This machine as device `host`: its profile, measured when a model's shapes are met for the first time, and kept."""
 
-import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mebp.models.config import ModelConfig
 from mebp.models.workload import Workload
 from mebp.plan import HOST, Plan
 from mebp.sim.device import Device
-from mebp.sim.profile import dump_device, load_device, override, user_device_dir
+from mebp.sim.profile import dump_device, load_device, override, parse_device, user_device_dir
 from mebp.sim.shape import knows, remember
 from mebp.text import write_file
 
@@ -37,7 +37,10 @@ def why_calibrate(config: ModelConfig, workload: Workload) -> str | None:
     """Why this machine has to be measured before a plan for it can be trusted; None where its profile knows the shapes."""
     if not host_path().is_file():
         return "no profile of this machine yet"
-    known = load_device(HOST)
+    try:
+        known = load_device(HOST)
+    except ProfileError as error:
+        return f"the profile of this machine cannot be used ({error})"
     if known.shapes and not knows(known, build_graph(config, workload)):
         return f"no measurements at the shapes of {config.name} yet"
     return None
@@ -57,7 +60,9 @@ def measure_host(
     path = target or host_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, dump_device(device))
+        text = dump_device(device)
+        parse_device(text, "the measured profile")  # rather none than one that no command can read
+        write_file(path, text)
     except (OSError, InputError) as error:
         return HostProfile(device=device, not_kept=str(error))
     return HostProfile(device=device)
@@ -71,8 +76,11 @@ def require_writable(target: Path) -> None:
         raise InputError(f"cannot write {target}: {error.strerror}: name another file as `output`") from None
     if target.exists() and not target.is_file():
         raise InputError(f"cannot write {target}: it is no file: name another as `output`")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise InputError(f"cannot write {target}: permission denied: name another file as `output`")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}: name another file as `output`") from None
 
 
 def made_elsewhere(plan: Plan) -> str | None:

@@ -15,7 +15,7 @@ def test_devices_and_models_are_one_table(tiny: str, capsys: pytest.CaptureFixtu
 
 
 def test_a_budget_is_for_every_device(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("compare", "-m", tiny, "-d", "pixel8", "-d", "mba_m2", "--budget", "1MB", *QUICK) == 0
+    assert command("compare", "-m", tiny, "-d", "pixel8", "-d", "mba_m2", "--budget", "1MB", *QUICK) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["tiny"]]
     assert all("no" in row for row in rows)
 
@@ -30,10 +30,11 @@ def test_two_plans_are_two_columns(plan_file: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ([], "nothing to compare"),
         (["-m", "nothing"], "nothing"),
         (["-d", "iphone99"], "iphone99"),
         (["/nowhere/plan.json"], "/nowhere/plan.json"),
-        (["--budget", "much"], "--budget"),
+        (["-m", "0.5b", "--budget", "much"], "--budget"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

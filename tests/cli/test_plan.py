@@ -150,3 +150,30 @@ def test_outputs_do_not_replace_inputs_or_each_other(tiny: str, tmp_path: Path, 
     assert config.read_text() == before
     both = str(tmp_path / "both.json")
     assert "name another file" in refused(capsys, "--model", tiny, "-o", both, "--trace", both, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "must"),
+    [
+        ("--seq-len", "abc", "must be a whole number"),
+        ("--seq-len", "", "must be a whole number"),
+        ("--time-limit", "x", "must be a number"),
+        ("--batch-size", "1.5", "must be a whole number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(
+    flag: str, value: str, must: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{flag} = {value!r}: {must}: see mebp-plan plan --help" in refused(capsys, "plan", "--model", tiny, flag, value)
+
+
+def test_no_output_replaces_a_file_of_the_model_s_folder(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Path(tiny) / "model.safetensors"
+    weights.write_bytes(b"precious")
+    for model in (tiny, str(Path(tiny) / "config.json")):
+        assert "name another file" in refused(capsys, "--model", model, "--trace", str(weights), *QUICK)
+    assert weights.read_bytes() == b"precious"
+
+
+def test_a_switch_of_a_profile_is_0_or_1(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must be 0 or 1" in refused(capsys, "--model", tiny, "--set", "runtime.unpack_beside=0.5", *QUICK)

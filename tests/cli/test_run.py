@@ -85,7 +85,7 @@ def test_gradient_checks_end_in_a_verdict_and_a_plan_says_whose_it_is(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "planned for iPhone 15 Pro Max" in out
-    assert "gradients agree with autograd's: cosine 0.99" in " ".join(out.split())
+    assert "gradients agree with autograd's: cosine of all gradients 0.99" in " ".join(out.split())
 
 
 def test_run_refuses_a_plan_for_another_model(plan_file: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,3 +185,19 @@ def test_enforcing_a_budget_below_the_process_itself_is_refused(
 
 def test_a_plan_file_is_one_plan_and_no_row_to_choose(plan_file: str, host: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--plan mebp" in refused(capsys, "run", plan_file, "--plan", "mebp")
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--trace", WEIGHTS_FILE), ("-o", "config.json")])
+def test_no_output_replaces_a_file_of_the_store(
+    flag: str, name: str, plan_file: str, host: None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (store / name).read_bytes()
+    assert "name another file" in refused(capsys, "run", plan_file, "--store", str(store), flag, str(store / name))
+    assert (store / name).read_bytes() == before
+
+
+def test_a_store_is_written_to_a_new_folder_only(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert "is not empty: name a new folder" in refused(capsys, "synthesize", "--model", tiny, "-o", str(tmp_path / "full"))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]

@@ -91,4 +91,5 @@ def test_numbers_are_ranked_by_what_their_ranges_change(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert out.index("head_fraction") < out.index("launch_seconds")
     assert max(map(len, out.splitlines())) <= 80
-    assert "tight: needs" in out
+    assert "fits: needs" in out
+    assert "tight, since the prediction is" in " ".join(out.split())

@@ -1,6 +1,7 @@
 """Which layers calibration runs, what the floor counts, and the curve of memory over a step."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,9 +10,10 @@ from mebp.executor.measure.memory import MOST_POINTS, Sampler
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
 from mebp.models.kind.table import dense_flops
+from mebp.models.op import Rate
 from mebp.sim.cost import floor_ns
 from mebp.sim.device import Device
-from mebp.task.calibrate import _few_layers
+from mebp.task.calibrate import _few_layers, _peak
 from tests.conftest import small_config, small_workload
 
 
@@ -46,3 +48,13 @@ def test_the_curve_of_memory_thins_out_as_it_grows() -> None:
     assert times[0] == 0
     sampler.begin()
     assert sampler.curve == []
+
+
+@pytest.mark.parametrize(("attained", "expected"), [(1.2e9, 1e9), (1.9e9, 1e9), (1.4e10, 1.4e10)])
+def test_the_peak_is_what_products_attain_in_a_step_where_alone_they_are_all_overhead(
+    attained: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model's: 14 times as fast within a step as timed alone would be a fraction that no profile may have."""
+    rates = {rate: attained if rate is Rate.FORWARD_PRODUCT else 1e8 for rate in Rate}
+    monkeypatch.setattr("mebp.task.calibrate.attained", lambda runs: SimpleNamespace(rates=rates))
+    assert _peak(SimpleNamespace(), 1e9) == expected  # type: ignore[arg-type]

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from mebp.errors import InputError
 from mebp.models.graph import Graph
 from mebp.plan import HOST, Plan
 from mebp.sim.device import Device
 from mebp.sim.profile import dump_device, load_device
-from mebp.task.host import device_of, host_path, made_elsewhere
+from mebp.task.host import device_of, host_path, made_elsewhere, measure_host, require_writable, why_calibrate
+from tests.conftest import small_config, small_workload
 from tests.plans import fixed
 
 HERE, THERE = "my board, measured with 0.5b", "another board, measured with 0.5b"
@@ -58,3 +60,25 @@ def test_a_plan_for_a_phone_is_timed_on_its_profile(small_graph: Graph, device: 
     plan = fixed("checkpoint-1", small_graph, device)
     assert made_elsewhere(plan) == device.title
     assert device_of(plan) == (device, None)
+
+
+def test_a_profile_that_no_command_can_read_is_measured_again_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(HERE)
+    broken = host_path().read_text().replace("product_fraction = { value = ", "product_fraction = { value = 99", 1)
+    host_path().write_text(broken)
+    why = why_calibrate(small_config(), small_workload())
+    assert why is not None
+    assert "cannot be used" in why
+    assert "product_fraction" in why
+    absurd = replace(load_device("laptop16"), name=HOST)
+    absurd = replace(absurd, runtime=replace(absurd.runtime, product_fraction=43.1))
+    monkeypatch.setattr("mebp.task.calibrate.calibrate", lambda *_: absurd)
+    found = measure_host(small_config(), small_workload(), lambda _: None)
+    assert found.not_kept is not None
+    assert "product_fraction" in found.not_kept
+    assert host_path().read_text() == broken
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="cannot write /proc/x"):
+        require_writable(Path("/proc/x"))

@@ -37,6 +37,8 @@ def compare(
         return
     from mebp.cli.view.compare import print_tables, tables_json  # noqa: PLC0415
 
+    if not model and not device:
+        raise InputError("nothing to compare: name models and devices (-m, -d; each repeatable), or plan files")
     tables = _plan_each(step, profile, search, model or [DEFAULT_MODEL], device or [DEFAULT_DEVICE], budget)
     if as_json:
         typer.echo(tables_json(tables), nl=False)
@@ -44,6 +46,8 @@ def compare(
         print_tables(stdout(), tables)
     if any(table.interrupted for table in tables):
         raise Interrupted("interrupted: these are the rows so far")
+    if not any(table.chosen for table in tables):
+        raise typer.Exit(1)
 
 
 def _plan_each(

@@ -55,7 +55,7 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
 
     device = load_device(name)
     table = grid(title=escape(f"{device.name}: {device.title}"))
-    table.add_column("entry", overflow="fold")
+    table.add_column("entry", overflow="fold", no_wrap=not device.shapes)  # names of shapes are long
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("source", overflow="fold")

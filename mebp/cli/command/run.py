@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mebp.cli.command.plan import pick, solved
-from mebp.cli.flag import OUTPUT, RUN, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
+from mebp.cli.flag import OUTPUT, RUN, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags, folder_files
 from mebp.cli.screen import note, require_apart, stdout, working
 from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
 from mebp.plan import HOST
@@ -109,7 +109,7 @@ def run(
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     job = flags.job(search.seed)
     written = {"the plan": plan_file, "--ids": flags.ids, "-o": outputs.output, "--trace": outputs.trace}
-    require_apart(written, [*model.files(), *target.files()])
+    require_apart(written, [*model.files(), *target.files(), *folder_files(flags.store)])
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
     machine = _machine(config, workload, flags.spill_dir)

@@ -59,12 +59,14 @@ def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
 
 def _print_knobs(console: "Console", budget: int, changes: tuple[Knob, ...]) -> None:
     """A row per change: the least budget under it, the least step time at the budget, and the size of the weights' file."""
-    table = grid("what if", right=("least budget", f"lower bound on the step at {show_nbytes(budget)}", "weights"))
+    table = grid("what if", right=("needs", f"step at {show_nbytes(budget)}", "weights"))
     for knob in changes:
         best = show_ns(knob.best_step_ns) if knob.best_step_ns is not None else "no fit"
         least, size = show_nbytes(knob.least_budget_bytes, up=True), show_nbytes(knob.weight_file_bytes)
         table.add_row(change_text(knob.change), least, best, size)
     console.print(table)
+    legend = "needs: the least budget; step: a lower bound; weights: the size of their file"
+    console.print(legend, style="dim", markup=False)
 
 
 def change_text(change: Change | None) -> str:

@@ -15,6 +15,7 @@ from mebp.unit import show_nbytes, show_ns
 if TYPE_CHECKING:
     from rich.console import Console
 
+FAR = 0.2  # of a step: more than a quiet machine's predictions are off
 OTHER_SPEED = 0.1  # relative; less is noise
 PARTS = ("products and unpacking", "head", "attention", "element-wise", "other")
 
@@ -40,7 +41,9 @@ def print_run(console: "Console", result: RunResult) -> None:
         console.print(f"floor (the step's dense products alone, forward and backward once): {floor}", markup=False)
     if abs(result.speed - 1) > OTHER_SPEED:
         now = f"the machine is at {result.speed:.2f} x its speed at calibration, by its products after the run"
-        console.print(f"{now}: at that speed the step is {result.time_error_at_its_speed:+.1%} off", markup=False)
+        judged = f"judged at that speed, the prediction is off by {result.time_error_at_its_speed:+.1%}"
+        remedy = "; calibrate on a quiet machine" if abs(result.time_error_at_its_speed) > FAR else ""
+        console.print(f"{now}: {judged}{remedy}", markup=False)
     if measured.gradients:
         agree = gradients_agree(w.precision, measured.gradients)
         verdict = "gradients agree with autograd's" if agree else "gradients do NOT agree with autograd's"

@@ -50,8 +50,8 @@ def print_tradeoff(console: "Console", found: Tradeoff, *, verbose: bool = False
 
 def print_outline(console: "Console", found: Tradeoff) -> None:
     """The step time that no plan beats, budget by budget, as bars of what it is above the last one's."""
-    if not found.outline:
-        return
+    if len({corner.best_step_ns for corner in found.outline}) < 2:
+        return  # nothing to see: memory does not bind
     console.print("budget     lower bound on the step time", style="dim", markup=False)
     steps = [corner.best_step_ns for corner in found.outline]
     fastest, slowest = min(steps), max(steps)
@@ -181,7 +181,8 @@ def verdict(found: Tradeoff) -> str:
         return f"fits: {facts}"
     surely = found.budget_bytes - (found.uncertainty.peak_bytes[1] - row.prediction.peak_bytes)
     sizes = show_range(found.uncertainty.peak_bytes, show_nbytes)
-    return f"tight: {facts}; the prediction is {sizes}: --budget {show_nbytes(surely).replace(' ', '')} leaves room for that"
+    leaves_room = f"--budget {show_nbytes(surely).replace(' ', '')} leaves room for that"
+    return f"fits: {facts}; tight, since the prediction is {sizes}: {leaves_room}"
 
 
 def _fastest(found: Tradeoff) -> Row | None:

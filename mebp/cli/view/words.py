@@ -53,7 +53,7 @@ def weights(row: Row) -> str:
     if found.unpacks:
         parts.append(f"whole weights are unpacked {found.unpacks} x per step")
     if found.streamed_uses:
-        parts.append(f"{'the others are' if parts else 'weights are'} unpacked tile by tile as they are used")
+        parts.append(f"{'other uses unpack' if parts else 'weights are unpacked'} tile by tile")
     return ", ".join(parts)
 
 
