@@ -97,10 +97,13 @@ class Graph:
 
     def scratch(self, op: Op, *, streamed: bool, tile: int) -> Scratch:
         """The workspace of one run of `op`."""
-        weight = self.weight_of(op)
-        key = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
+        key = (op.id, streamed, tile)
         if key not in self._scratch:
-            self._scratch[key] = op.kind.scratch(op, WeightUse(weight=weight, streamed=streamed, tile=tile))
+            weight = self.weight_of(op)
+            shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
+            if shape not in self._scratch:
+                self._scratch[shape] = op.kind.scratch(op, WeightUse(weight=weight, streamed=streamed, tile=tile))
+            self._scratch[key] = self._scratch[shape]
         return self._scratch[key]
 
     @cached_property

@@ -122,7 +122,7 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
         solver = pool.submit(_solved, graph, device, budget_bytes, effort)
         rows = [strategy_row(strategy, graph, device, budget_bytes) for strategy in STRATEGIES.values() if not effort.stop.asked]
         solved = solver.result()
-    rows += [row_of(plan, graph, device) for plan in solved.plans]
+    rows += solved.rows
     if not rows:
         raise Interrupted("interrupted")
     exact = [row for row in rows if row.plan.exact]
@@ -170,9 +170,9 @@ def require_fit(found: Tradeoff) -> Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Solutions:
-    """The solved plans, whether a search found nothing in its time, and the trade-off curve by its bound."""
+    """The solved rows, whether a search found nothing in its time, and the lower bounds of the trade-off curve."""
 
-    plans: tuple[Plan, ...]
+    rows: tuple[Row, ...]
     out_of_time: bool
     outline: tuple[Corner, ...]
     best_with_more_ns: int | None
@@ -187,11 +187,11 @@ def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> 
         out_of_time = found is None or smallest is None
     except InfeasibleBudget:  # the least plan says what budget would do
         found, out_of_time = None, smallest is None
-    plans = [plan for plan in (found, smallest) if plan is not None]
-    least = row_of(smallest, graph, device).prediction.peak_bytes if smallest else None
+    rows = tuple(row_of(plan, graph, device) for plan in (found, smallest) if plan is not None)
+    least = rows[-1].prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
     return _Solutions(
-        plans=tuple(plans),
+        rows=rows,
         out_of_time=out_of_time,
         outline=outline(problem, least, budget_bytes, CORNERS) if least is not None else (),
         best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,

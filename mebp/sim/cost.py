@@ -37,6 +37,7 @@ class CostModel:
         self._bandwidth = device.rate(Rate.MEMORY)
         self.launch_ns = round(device.runtime.launch_seconds * NS)
         self._ops: dict[tuple[OpId, bool, int], dict[Part, int]] = {}
+        self._shapes: dict[object, dict[Part, int]] = {}  # layers are alike: most ops have the shape of another
 
     def duration(self, instruction: Instruction) -> int:
         """Nanoseconds that `instruction` keeps its engine busy."""
@@ -61,7 +62,11 @@ class CostModel:
         streamed = streamed and not self._is_ahead(op)
         key = (op.id, streamed, tile)
         if key not in self._ops:
-            self._ops[key] = self._measure(op, streamed, tile)
+            weight = self.graph.weight_of(op)
+            shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
+            if shape not in self._shapes:
+                self._shapes[shape] = self._measure(op, streamed, tile)
+            self._ops[key] = self._shapes[shape]
         return self._ops[key]
 
     def op_ns(self, op: Op, *, streamed: bool, tile: int = 0) -> int:
