@@ -213,7 +213,9 @@ def read_plan(path: Path) -> Plan:
 
 def _first(error: "ErrorDetails") -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the file"
-    return f"{where}: {error['msg'].lower()}"
+    given = error["input"]
+    value = f" = {given!r:.40}" if isinstance(given, int | float | str) else ""
+    return f"{where}{value}: {error['msg'].lower()}"
 
 
 def require_signature(plan: Plan, signature: str, what: str) -> None:

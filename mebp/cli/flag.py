@@ -5,6 +5,7 @@ command's own flags. Groups check what they are given and hand on what the libra
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -250,7 +251,7 @@ def folder_files(folder: Path | None) -> list[Path]:
 
 def _files(spec: str | None) -> list[Path]:
     """The file that a flag names, with its neighbours in a checkpoint's folder; or all files of the folder named."""
-    if not spec or not Path(spec).exists():
+    if not spec or not os.path.exists(spec):
         return []
     path = Path(spec)
     folder = path if path.is_dir() else path.parent if path.suffix == ".json" else None

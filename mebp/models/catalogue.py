@@ -5,6 +5,7 @@ tests compare the parameter counts with the published ones and with modules that
 """
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,11 @@ def load_model(spec: str) -> ModelConfig:
     name = ALIASES.get(spec.lower(), spec.lower())
     if name in CATALOGUE:
         return catalogue_model(name)
-    if not Path(spec).exists() and (known := hub_name(spec)):
+    there = os.path.exists(spec)  # False for what no path can be
+    if not there and (known := hub_name(spec)):
         return catalogue_model(known)
-    if Path(spec).exists() or spec.endswith(".json") or ("/" in spec and not HUB_ID.fullmatch(spec)):
+    if there or spec.endswith(".json") or ("/" in spec and not HUB_ID.fullmatch(spec)):
         return read_model(Path(spec))
     near = difflib.get_close_matches(name.rpartition("/")[2], [*CATALOGUE, *ALIASES], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ModelError(f"unknown model {spec!r}: {hint}take a name that `mebp-plan models` lists, or a folder with config.json")
+    raise ModelError(f"unknown model {spec!r:.80}: {hint}take a name that `mebp-plan models` lists, or a folder with config.json")

@@ -73,7 +73,7 @@ def read_model(path: Path) -> ModelConfig:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is not readable JSON: {error}") from None
+        raise ModelError(f"{file} is not readable JSON ({error}): take a model's config.json, or its folder") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{file} holds a {type(raw).__name__}, not an object: expected a model's config.json")
     name = file.parent.resolve().name if file.name == "config.json" else file.stem

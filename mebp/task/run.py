@@ -1,5 +1,6 @@
 """Run a plan on this machine: check it, predict it with the machine's profile, execute it in a process of its own."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -81,10 +82,22 @@ def require_job(steps: int, spill_dir: Path | None, torch_device: str = "cpu") -
     """Refuse what no run can take."""
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"`steps` = {steps}: must be between 1 and {MAX_STEPS}")
-    if spill_dir is not None and not spill_dir.is_dir():
-        raise InputError(f"`spill_dir` {spill_dir}: no such folder: make it, or leave it out")
+    require_spill_dir(spill_dir)
     if torch_device.partition(":")[0] not in TORCH_DEVICES:
         raise InputError(f"`torch_device` = {torch_device!r}: must be one of {', '.join(TORCH_DEVICES)}")
+
+
+def require_spill_dir(spill_dir: Path | None) -> None:
+    """Refuse a folder that a spill file cannot be made in."""
+    if spill_dir is None:
+        return
+    if not spill_dir.is_dir():
+        raise InputError(f"`spill_dir` {spill_dir}: no such folder: make it, or leave it out")
+    try:
+        with tempfile.TemporaryFile(dir=spill_dir):
+            pass
+    except OSError as error:
+        raise InputError(f"`spill_dir` {spill_dir}: cannot be written ({error.strerror}): name another folder") from None
 
 
 def _require_room(prediction: Prediction, what: str, nbytes: int) -> None:

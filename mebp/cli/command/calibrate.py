@@ -36,10 +36,10 @@ def calibrate(
     if device is not None:
         raise InputError("calibrate measures this machine: leave --device out, or fit a phone to a CSV with --from")
     from mebp.task.host import host_path, measure_host, require_writable  # noqa: PLC0415
+    from mebp.task.run import require_spill_dir  # noqa: PLC0415
 
     target = output or host_path()
-    if spill_dir is not None and not spill_dir.is_dir():
-        raise InputError(f"--spill-dir {spill_dir}: no such folder: make it, or leave the flag out")
+    require_spill_dir(spill_dir)
     require_writable(target)
     config, workload = model.config(), step.workload()
     with working("calibrating this machine") as status:

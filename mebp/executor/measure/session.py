@@ -115,7 +115,9 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
         return torch.randint(0, graph.head.dims.outs, shape, generator=generator)
     given = (len(job.ids), len(job.ids[0]))
     if given != shape:
-        raise InputError(f"token ids have shape {given}, the plan is for {shape}: plan for that shape")
+        raise InputError(
+            f"token ids have shape {given}, the plan is for {shape}: plan with that `batch_size` and `seq_len`, or bring other ids"
+        )
     vocabulary = graph.head.dims.outs
     outside = [token for row in job.ids for token in row if not 0 <= token < vocabulary]
     if outside:

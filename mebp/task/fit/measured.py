@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import IO
 
-from mebp.errors import InputError
+from mebp.errors import InputError, ModelError
 from mebp.models.catalogue import load_model
 
 METHODS = ("mebp", "mezo")
@@ -64,7 +64,10 @@ def _measured(row: dict[str, str], where: str) -> Measured:
     if row["method"] not in METHODS:
         raise InputError(f"{where}: method = {row['method']!r}: must be one of {', '.join(METHODS)}")
     numbers = {name: _positive(row[name], f"{where}: {name}", whole=name in WHOLE) for name in COLUMNS[2:]}
-    load_model(row["model"])
+    try:
+        load_model(row["model"])
+    except ModelError as error:
+        raise InputError(f"{where}: {error}") from None
     return Measured(
         model=row["model"],
         method=row["method"],

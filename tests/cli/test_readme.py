@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mebp.cli.main import main
 from mebp.sim.profile import dump_device, load_device, override
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-DEVICES = (Path(__file__).parents[1] / "docs" / "devices.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
+DEVICES = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
 COMMAND = re.compile(r"^    (mebp-plan [^#\n]*)", re.MULTILINE)
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512, "tie_word_embeddings": True}
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "HF_DIR")
     (folder / "IDS.json").write_text(json.dumps([list(range(256))]))
     (folder / "myboard.toml").write_text(dump_device(load_device("rpi5_nvme")))
-    (folder / "MEASURED.csv").write_text((Path(__file__).parents[1] / "mebp" / "task" / "fit" / "paper.csv").read_text())
+    (folder / "MEASURED.csv").write_text((Path(__file__).parents[2] / "mebp" / "task" / "fit" / "paper.csv").read_text())
     profiles = folder / "config" / "mebp-plan" / "devices"
     profiles.mkdir(parents=True)
     (profiles / "host.toml").write_text(dump_device(override(load_device("laptop16"), ["runtime.footprint_bytes=1e8"])))
@@ -72,7 +72,7 @@ def test_the_program_runs_as_printed(folder: Path) -> None:
 
 def test_it_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.encode()) <= 9000
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     documents = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     assert len(documents) >= 6
     for document in documents:
@@ -82,7 +82,7 @@ def test_it_is_short_and_its_links_lead_somewhere() -> None:
 
 def test_the_tree_in_the_architecture_is_the_tree() -> None:
     """Every module that docs/architecture.md names exists, and every module of the package is named or lies in a named folder."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = (root / "docs" / "architecture.md").read_text()
     tree = text[text.index("## The tree") : text.index("## How to read it")]
     named = set(re.findall(r"\b([a-z_]+\.(?:py|c))\b", tree))
