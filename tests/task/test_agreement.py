@@ -47,7 +47,7 @@ def test_a_run_that_is_not_as_predicted_exits_with_4(changes: dict[str, object],
 
 
 def test_a_step_is_judged_at_the_speed_of_its_run() -> None:
-    """Products took twice as long as at calibration, the step 2.2 times what was predicted: 10% off."""
+    """Products took twice as long as at calibration, the step 2.2 times what was predicted: an error of 10%."""
     one = result(step_s=(2.2,), floor_s=1.0, peak_bytes=900)
     assert one.speed == pytest.approx(0.5)
     assert one.time_error == pytest.approx(1.2)
