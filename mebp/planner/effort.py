@@ -3,10 +3,13 @@
 Time is counted in CP-SAT's deterministic seconds, which make a search repeatable on any machine; wall seconds are a backstop.
 """
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 from ortools.sat.python import cp_model
 
@@ -42,7 +45,7 @@ class Stop:
     """Asks every search that runs now or later to end with what it has."""
 
     asked: bool = False
-    _running: list[cp_model.CpSolver] = field(default_factory=list)
+    _running: list["Search"] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self) -> None:
@@ -52,19 +55,53 @@ class Stop:
             for solver in self._running:
                 solver.stop_search()
 
+    @contextmanager
+    def ends(self, search: "Search") -> Iterator[None]:
+        """While this is entered, a stop ends `search`; one that was asked for before ends it at once."""
+        with self._lock:
+            self._running.append(search)
+            if self.asked:
+                search.stop_search()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.remove(search)
+
     def run(
         self, solver: cp_model.CpSolver, model: cp_model.CpModel, callback: cp_model.CpSolverSolutionCallback | None = None
     ) -> cp_model.CpSolverStatus:
         """Solve `model` unless a stop was asked for, and end it when one is; the status, UNKNOWN where it did not run."""
-        with self._lock:
-            if self.asked:
-                return cp_model.UNKNOWN
-            self._running.append(solver)
-        try:
+        if self.asked:
+            return cp_model.UNKNOWN
+        with self.ends(solver):
             return solver.solve(model, callback)
-        finally:
-            with self._lock:
-                self._running.remove(solver)
+
+
+class Search(Protocol):
+    """What can be ended before it is through."""
+
+    def stop_search(self) -> None:
+        """End with what there is."""
+
+
+class Flag:
+    """A number in memory that compiled searches look at: not 0 where they are to end. `address` is where it lies."""
+
+    def __init__(self) -> None:
+        self._value = ctypes.c_int32(0)
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._value)
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self._value.value)
+
+    def stop_search(self) -> None:
+        """Put it up."""
+        self._value.value = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +126,16 @@ class Effort:
             wall_s=share.wall_part * self.wall_s,
             progress=self.progress if share.watched else None,
         )
+
+    @contextmanager
+    def flag(self) -> Iterator[Flag]:
+        """A flag that goes up when the wall seconds are over, and when a stop is asked for."""
+        flag = Flag()
+        timer = threading.Timer(self.wall_s, flag.stop_search)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self.stop.ends(flag):
+                yield flag
+        finally:
+            timer.cancel()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mebp.errors import InvalidPacking
 from mebp.planner.pack.heuristic import Buffer, Packing
 
@@ -10,11 +12,14 @@ def check_packing(buffers: Sequence[Buffer], packing: Packing) -> None:
     """Refuse a packing where a buffer lies outside the arena, or two that live together overlap: InvalidPacking naming both."""
     if len(buffers) != len(packing.offsets):
         raise InvalidPacking(f"{len(packing.offsets)} offsets for {len(buffers)} buffers")
-    placed = list(zip(buffers, packing.offsets, strict=True))
-    for number, (buffer, offset) in enumerate(placed):
-        if offset < 0 or offset + buffer.size > packing.height:
-            raise InvalidPacking(f"buffer {number} lies at {offset} to {offset + buffer.size} of {packing.height}")
-        for other_number, (other, other_offset) in enumerate(placed[:number]):
-            meet = buffer.start < other.end and other.start < buffer.end
-            if meet and offset < other_offset + other.size and other_offset < offset + buffer.size:
-                raise InvalidPacking(f"buffers {other_number} and {number} live together and overlap")
+    start, end, size = (np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size"))
+    offset = np.array(packing.offsets, dtype=np.int64)
+    for number in range(len(buffers)):
+        low, high = int(offset[number]), int(offset[number] + size[number])
+        if low < 0 or high > packing.height:
+            raise InvalidPacking(f"buffer {number} lies at {low} to {high} of {packing.height}")
+        others = slice(number)
+        meet = (start[others] < end[number]) & (start[number] < end[others])
+        overlap = np.flatnonzero(meet & (offset[others] < high) & (low < offset[others] + size[others]))
+        if overlap.size:
+            raise InvalidPacking(f"buffers {overlap[0]} and {number} live together and overlap")

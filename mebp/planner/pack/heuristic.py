@@ -7,6 +7,7 @@ stops early where the height equals the most live bytes, which no packing can be
 it.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,9 @@ class Packing:
     live_peak: int
 
 
-def pack(buffers: list[Buffer]) -> Packing:
-    """Place `buffers` so that no two that live together overlap."""
+def pack(buffers: list[Buffer], *, wall_s: float = float("inf")) -> Packing:
+    """Place `buffers` so that no two that live together overlap; after `wall_s` seconds no other order is tried."""
+    begin = time.monotonic()
     if not buffers:
         return Packing(offsets=(), height=0, live_peak=0)
     start, end, size = (np.array([getattr(b, name) for b in buffers], dtype=np.int64) for name in ("start", "end", "size"))
@@ -46,7 +48,7 @@ def pack(buffers: list[Buffer]) -> Packing:
     for number, (offsets, height) in enumerate(_attempts(start, end, size, least)):
         if best is None or height < best[0]:
             best = (height, offsets)
-        if best[0] <= least * (1 + CLOSE * (number >= ORDERS - 1)):
+        if best[0] <= least * (1 + CLOSE * (number >= ORDERS - 1)) or time.monotonic() - begin > wall_s:
             break
     assert best is not None
     return Packing(offsets=tuple(int(offset) for offset in best[1]), height=best[0], live_peak=least)
