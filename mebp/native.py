@@ -1,7 +1,8 @@
 """C sources of this project as libraries: built on first use, kept in the user's cache, loaded with ctypes.
 
-A library's file is named by the hash of its source, its flags, the compiler and the processor, so a cache folder may be shared. A
-file that cannot be loaded (empty, cut off, of another machine) is built again. Whoever asks does without where there is no compiler.
+A library's file is named by the hash of its source, its flags, the compiler and the processor, so a cache folder may be shared.
+A file that cannot be loaded (empty, cut off, of another machine) is built again. Whoever asks does without where there is no
+compiler.
 """
 
 import ctypes
@@ -9,12 +10,13 @@ import hashlib
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
+
+from mebp.leftover import temporary_folder
 
 FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-fno-math-errno", "-w")
 COMPILERS = ("cc", "gcc", "clang")
@@ -53,8 +55,8 @@ def _target(name: str, source: str, flags: Sequence[str], compiler: str) -> Path
 def _build(source: str, flags: Sequence[str], compiler: str, target: Path) -> None:
     """Compile next to `target` and rename when complete, so that two processes may race."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="mebp-build-", dir=target.parent) as folder:
-        code, made, whole = (Path(folder) / f"library.{ending}" for ending in ("c", "o", "so"))
+    with temporary_folder("build", target.parent) as folder:
+        code, made, whole = (folder / f"library.{ending}" for ending in ("c", "o", "so"))
         code.write_text(source, encoding="utf-8")
         # linked without OpenMP's own library: where flags ask for it, its symbols are torch's, loaded already
         for command in (

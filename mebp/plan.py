@@ -27,6 +27,7 @@ from mebp.models.config import ModelConfig
 from mebp.models.op import OpId
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.workload import Workload
+from mebp.text import read_text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -135,11 +136,11 @@ class SolverFacts:
     """
 
     status: Literal["optimal", "feasible"]
-    objective_ns: int
-    model_ns: int
-    bound_ns: int
+    objective_ns: Annotated[int, Field(ge=0)]
+    model_ns: Annotated[int, Field(ge=0)]
+    bound_ns: Annotated[int, Field(ge=0)]
     gap: Annotated[float, Field(ge=0, le=1)]
-    whole_bound_ns: int
+    whole_bound_ns: Annotated[int, Field(ge=0)]
     wall_s: float
     scope: str
     whole_scope: str
@@ -189,6 +190,9 @@ def parse_plan(text: str, source: str) -> Plan:
         plan = _adapter().validate_json(text)
     except ValidationError as error:
         raise InputError(f"{source} is not a plan: {_first(error.errors()[0])}: plan it again") from None
+    facts = plan.solver
+    if facts is not None and max(facts.bound_ns, facts.whole_bound_ns) > facts.objective_ns:
+        raise InputError(f"{source} is not a plan: its bound is above its own time: plan it again")
     if not all(text.isprintable() for text in (plan.name, plan.device, plan.device_title, plan.config.name)):
         raise InputError(f"{source} is not a plan: its name, device or model holds control characters: plan it again")
     return plan
@@ -206,7 +210,7 @@ def _require_version(text: str, source: str) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan file; InputError in one line where there is none."""
     try:
-        return parse_plan(path.read_text(encoding="utf-8"), str(path))
+        return parse_plan(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read plan {path}: {getattr(error, 'strerror', None) or error}") from None
 

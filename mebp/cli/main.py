@@ -6,6 +6,7 @@
 import errno
 import gc
 import os
+import signal
 import sys
 from importlib import import_module
 from itertools import pairwise
@@ -17,10 +18,12 @@ from mebp.cli.flag import spell, with_flags
 from mebp.cli.help import Command
 from mebp.cli.screen import note
 from mebp.errors import MebpError
+from mebp.text import shortened
 
-INTERRUPTED = 130
+INTERRUPTED, SIGNALLED = 130, 128  # by Ctrl-C; by another signal, its number added
 ALLOCATIONS = 200_000  # between collections: plans are many small objects without cycles (a seventh of the time to plan 4b)
 NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # as the parser says it: as this command does
+LONGEST = 1000  # characters of a line that says what is wrong
 GROUP_FLAGS = ("--help", "-h", "--version")
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -108,14 +111,30 @@ def main(arguments: list[str] | None = None) -> None:
         note("mebp-plan: standard output is closed: send it to a file, or to /dev/null")
         sys.exit(MebpError.exit_code)
     gc.set_threshold(ALLOCATIONS, 10, 10)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in GROUP_FLAGS:
         given.insert(0, "plan")
     code = _guarded(given)
-    if code == INTERRUPTED:  # a search may still run in its thread, and would not survive an orderly exit
+    if code == INTERRUPTED or code > SIGNALLED:  # a search may still run in its thread, and would not survive an orderly exit
         _flush()
-        os._exit(INTERRUPTED)
+        os._exit(code)
     sys.exit(code)
+
+
+class _Ended(BaseException):
+    """A signal asked the process to end: what it had begun is put away on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, frame: object) -> None:
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)  # once is enough
+    raise _Ended(number)
 
 
 def _flush() -> None:
@@ -153,8 +172,11 @@ def _guarded(given: list[str]) -> int:  # noqa: PLR0911  (one way out for each k
             note("mebp-plan: interrupted")
         return result if isinstance(result, int) else 0
     except MebpError as error:
-        note(f"mebp-plan: {spell(str(error))}")
+        note(f"mebp-plan: {shortened(spell(str(error)), LONGEST)}")
         return error.exit_code
+    except _Ended as ended:
+        note(f"mebp-plan: ended by {signal.Signals(ended.number).name}")
+        return SIGNALLED + ended.number
     except (KeyboardInterrupt, typer.Abort):
         note("mebp-plan: interrupted")
         return INTERRUPTED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mebp.errors import InputError
+from mebp.text import resolved
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,10 +67,11 @@ def interruptible(work: Callable[[], Result], stop: "Stop") -> Result:
 
 def require_apart(outputs: Mapping[str, Path | None], sources: Iterable[Path] = ()) -> None:
     """Refuse an output that is another output, or a file that the command reads."""
-    taken = {path.resolve(): str(path) for path in sources}
+    taken = {resolved(path): str(path) for path in sources}
     for flag, path in outputs.items():
         if path is None:
             continue
-        if path.resolve() in taken:
-            raise InputError(f"{flag} {path} is {taken[path.resolve()]} too: name another file")
-        taken[path.resolve()] = flag
+        target = resolved(path)
+        if target in taken:
+            raise InputError(f"{flag} {path} is {taken[target]} too: name another file")
+        taken[target] = flag

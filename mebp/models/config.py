@@ -1,8 +1,9 @@
 """The typed description of a decoder that the rest of the project reads. Knows nothing of Hugging Face's spelling."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 Activation = Literal["silu", "gelu_tanh"]
 LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -60,6 +61,11 @@ class ModelConfig:
     four_norms: bool
 
     @property
+    def mathematics(self) -> str:
+        """Hash of all that changes what is computed: every field but the name."""
+        return hashlib.sha256(repr(replace(self, name="")).encode()).hexdigest()[:16]
+
+    @property
     def num_layers(self) -> int:
         return len(self.windows)
 
@@ -104,3 +110,18 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Parameters of the base model, a tied head counted once."""
         return sum(n * k for n, k in self.matrices().values()) + sum(self.vectors().values())
+
+
+def first_difference(one: ModelConfig, other: ModelConfig) -> str:
+    """Where two configs differ first, their names apart: `rope.theta is 10000, not 5`; an empty text where nowhere."""
+    for name, a, b in _fields(one, other):
+        if a != b:
+            deeper = next((f"{name}.{part} is {x}, not {y}" for part, x, y in _fields(a, b) if x != y), None)
+            return deeper or (f"{name} differ" if isinstance(a, tuple) else f"{name} is {a}, not {b}")
+    return ""
+
+
+def _fields(one: object, other: object) -> list[tuple[str, Any, Any]]:
+    if not is_dataclass(one):
+        return []
+    return [(f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(one) if f.name != "name"]

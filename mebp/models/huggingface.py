@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mebp.errors import ModelError
 from mebp.models.config import Family, ModelConfig, Rope
+from mebp.text import read_text, resolved, shortened
 
 FAMILY_NAMES = "qwen2, qwen3, gemma3 (text), llama (SmolLM2 too)"
 SLIDING_PATTERN = 6  # Gemma 3: five local layers, then a global one
@@ -71,13 +72,13 @@ def read_model(path: Path) -> ModelConfig:
     if not file.is_file():
         raise ModelError(f"no model at {path}: expected a config.json, or a folder that holds one")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not readable JSON ({error}): take a model's config.json, or its folder") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{file} holds a {type(raw).__name__}, not an object: expected a model's config.json")
-    name = file.parent.resolve().name if file.name == "config.json" else file.stem
-    return config_from_dict(raw, name=name, source=str(file))
+    name = resolved(file.parent).name if file.name == "config.json" else file.stem
+    return config_from_dict(raw, name=shortened(name), source=str(file))
 
 
 def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelConfig:

@@ -1,7 +1,7 @@
 """A device: hardware numbers, the runtime fitted on them, and where each number comes from. profile.py reads and writes it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, cast
 
 from mebp.models.op import Rate
@@ -34,10 +34,10 @@ class Runtime:
     """What a training runtime gets out of the hardware.
 
     The fractions are of `product_flops` (products of the forward and of the backward, attention, head) and `memory_bandwidth`;
-    `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has
-    a processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries
-    keep for each shape of a product (see models/kind/table.py), `op_bytes` what the runtime keeps in memory for each op of the
-    graph and the plan.
+    `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has a
+    processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries keep for each shape of
+    a product in 16 bits (see models/kind/table.py), `kernel_bytes_fp32` for one in fp32, `op_bytes` what the runtime keeps in
+    memory for each op of the graph and the plan.
     """
 
     product_fraction: float
@@ -52,6 +52,7 @@ class Runtime:
     unpack_beside: float
     footprint_bytes: float
     kernel_bytes: float
+    kernel_bytes_fp32: float
     op_bytes: float
     recommended_budget_bytes: float
     flash_write_cap_bytes: float
@@ -68,10 +69,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A named profile; `sources` has an entry for every number, keyed `hardware.x`, `runtime.x` or `shapes.x`.
+    """A named profile; `sources` has an entry for every number, keyed `hardware.x`, `runtime.x`, `shapes.x` or `workspace.x`.
 
-    `shapes` are measured factors by the name of an op's shape (see shape.py); a name that no op has is never asked for. `overrides`
-    are the `key=value` that changed it after it was read.
+    `shapes` are measured factors by the name of an op's shape (see shape.py), `workspace` the bytes that libraries were measured to
+    keep for ops of a shape; a name that no op has is never asked for. `overrides` are the `key=value` that changed it after it was
+    read.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Device:
     hardware: Hardware
     runtime: Runtime
     shapes: Mapping[str, float] = field(default_factory=dict)
+    workspace: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
@@ -113,11 +116,24 @@ class Device:
         return self.hardware.product_flops / (self.runtime.fp32_factor if itemsize == FLOAT_BYTES else 1.0)
 
     def value(self, key: str) -> float:
-        """The number behind `hardware.x`, `runtime.x` or `shapes.x`."""
+        """The number behind `hardware.x`, `runtime.x`, `shapes.x` or `workspace.x`."""
         section, _, name = key.partition(".")
-        if section == SHAPES:
-            return self.shapes[name]
+        if section in MEASURED_BY_SHAPE:
+            return cast(float, getattr(self, section)[name])
         return cast(float, getattr(getattr(self, section), name))
+
+    def with_value(self, key: str, value: float) -> "Device":
+        """The same profile with another number behind a key."""
+        section, _, name = key.partition(".")
+        match section:
+            case "hardware":
+                return replace(self, hardware=replace(self.hardware, **{name: value}))
+            case "runtime":
+                return replace(self, runtime=replace(self.runtime, **{name: value}))
+            case "shapes":
+                return replace(self, shapes={**self.shapes, name: value})
+            case _:
+                return replace(self, workspace={**self.workspace, name: value})
 
 
 FRACTIONS = {  # of `product_flops` that each kind of product attains
@@ -153,11 +169,19 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide enough 
     "runtime.unpack_beside": (0.0, 1.0),
     "runtime.footprint_bytes": BYTES,
     "runtime.kernel_bytes": (0.0, 1e15),
+    "runtime.kernel_bytes_fp32": (0.0, 1e15),
     "runtime.op_bytes": (0.0, 1e9),
     "runtime.recommended_budget_bytes": BYTES,
     "runtime.flash_write_cap_bytes": (0.0, 1e15),
 }
 SECTIONS: dict[str, type[Hardware] | type[Runtime]] = {"hardware": Hardware, "runtime": Runtime}
 KEYS = tuple(f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in fields(cls))
-SHAPES = "shapes"
+SHAPES, WORKSPACE = "shapes", "workspace"
+MEASURED_BY_SHAPE = (SHAPES, WORKSPACE)
 SHAPE_FACTOR = (1e-4, 1e4)  # an op that takes microseconds may take a hundred times what its bytes say
+
+
+def range_of(key: str) -> tuple[float, float]:
+    """The lowest and the highest that a profile's number can be."""
+    section = key.partition(".")[0]
+    return SHAPE_FACTOR if section == SHAPES else (0.0, 1e15) if section == WORKSPACE else RANGES[key]

@@ -1,8 +1,10 @@
 """What a device counts as footprint in addition to the arena, by name, and what a budget leaves for the arena."""
 
 from mebp.models.graph import Graph
-from mebp.models.kind.table import num_kernels
+from mebp.models.kind.table import distinct_products
+from mebp.models.tensor import FLOAT_BYTES
 from mebp.sim.device import Device
+from mebp.sim.shape import shape_of
 
 
 def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
@@ -10,10 +12,17 @@ def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
     runtime = device.runtime
     return {
         "runtime baseline": int(runtime.footprint_bytes),
-        "library workspace": int(runtime.kernel_bytes) * num_kernels(graph.ops),
+        "library workspace": library_bytes(graph, device),
         "plan and graph": int(runtime.op_bytes * len(graph.ops)),
         **graph.outside_bytes,
     }
+
+
+def library_bytes(graph: Graph, device: Device) -> int:
+    """What the libraries of products keep for the shapes that they have met: as measured, else so much for each kernel."""
+    per_kernel = {2: device.runtime.kernel_bytes, FLOAT_BYTES: device.runtime.kernel_bytes_fp32}
+    products = distinct_products(graph.ops)
+    return sum(int(device.workspace.get(shape_of(op), op.kind.kernels(op) * per_kernel[op.dims.itemsize])) for op in products)
 
 
 def outside_arena(graph: Graph, device: Device) -> int:

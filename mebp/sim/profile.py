@@ -1,12 +1,13 @@
 """Read and write device profiles: one TOML file per device, shipped, calibrated or the user's own.
 
 Every number is `{ value = ..., kind = "measured" | "vendor" | "assumed", source = "..." }`, with `range = [low, high]` where that
-is known (see uncertainty.py). A measured machine may have a section [shapes] too (see shape.py). A file is refused by name, key and
-line where an entry is missing, misspelt, negative or without provenance.
+is known (see uncertainty.py). A measured machine may have sections [shapes] and [workspace] too (see shape.py). A file is refused
+by name, key and line where an entry is missing, misspelt, negative or without provenance.
 """
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from typing import Any, get_args
 import platformdirs
 
 from mebp.errors import ProfileError
-from mebp.sim.device import KEYS, RANGES, SECTIONS, SHAPE_FACTOR, SHAPES, SWITCHES, Device, Provenance, Source
+from mebp.plan import HOST
+from mebp.sim.device import KEYS, MEASURED_BY_SHAPE, SECTIONS, SWITCHES, Device, Provenance, Source, range_of
+from mebp.text import read_text, shortened
 
 
 def user_device_dir() -> Path:
@@ -39,23 +42,28 @@ def load_device(spec: str) -> Device:
     if spec.endswith(".toml") or "/" in spec:
         return read_device(Path(spec))
     own = user_device_dir() / f"{spec}.toml"
-    if own.is_file():
-        return read_device(own)
+    if os.path.lexists(own):
+        try:
+            return read_device(own)
+        except ProfileError as error:
+            if spec != HOST:
+                raise
+            raise ProfileError(f"{error}: `mebp-plan calibrate` measures this machine again") from None
     shipped = resources.files("mebp.sim").joinpath("devices", f"{spec}.toml")
     if shipped.is_file():
         return parse_device(shipped.read_text(encoding="utf-8"), f"{spec}.toml")
     near = difflib.get_close_matches(spec, device_names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    calibrate = (
-        "run `mebp-plan calibrate` first" if spec == "host" else "take a name that `mebp-plan devices` lists, or a .toml file"
-    )
+    calibrate = "run `mebp-plan calibrate` first" if spec == HOST else "take a name that `mebp-plan devices` lists, or a .toml file"
     raise ProfileError(f"unknown device {spec!r}: {hint}{calibrate}")
 
 
 def read_device(path: Path) -> Device:
     """Read a profile from a TOML file."""
+    if path.exists() and not path.is_file():
+        raise ProfileError(f"device profile {path} is no file: remove it, or name another")
     try:
-        return parse_device(path.read_text(encoding="utf-8"), str(path))
+        return parse_device(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"cannot read device profile {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -67,7 +75,7 @@ def parse_device(text: str, source: str) -> Device:
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"{source}: {error}") from None
     for key in raw:
-        _require_known(key, ("name", "title", *SECTIONS, SHAPES), source, text)
+        _require_known(key, ("name", "title", *SECTIONS, *MEASURED_BY_SHAPE), source, text)
     sources: dict[str, Source] = {}
     sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -79,14 +87,21 @@ def parse_device(text: str, source: str) -> Device:
             _require_known(key, names, source, text)
         values = {name: _entry(f"{section}.{name}", entries.get(name), source, text, sources) for name in names}
         sections[section] = cls(**values)
-    shapes = raw.get(SHAPES, {})
-    if not isinstance(shapes, dict):
-        raise ProfileError(f"{source}:{_line(SHAPES, text)}: {SHAPES} must be a section of entries")
-    factors = {shape: _entry(f"{SHAPES}.{shape}", entry, source, text, sources) for shape, entry in shapes.items()}
+    measured = {section: _by_shape(raw.get(section, {}), section, source, text, sources) for section in MEASURED_BY_SHAPE}
     name = raw.get("name")
     if not isinstance(name, str) or not name:
         raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
-    return Device(name=name, title=str(raw.get("title", name)), shapes=factors, sources=sources, **sections)
+    title = str(raw.get("title", name))
+    for what, given in (("name", name), ("title", title)):
+        if not given.isprintable():
+            raise ProfileError(f"{source}:{_line(what, text)}: {what} = {shortened(given)}: holds what cannot be printed")
+    return Device(name=name, title=title, sources=sources, **sections, **measured)
+
+
+def _by_shape(entries: Any, section: str, source: str, text: str, sources: dict[str, Source]) -> dict[str, float]:
+    if not isinstance(entries, dict):
+        raise ProfileError(f"{source}:{_line(section, text)}: {section} must be a section of entries")
+    return {shape: _entry(f"{section}.{shape}", entry, source, text, sources) for shape, entry in entries.items()}
 
 
 def _require_known(key: str, known: tuple[str, ...], source: str, text: str) -> None:
@@ -128,7 +143,7 @@ def _range(key: str, given: Any, value: float, where: str) -> tuple[float, float
 def _number(key: str, value: Any, where: str) -> float:
     if key in SWITCHES and value not in (0, 1):
         raise ProfileError(f"{where} = {value!r}: must be 0 or 1")
-    low, high = RANGES.get(key, SHAPE_FACTOR)
+    low, high = range_of(key)
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high:
         raise ProfileError(f"{where} = {value!r}: must be a number between {low:g} and {high:g}")
@@ -154,7 +169,7 @@ def override(device: Device, assignments: Sequence[str]) -> Device:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if key.startswith(f"{SHAPES}."):
+        if key.partition(".")[0] in MEASURED_BY_SHAPE:
             raise ProfileError(
                 f"`set` {assignment}: what a shape takes is measured, not set: calibrate, or edit the profile's file"
             )
@@ -170,13 +185,11 @@ def override(device: Device, assignments: Sequence[str]) -> Device:
             value: float | str = float(text)
         except ValueError:
             value = text
-        section, _, name = key.partition(".")
         number = _number(key, value, f"`set` {key}")
-        changed = replace(getattr(device, section), **{name: number})
         asked = Source(kind="assumed", source="set for this plan", range=(number, number))
         sources = {**device.sources, key: asked}
         overrides = (*device.overrides, assignment)
-        device = replace(device, sources=sources, overrides=overrides, **{section: changed})
+        device = replace(device.with_value(key, number), sources=sources, overrides=overrides)
     return device
 
 
@@ -185,8 +198,9 @@ def dump_device(device: Device) -> str:
     lines = [f'name = "{device.name}"', f"title = {_quoted(device.title)}"]
     for section, cls in SECTIONS.items():
         lines += ["", f"[{section}]", *(f"{f.name} = {_written(device, f'{section}.{f.name}')}" for f in fields(cls))]
-    if device.shapes:
-        lines += ["", f"[{SHAPES}]", *(f"{_quoted(shape)} = {_written(device, f'{SHAPES}.{shape}')}" for shape in device.shapes)]
+    for section in MEASURED_BY_SHAPE:
+        if names := getattr(device, section):
+            lines += ["", f"[{section}]", *(f"{_quoted(name)} = {_written(device, f'{section}.{name}')}" for name in names)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from mebp.models.kind.table import KINDS
 from mebp.models.op import Dims, Op, Rate
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.models.tile import reads_in_place
-from mebp.sim.device import SHAPE_FACTOR, Device
+from mebp.sim.device import SHAPE_FACTOR, SHAPES, WORKSPACE, Device
 
 UNPACK, HEAD_TILE, NO_DX = "unpack", "head-tile", "no-dx"
 MEASURED = {*KINDS, UNPACK, HEAD_TILE}
@@ -54,15 +54,24 @@ def knows(device: Device, graph: Graph) -> bool:
 
 
 def remember(device: Device, before: Device) -> Device:
-    """A profile just measured, with the shapes that only the one `before` knew: what they take stays, while the rates move.
+    """A profile just measured, with the shapes that only the one `before` knew: what they take stays, while the rates move, and
+    what libraries keep for them.
 
     That holds for an op that is bound by the same rate as before; one that is now bound by memory, and was not, comes out slow.
     """
     others = {shape: factor for shape, factor in before.shapes.items() if shape not in device.shapes and _kind(shape) in MEASURED}
     low, high = SHAPE_FACTOR
     kept = {shape: min(high, max(low, factor * _rate(shape, device) / _rate(shape, before))) for shape, factor in others.items()}
-    origins = {f"shapes.{shape}": before.sources[f"shapes.{shape}"] for shape in kept}
-    return replace(device, shapes={**kept, **device.shapes}, sources={**device.sources, **origins})
+    spaces = {
+        shape: nbytes for shape, nbytes in before.workspace.items() if shape not in device.workspace and _kind(shape) in KINDS
+    }
+    origins = {key: before.sources[key] for key in (*(f"{SHAPES}.{s}" for s in kept), *(f"{WORKSPACE}.{s}" for s in spaces))}
+    return replace(
+        device,
+        shapes={**kept, **device.shapes},
+        workspace={**spaces, **device.workspace},
+        sources={**device.sources, **origins},
+    )
 
 
 def _kind(shape: str) -> str:

@@ -35,6 +35,7 @@ UNCERTAIN = (
     "runtime.flash_latency_seconds",
     "runtime.footprint_bytes",
     "runtime.kernel_bytes",
+    "runtime.kernel_bytes_fp32",
     "runtime.op_bytes",
 )
 
@@ -84,7 +85,7 @@ def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
     effects = []
     for key in UNCERTAIN:
         low, high = number_range(device, key)
-        ends = [outcome(_changed(device, key, value)) if low < high else (peak, step) for value in (low, high)]
+        ends = [outcome(device.with_value(key, value)) if low < high else (peak, step) for value in (low, high)]
         peaks, steps = zip(*ends, strict=True)
         effects.append(Effect(key=key, source=device.sources[key], values=(low, high), peak_bytes=peaks, step_ns=steps))
     effects.sort(key=lambda effect: -max(_width(effect.step_ns) / max(1, step), _width(effect.peak_bytes) / max(1, peak)))
@@ -93,11 +94,6 @@ def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
         step_ns=_spread(step, [effect.step_ns for effect in effects]),
         effects=tuple(effects),
     )
-
-
-def _changed(device: Device, key: str, value: float) -> Device:
-    section, _, name = key.partition(".")
-    return replace(device, **{section: replace(getattr(device, section), **{name: value})})
 
 
 def _width(ends: tuple[int, int]) -> int:

@@ -22,6 +22,7 @@ from mebp.models.huggingface import read_model
 from mebp.store.codec import quantise, unpack_whole
 from mebp.store.reader import Frozen, layout
 from mebp.store.writer import Pieces, write_store
+from mebp.text import read_text, resolved
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -188,7 +189,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise ModelError(f"{folder / SINGLE_FILE} holds no tensors: copy the checkpoint again")
         return files
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = json.loads(read_text(index))["weight_map"]
         pairs = {str(name): str(file) for name, file in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{index} is not a checkpoint's index: expected an object with a weight_map") from None
@@ -235,5 +236,5 @@ def _names(config: ModelConfig, prefix: str) -> dict[str, str]:
 
 def require_apart(source: Path, target: Path) -> None:
     """Refuse to write a store into the checkpoint's own folder: both have a config.json."""
-    if source.resolve() == target.resolve():
+    if resolved(source) == resolved(target):
         raise StoreError(f"`output` {target} is the checkpoint's own folder: name another")

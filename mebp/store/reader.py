@@ -22,11 +22,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.models.config import ModelConfig
+from mebp.models.config import ModelConfig, first_difference
 from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat, weight_format
+from mebp.text import read_text
 
 CONFIG_FILE = "config.json"
 CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
+PADDING = "padding after "  # name of the bytes behind a tensor that ends where the next one may not begin, before its own
+MATHEMATICS = "mathematics"  # key of the hash of all in the config that changes what is computed
 DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}
 ITEMSIZES = {"I8": 1, "BF16": 2}
 
@@ -96,9 +99,11 @@ class Store:
 
     def require_model(self, config: ModelConfig, fmt: WeightFormat) -> None:
         """Refuse a store of another model or another format."""
-        own = (self.config.matrices(), self.config.vectors())
-        if own != (config.matrices(), config.vectors()):
-            raise StoreError(f"store {self.folder} holds {self.config.name}, not {config.name}: name the store of that model")
+        if self.config.mathematics != config.mathematics:
+            name = first_difference(self.config, config)
+            raise StoreError(
+                f"store {self.folder} holds {self.config.name}, not {config.name} ({name}): name the store of that model"
+            )
         if fmt != self.format:
             raise StoreError(
                 f"store {self.folder} is in {self.format.name}, not {fmt.name}: plan with `weights` {self.format.name}"
@@ -131,7 +136,10 @@ def open_store(folder: Path) -> Store:
     facts = header.pop("__metadata__", {})
     if not isinstance(facts, dict) or facts.get("mebp_store") != STORE_VERSION:
         raise StoreError(f"{file} was not written by mebp-plan: write a store with `mebp-plan synthesize`")
+    if facts.get(MATHEMATICS) != config.mathematics:
+        raise StoreError(f"{folder / CONFIG_FILE} is not the one that the store was written with: write the store again")
     fmt = weight_format(str(facts.get("format")))
+    header = {name: entry for name, entry in header.items() if not name.startswith(PADDING)}
     views = _views(header, layout(config, fmt), start, size, file)
     return Store(folder, config, fmt, views, size, facts)
 
@@ -148,7 +156,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 def _read_config(folder: Path) -> ModelConfig:
     try:
-        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        text = read_text(folder / CONFIG_FILE)
         return TypeAdapter(ModelConfig).validate_json(text)
     except OSError as error:
         raise StoreError(f"no store at {folder}: {error.strerror}: write one with `mebp-plan synthesize`") from None

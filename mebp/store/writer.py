@@ -1,9 +1,10 @@
-"""Write a store (see reader.py) tensor by tensor: to a temporary file in the same folder, renamed when whole, so that a full disk
-leaves nothing half-written.
+"""Write a store (see reader.py) tensor by tensor: in a folder next to where it will be, renamed when whole, so that nothing
+half-written is ever found there.
 """
 
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,11 +17,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from mebp.errors import StoreError
+from mebp.leftover import part_name, sweep
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
-from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, Layout, bytes_of, layout
+from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, MATHEMATICS, PADDING, Layout, bytes_of, layout
+from mebp.text import resolved
 
 FACT_BYTES = 128  # of header kept for the facts of one tensor
+LARGEST_ITEM = max(ITEMSIZES.values())
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Pieces = Tensor | Iterator[Tensor]  # a tensor, whole or some of its rows at a time
@@ -38,36 +42,47 @@ def write_store(
     `facts` is called once all is written and returns what the header says in addition to the format: one short entry per tensor at
     most. Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
     """
+    require_new(folder)
+    target = resolved(folder)
+    part = target.with_name(part_name(target.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, target.name)
+        part.mkdir()
+        with _opened(part / CONFIG_FILE) as file:
+            _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
+        with _opened(part / WEIGHTS_FILE) as file:
+            _write_tensors(file, layout(config, fmt), _known(config, fmt), tensors, facts)
+        part.replace(target)  # takes the place of an empty folder, of no other
+    except OSError as error:
+        require_new(folder)  # another process was faster
+        raise StoreError(f"cannot write store {folder}: {error.strerror or error}: name another folder") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def require_new(folder: Path) -> None:
+    """Refuse a place where something is already."""
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if os.path.lexists(folder / name):
             kind = "a store already" if name == WEIGHTS_FILE else f"a {CONFIG_FILE} already"
             raise StoreError(f"{folder} holds {kind}: remove it or name another folder")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise StoreError(f"{folder} is no folder: name another")
     if folder.is_dir() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty: name a new folder")
-    made = not os.path.lexists(folder)
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / CONFIG_FILE) as file:
-            _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
-        written.append(folder / CONFIG_FILE)
-        with _replacing(folder / WEIGHTS_FILE) as file:
-            _write_tensors(file, layout(config, fmt), fmt, tensors, facts)
-    except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if isinstance(error, OSError):
-            raise StoreError(f"cannot write store {folder}: {error.strerror or error}: name another folder") from None
-        raise
-    return folder
+
+
+def _known(config: ModelConfig, fmt: WeightFormat) -> dict[str, str]:
+    """What the header says beside what a writer adds to it."""
+    return {"mebp_store": STORE_VERSION, "format": fmt.name, MATHEMATICS: config.mathematics}
 
 
 def _write_tensors(
     file: int,
     expected: Layout,
-    fmt: WeightFormat,
+    known: dict[str, str],
     tensors: Iterable[tuple[str, Pieces]],
     facts: Callable[[], Mapping[str, str]],
 ) -> None:
@@ -78,14 +93,18 @@ def _write_tensors(
         nbytes = prod(shape) * ITEMSIZES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
+        if nbytes % LARGEST_ITEM:  # whatever comes next begins where its type may
+            padding = LARGEST_ITEM - nbytes % LARGEST_ITEM
+            entries[f"{PADDING}{name}"] = {"dtype": "I8", "shape": [padding], "data_offsets": [offset, offset + padding]}
+            offset += padding
     room = len(json.dumps(entries)) + FACT_BYTES * (len(entries) + 8)
     room += -room % 64 + 56  # tensors begin at a multiple of 64 bytes
     reserve(file, 8 + room + offset)
     os.lseek(file, 8 + room, os.SEEK_SET)
-    known = {"mebp_store": STORE_VERSION, "format": fmt.name}
     for (name, (dtype, shape)), (given, pieces) in zip(expected.items(), tensors, strict=True):
         assert name == given, (name, given)
         known[CHECKSUM + name] = _write_pieces(file, name, dtype, shape, pieces)
+        _write_all(file, memoryview(bytes(-(prod(shape) * ITEMSIZES[dtype]) % LARGEST_ITEM)))
     text = json.dumps({"__metadata__": known | dict(facts()), **entries}).encode()
     assert len(text) <= room, "more facts than a header has room for"
     os.lseek(file, 0, os.SEEK_SET)
@@ -119,16 +138,10 @@ def _write_all(file: int, data: memoryview) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[int]:
-    """A new file next to `target` that takes its name when all is written, and is removed when anything fails."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+def _opened(path: Path) -> Iterator[int]:
+    """A new file."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        try:
-            yield file
-        finally:
-            os.close(file)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield file
+    finally:
+        os.close(file)

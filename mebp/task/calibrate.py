@@ -7,7 +7,6 @@ code path. Everything goes into a device profile named `host`.
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -20,11 +19,13 @@ import psutil
 
 from mebp.executor.measure.job import Job
 from mebp.executor.measure.worker import run_plan
+from mebp.leftover import temporary_folder
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
-from mebp.models.kind.table import dense_flops, num_kernels
+from mebp.models.kind.table import dense_flops, distinct_products, num_kernels
 from mebp.models.op import Rate
+from mebp.models.tensor import FLOAT_BYTES
 from mebp.models.workload import Workload
 from mebp.plan import HOST, Compute, Unpack
 from mebp.planner.recipe.lower import lower
@@ -32,8 +33,9 @@ from mebp.planner.recipe.recipe import Unpacking
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.solver.problem import head_tiles
 from mebp.sim.cost import NS
-from mebp.sim.device import FRACTIONS, KEYS, SHAPES, Device, Hardware, Runtime, Source
+from mebp.sim.device import FRACTIONS, KEYS, SHAPES, WORKSPACE, Device, Hardware, Runtime, Source, range_of
 from mebp.sim.profile import load_device
+from mebp.sim.shape import shape_of
 from mebp.task.timing import Plans, Runs, Timed, at_speed_of, attained, shape_factors
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ LARGEST_FRACTION = 2.0  # of what dense products attain alone: more is no noise
 LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
 ANY_DEVICE = "iphone15promax"
+CPU_DEVICE = "laptop16"  # what its libraries keep is taken for a precision that was not measured here
 HOST_WRITE_CAP = 0.0  # here a store takes processor time from the products, which is not modelled: a cap of one's own allows it
 OP_BYTES = (
     6500  # of a plan, its graph and what a run keeps of both: 4b with 1,261 ops takes 8 MB where much is recomputed (CPython 3.11)
@@ -62,15 +65,15 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
 
     small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
     graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
-    with tempfile.TemporaryDirectory(prefix="mebp-calibrate-", dir=folder) as scratch:
+    with temporary_folder("mebp-calibrate", folder) as scratch:
         report("plain products and copies")
         rates = measure_rates(graph)
         report("a few layers of the model")
-        store = _small_store(graph, Path(scratch) / "store")
+        store = _small_store(graph, scratch / "store")
         steps, rounds = (STEPS, ROUNDS) if workload.tokens <= LONG_TOKENS else (1, 1)
-        runs, spread = _run(calibration_plans(graph), Job(store=store, steps=steps, spill_dir=Path(scratch)), rounds)
+        runs, spread = _run(calibration_plans(graph), Job(store=store, steps=steps, spill_dir=scratch), rounds)
         report("flash")  # last: what is written out afterwards slows the processor for seconds
-        read, write = measure_flash(Path(scratch))
+        read, write = measure_flash(scratch)
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
     mix = _dense_rate(build_graph(config, workload)) / _dense_rate(graph)  # of the whole model's shapes, against the few layers'
     dense = _peak(runs, mix * dense_flops(graph.ops) / runs.streamed.run.floor_s)
@@ -81,11 +84,26 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
         runtime=_runtime(runs, rates, dense),
         sources=_sources(()),
     )
-    shapes = shape_factors(device, runs)
-    sources = _sources(shapes)
+    shapes, spaces = shape_factors(device, runs), _workspace(runs)
+    sources = _sources((*(f"{SHAPES}.{name}" for name in shapes), *(f"{WORKSPACE}.{name}" for name in spaces)))
     for key in SPEEDS:
         sources[key] = replace(sources[key], range=(device.value(key) / spread, device.value(key) * spread))
-    return replace(device, shapes=shapes, sources=sources)
+    return replace(device, shapes=shapes, workspace=spaces, sources=sources)
+
+
+def implausible(device: Device) -> list[str]:
+    """Numbers of a measured profile that no profile may have: a neighbour was in the way, or the model is too small to time."""
+    return [key for key in device.sources if not range_of(key)[0] <= device.value(key) <= range_of(key)[1]]
+
+
+def bounded(device: Device) -> Device:
+    """The profile with numbers that no profile may have brought to the end of their range, which is said of each."""
+    for key in implausible(device):
+        low, high = range_of(key)
+        value = min(high, max(low, device.value(key)))
+        source = Source(kind="assumed", source=f"measured as {device.value(key):.3g}, which is out of range")
+        device = replace(device.with_value(key, value), sources={**device.sources, key: source})
+    return device
 
 
 def machine_title() -> str:
@@ -184,8 +202,9 @@ def _runtime(runs: Runs, rates: "Rates", peak: float) -> Runtime:
     """What the runtime gets out of the hardware; `peak` are the FLOP/s of dense products. Memory is the streamed run's."""
     graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
     found = attained(runs)
-    known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
-    workspace = run.peak_bytes - run.baseline_bytes - known
+    other = load_device(CPU_DEVICE).runtime
+    per_kernel = {2: other.kernel_bytes, FLOAT_BYTES: other.kernel_bytes_fp32}
+    per_kernel[graph.workload.itemsize] = _kernel_bytes(runs)
     launches = sum(isinstance(i, Compute | Unpack) for i in plan.instructions)
     between_s = run.step_s[-1] - run.busy_ns / NS
     return Runtime(
@@ -197,14 +216,29 @@ def _runtime(runs: Runs, rates: "Rates", peak: float) -> Runtime:
         flash_latency_seconds=1e-4,
         unpack_beside=0.0,
         footprint_bytes=run.baseline_bytes + SPARE_BYTES,
-        kernel_bytes=max(0, workspace) / num_kernels(graph.ops),
+        kernel_bytes=per_kernel[2],
+        kernel_bytes_fp32=per_kernel[FLOAT_BYTES],
         op_bytes=OP_BYTES,
         recommended_budget_bytes=min(2e9, psutil.virtual_memory().total / 4),
         flash_write_cap_bytes=HOST_WRITE_CAP,
     )
 
 
-def _sources(shapes: Iterable[str]) -> dict[str, Source]:
+def _kernel_bytes(runs: Runs) -> float:
+    """What the libraries kept for each kernel of the streamed run: its peak beyond the plan, the graph and what is known outside."""
+    graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
+    known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
+    return max(0.0, (run.peak_bytes - run.baseline_bytes - known) / num_kernels(graph.ops))
+
+
+def _workspace(runs: Runs) -> dict[str, float]:
+    """The same by the shape of each product, for which it stays when another model is measured."""
+    per_kernel = _kernel_bytes(runs)
+    return {shape_of(op): float(round(op.kind.kernels(op) * per_kernel)) for op in distinct_products(runs.streamed.graph.ops)}
+
+
+def _sources(by_shape: Iterable[str]) -> dict[str, Source]:
+    """Where each number comes from, those measured by shape (`shapes.x`, `workspace.x`) among them."""
     assumed = {
         "hardware.sustained_factor",
         "hardware.power_watts",
@@ -215,4 +249,4 @@ def _sources(shapes: Iterable[str]) -> dict[str, Source]:
     measured = Source(kind="measured", source=f"mebp-plan calibrate, {date.today().isoformat()}")
     not_measured = Source(kind="assumed", source="mebp-plan calibrate does not measure it")
     found = {key: not_measured if key in assumed else measured for key in KEYS}
-    return found | {f"{SHAPES}.{shape}": measured for shape in shapes}
+    return found | dict.fromkeys(by_shape, measured)

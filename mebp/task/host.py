@@ -17,6 +17,7 @@ from mebp.sim.shape import knows, remember
 from mebp.text import write_file
 
 Report = Callable[[str], None]  # what is being measured
+ATTEMPTS = 3  # at a profile whose numbers are plausible
 STAND_IN = "laptop16"  # a machine of the same class, where this one was never measured
 
 
@@ -52,9 +53,15 @@ def measure_host(
     """Calibrate, and keep the profile in `target` (default: host_path()) where that can be written; the measurement is not lost
     where it cannot. What the profile of this machine knew of other models' shapes stays.
     """
-    from mebp.task.calibrate import calibrate  # noqa: PLC0415  (torch)
+    from mebp.task.calibrate import bounded, calibrate, implausible  # noqa: PLC0415  (torch)
 
     device = calibrate(config, workload, report, spill_dir)
+    for attempt in range(ATTEMPTS):
+        wrong = implausible(device)
+        if not wrong:
+            break
+        report(f"again, since {wrong[0]} came out as {device.value(wrong[0]):.3g}")
+        device = calibrate(config, workload, report, spill_dir) if attempt < ATTEMPTS - 1 else bounded(device)
     with suppress(ProfileError):  # none yet, or one that no longer reads: this one takes its place
         device = remember(device, load_device(HOST))
     path = target or host_path()

@@ -1,12 +1,12 @@
 """Weights to run on where no store is named: random ones of the model's shapes, written once."""
 
-import hashlib
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
+from mebp.errors import StoreError
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
 
@@ -14,10 +14,9 @@ Progress = Callable[[int, int], None]  # weights written, and of how many
 
 
 def default_store(config: ModelConfig, fmt: WeightFormat) -> Path:
-    """Where the random store of a model's shapes is, or will be."""
-    shapes = json.dumps([config.matrices(), config.vectors(), config.norm_offset, STORE_VERSION])
-    key = hashlib.sha256(shapes.encode()).hexdigest()[:8]
-    return platformdirs.user_cache_path("mebp-plan") / "stores" / f"{config.name}-{fmt.name}-{key}"
+    """Where the random store of a model is, or will be."""
+    name = f"{config.name}-{fmt.name}-{config.mathematics[:8]}-v{STORE_VERSION}"
+    return platformdirs.user_cache_path("mebp-plan") / "stores" / name
 
 
 def is_written(store: Path) -> bool:
@@ -31,6 +30,21 @@ def write_random(store: Path, config: ModelConfig, fmt: WeightFormat, seed: int,
 
     synthesize(store, config, fmt, seed=seed, progress=progress)
     return (store / WEIGHTS_FILE).stat().st_size
+
+
+def write_default(config: ModelConfig, fmt: WeightFormat, progress: Progress | None = None) -> Path:
+    """Write the random store of a model where it belongs. Where another process writes it too, either's will do; what an older
+    version of this program left there unfinished is removed.
+    """
+    store = default_store(config, fmt)
+    if store.is_dir() and not is_written(store):
+        shutil.rmtree(store, ignore_errors=True)
+    try:
+        write_random(store, config, fmt, 0, progress)
+    except StoreError:
+        if not is_written(store):
+            raise
+    return store
 
 
 def store_nbytes(config: ModelConfig, fmt: WeightFormat) -> int:

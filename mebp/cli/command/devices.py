@@ -50,7 +50,7 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     from rich.markup import escape  # noqa: PLC0415
 
     from mebp.cli.view.grid import grid  # noqa: PLC0415
-    from mebp.sim.device import KEYS, SHAPES  # noqa: PLC0415
+    from mebp.sim.device import KEYS, MEASURED_BY_SHAPE  # noqa: PLC0415
     from mebp.sim.profile import load_device  # noqa: PLC0415
 
     device = load_device(name)
@@ -59,7 +59,8 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("source", overflow="fold")
-    for key in (*KEYS, *(f"{SHAPES}.{shape}" for shape in device.shapes)):
+    by_shape = [f"{section}.{shape}" for section in MEASURED_BY_SHAPE for shape in getattr(device, section)]
+    for key in (*KEYS, *by_shape):
         origin = device.sources[key]
         table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
     stdout().print(table)

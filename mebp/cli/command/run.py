@@ -12,7 +12,7 @@ from mebp.cli.flag import OUTPUT, RUN, Flag, FlagGroup, ModelFlags, ProfileFlags
 from mebp.cli.screen import note, require_apart, stdout, working
 from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
 from mebp.plan import HOST
-from mebp.text import write_file
+from mebp.text import read_text, write_file
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
@@ -191,14 +191,14 @@ def _plan_first(
 
 def random_store(config: "ModelConfig", fmt: "WeightFormat") -> Path:
     """A store of random weights in the user's cache, written on first use, with progress on stderr."""
-    from mebp.task.weights import default_store, is_written, store_nbytes, write_random  # noqa: PLC0415
+    from mebp.task.weights import default_store, is_written, store_nbytes, write_default  # noqa: PLC0415
 
     store = default_store(config, fmt)
     if not is_written(store):
         size = show_nbytes(store_nbytes(config, fmt))
         note(f"no --store given: writing random weights of {config.name} to {store} ({size})")
         with working(f"synthesizing {config.name}") as status:
-            write_random(store, config, fmt, 0, lambda n, of: status.update(f"synthesizing {config.name}: {n / of:.0%}"))
+            write_default(config, fmt, lambda n, of: status.update(f"synthesizing {config.name}: {n / of:.0%}"))
     return store
 
 
@@ -206,7 +206,7 @@ def _token_ids(path: Path | None) -> tuple[tuple[int, ...], ...] | None:
     if path is None:
         return None
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(read_text(path))
         ok = isinstance(rows, list) and rows and all(isinstance(r, list) and r and all(type(t) is int for t in r) for r in rows)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read token ids from {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,6 +1,11 @@
-"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only after it has its request."""
+"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only after it has its request.
 
+It ends with its parent: stdin is open as long as that lives.
+"""
+
+import os
 import sys
+import threading
 
 from mebp.errors import MebpError
 from mebp.executor.measure.message import failure_line, progress_line, read_request, result_line
@@ -12,11 +17,18 @@ def main() -> None:
     """Run the request, and report how it went."""
     try:
         plan_text, job = read_request(sys.stdin.readline())
+        threading.Thread(target=_end_with_parent, name="mebp-parent", daemon=True).start()
         from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)
 
         _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)))))
     except MebpError as error:
         _say(failure_line(type(error).__name__, str(error)))
+    except FileNotFoundError as error:
+        gone = f"{error.filename} was removed while the run used it: write it again, or name another store"
+        _say(failure_line("StoreError", gone))
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _say(failure_line("StoreError", f"the run cannot go on: {error.strerror or error}{where}"))
     except MemoryError as error:
         _say(failure_line("Disagreement", f"out of memory: {error}"))
     except RuntimeError as error:
@@ -29,3 +41,9 @@ def main() -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent has."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)

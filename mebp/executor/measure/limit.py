@@ -7,13 +7,17 @@ libraries.
 
 import os
 import resource
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from mebp.errors import InputError
+from mebp.leftover import is_alive
 
 ROOT = Path("/sys/fs/cgroup")
 SLACK_BYTES = 64 << 20  # counted but never touched: stacks of the engines' threads, the products' library (35 MB with 0.5b)
+GROUP = "mebp-plan-"  # name of a group, before its process
+REMOVALS, REMOVAL_S = 50, 0.02
 
 
 def limit_data(nbytes: int) -> None:
@@ -55,20 +59,25 @@ class Cgroup:
         (self._folder / "cgroup.procs").write_text(str(process))
 
     def remove(self) -> None:
-        """Delete the group; its processes must have ended."""
-        with suppress(OSError):
-            self._folder.rmdir()
+        """Delete the group; its processes must have ended, which the kernel may take a moment to see."""
+        for _ in range(REMOVALS):
+            with suppress(OSError):
+                self._folder.rmdir()
+            if not self._folder.exists():
+                return
+            time.sleep(REMOVAL_S)
 
 
 def make_cgroup(nbytes: int) -> Cgroup:
     """A group below this process's own with a limit of `nbytes`; InputError where the system lets none be made."""
     own = _own_groups()
-    name = f"mebp-plan-{os.getpid()}"
+    name = f"{GROUP}{os.getpid()}"
     places = [
         (ROOT / "memory" / own.get("memory", "").lstrip("/"), "memory.limit_in_bytes"),
         (ROOT / own.get("", "").lstrip("/"), "memory.max"),
     ]
     for parent, limit_file in places:
+        _sweep(parent)
         group = Cgroup(parent / name, limit_file)
         try:
             (parent / name).mkdir()
@@ -81,6 +90,16 @@ def make_cgroup(nbytes: int) -> Cgroup:
             continue
         return group
     raise InputError("`limit` needs a memory cgroup, and none can be made here (as root, or in a delegated one): take `enforce`")
+
+
+def _sweep(parent: Path) -> None:
+    """Delete the groups of processes that were killed before they could."""
+    with suppress(OSError):
+        for folder in parent.glob(f"{GROUP}*"):
+            process = folder.name.removeprefix(GROUP)
+            if process.isdecimal() and not is_alive(int(process)):
+                with suppress(OSError):  # its worker still runs, or it is of another container
+                    folder.rmdir()
 
 
 def _own_groups() -> dict[str, str]:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -35,11 +34,11 @@ def measure_rates(graph: Graph) -> Rates:
                 torch.randn(outs, cols).to(dtype),
                 torch.empty(rows, outs, dtype=dtype),
             )
-            total += _median(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y))  # type: ignore[misc]
+            total += _fastest(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y))  # type: ignore[misc]
         seconds[dtype] = total
     source = torch.ones(64 << 20, dtype=torch.int8)
     target = torch.empty_like(source)
-    copy = _median(lambda: target.copy_(source))
+    copy = _fastest(lambda: target.copy_(source))
     return Rates(
         memory_bandwidth=2 * source.numel() / copy,
         fp32_factor=max(1.0, seconds[torch.float32] / seconds[torch.bfloat16]),
@@ -69,11 +68,12 @@ def measure_flash(folder: Path) -> tuple[float, float]:
     return read, write
 
 
-def _median(run: Callable[[], object], repeats: int = 7) -> float:
+def _fastest(run: Callable[[], object], repeats: int = 7) -> float:
+    """Seconds of the fastest of a few runs: a neighbour slows what is measured, and never speeds it up."""
     run()
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)
-    return median(times)
+    return min(times)

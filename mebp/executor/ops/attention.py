@@ -1,7 +1,8 @@
 """Causal grouped-query attention, with or without a sliding window, a tile of queries at a time; exact, saving only q, k, v.
 
-A tile has R query positions of the G heads that share one key head, as R x G rows; it sees all its keys at once, so the
-softmax is a plain one. Scores are fp32; products run in the activations' type. B batch, T positions, D head_dim, S keys seen.
+A tile has R query positions of the G heads that share one key head, as R x G rows; it sees all its keys at once, so the softmax is
+a plain one; keys among them that it does not see are masked. Scores are fp32; products run in the activations' type. B batch, T
+positions, D head_dim, S keys.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
-from mebp.models.kind.attention import AttentionParams, score_rows
+from mebp.models.kind.attention import AttentionParams, QueryTile, query_tiles
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,14 +24,11 @@ class _Buffers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tile:
-    """Queries [start, end) of key head `group` in sequence `batch`, seeing keys [low, end)."""
+class _Tile(QueryTile):
+    """A tile of queries of key head `group` in sequence `batch`."""
 
     batch: int
     group: int
-    start: int
-    end: int
-    low: int
 
 
 def attention(io: Io) -> None:
@@ -38,7 +36,7 @@ def attention(io: Io) -> None:
     k, v = _by_head(io, io["k"]), _by_head(io, io["v"])  # (B, T, KV, D)
     buffers, q_tile, y_tile = _buffers(io), io.take("q"), io.take("y")
     for tile in _tiles(io):
-        keys, values = (t[tile.batch, tile.low : tile.end, tile.group] for t in (k, v))  # (S, D)
+        keys, values = (t[tile.batch, tile.low : tile.high, tile.group] for t in (k, v))  # (S, D)
         queries = _gather(q, tile, q_tile)  # (R x G, D)
         p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
         typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
@@ -59,18 +57,18 @@ def attention_backward(io: Io) -> None:
         if tile.start == 0:
             dk_sum.zero_()
             dv_sum.zero_()
-        keys, values = (t[tile.batch, tile.low : tile.end, tile.group] for t in (k, v))  # (S, D)
+        keys, values = (t[tile.batch, tile.low : tile.high, tile.group] for t in (k, v))  # (S, D)
         queries, upstream = _gather(q, tile, q_tile), _gather(dy, tile, dy_tile)  # (R x G, D)
         p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
         ds = flat_ds[: p.numel()].view(p.shape)
         typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
-        span = tile.end - tile.low
-        add_across(dv_sum[tile.low : tile.end], torch.mm(typed.T, upstream, out=product[:span]), flat_ds)
+        span = tile.high - tile.low
+        add_across(dv_sum[tile.low : tile.high], torch.mm(typed.T, upstream, out=product[:span]), flat_ds)
         ds.copy_(torch.mm(upstream, values.T, out=typed))
         _softmax_backward(p, ds, row[: len(p)], scale)
         typed.copy_(ds)
         _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
-        add_across(dk_sum[tile.low : tile.end], torch.mm(typed.T, queries, out=product[:span]), flat_ds)
+        add_across(dk_sum[tile.low : tile.high], torch.mm(typed.T, queries, out=product[:span]), flat_ds)
         if tile.end == d.seq:
             dk[tile.batch, :, tile.group].copy_(dk_sum)
             dv[tile.batch, :, tile.group].copy_(dv_sum)
@@ -94,26 +92,24 @@ def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, til
 
 def _mask(io: Io, buffers: _Buffers, scores: Tensor, tile: _Tile) -> None:
     """-inf where a key lies after its query, or a window or more before it."""
-    count, span = tile.end - tile.start, tile.end - tile.low
+    count, span = tile.end - tile.start, tile.high - tile.low
     query = io.env.positions[tile.start : tile.end, None]
-    key = io.env.positions[None, tile.low : tile.end]
+    key = io.env.positions[None, tile.low : tile.high]
     mask = buffers.mask[: count * span].view(count, span)
     by_query = scores.view(count, -1, span)
     torch.gt(key, query, out=mask)
     by_query.masked_fill_(mask[:, None], float("-inf"))
-    if io.dims.window and tile.end - tile.low > io.dims.window:
+    if io.dims.window and tile.low < tile.end - io.dims.window:
         torch.le(key, query - io.dims.window, out=mask)
         by_query.masked_fill_(mask[:, None], float("-inf"))
 
 
 def _tiles(io: Io) -> Iterator[_Tile]:
-    d = io.dims
-    rows = score_rows(d)
-    for batch in range(d.batch):
-        for group in range(d.kv_heads):
-            for start in range(0, d.seq, rows):
-                low = max(0, start - d.window + 1) if d.window else 0
-                yield _Tile(batch=batch, group=group, start=start, end=min(start + rows, d.seq), low=low)
+    tiles = list(query_tiles(io.dims))
+    for batch in range(io.dims.batch):
+        for group in range(io.dims.kv_heads):
+            for tile in tiles:
+                yield _Tile(batch=batch, group=group, start=tile.start, end=tile.end, low=tile.low, high=tile.high)
 
 
 def _buffers(io: Io) -> _Buffers:

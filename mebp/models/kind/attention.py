@@ -1,12 +1,13 @@
 """Causal grouped-query attention, with or without a sliding window, a tile of queries at a time, and its backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
+from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse
 from mebp.models.tensor import FLOAT_BYTES
 
 SCORE_ELEMENTS = 1 << 20  # attention scores of one tile
+SPANS = 8  # different numbers of keys that tiles see: for each a library compiles and keeps kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,29 @@ def score_rows(dims: Dims) -> int:
 def score_span(dims: Dims) -> int:
     """Most keys that one attention tile reads: the window of its first row up to its last row."""
     return min(dims.seq, 2 * dims.window) if dims.window else dims.seq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryTile:
+    """Queries [start, end) of one key head in one sequence, and the keys [low, high) that are multiplied with them: all that they
+    see, and some more that are masked.
+    """
+
+    start: int
+    end: int
+    low: int
+    high: int
+
+
+def query_tiles(dims: Dims) -> Iterator[QueryTile]:
+    """The tiles of a sequence, their numbers of keys rounded up to one of a few."""
+    rows, unit = score_rows(dims), -(-score_span(dims) // SPANS)
+    for start in range(0, dims.seq, rows):
+        end = min(start + rows, dims.seq)
+        low = max(0, start - dims.window + 1) if dims.window else 0
+        span = min(score_span(dims), -(-(end - low) // unit) * unit)
+        low = min(low, dims.seq - span)
+        yield QueryTile(start=start, end=end, low=low, high=low + span)
 
 
 def attended_pairs(seq: int, window: int) -> int:
@@ -45,9 +69,19 @@ def _moved(op: Op) -> int:
     return d.batch * d.heads * d.pairs * FLOAT_BYTES
 
 
-def _score_tiles(op: Op) -> int:
-    """One kernel per tile: each sees more keys than the last."""
-    return -(-op.dims.seq // score_rows(op.dims))
+def _tile_shapes(op: Op) -> int:
+    """Numbers of queries and of keys that tiles have."""
+    return len({(tile.end - tile.start, tile.high - tile.low) for tile in query_tiles(op.dims)})
+
+
+def _kernels(op: Op) -> int:
+    """q k^T and p v, for every shape of a tile."""
+    return 2 * _tile_shapes(op)
+
+
+def _backward_kernels(op: Op) -> int:
+    """p^T dy and ds^T q, which have one shape; the other products have those of the forward."""
+    return _tile_shapes(op)
 
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
@@ -96,7 +130,7 @@ KINDS = (
         flops=_flops(2),
         moved=_moved,
         scratch=_scratch,
-        kernels=_score_tiles,
+        kernels=_kernels,
         saves=("q", "k", "v"),
     ),
     Kind(
@@ -106,7 +140,7 @@ KINDS = (
         flops=_flops(5),
         moved=_moved,
         scratch=_backward_scratch,
-        kernels=one_kernel,
+        kernels=_backward_kernels,
         backward=True,
     ),
 )

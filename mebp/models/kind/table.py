@@ -13,10 +13,14 @@ AREAS = (embed, norm, linear, rope, attention, elementwise, head, update)
 KINDS: dict[str, Kind] = {kind.name: kind for area in AREAS for kind in area.KINDS}
 
 
+def distinct_products(ops: Iterable[Op]) -> list[Op]:
+    """An op of each kind and extents for which a library of products may compile and keep kernels."""
+    return list({(op.kind.name, op.dims): op for op in ops if op.kind.kernels(op)}.values())
+
+
 def num_kernels(ops: Iterable[Op]) -> int:
     """Shapes of products in a step, as a library meets them that compiles and keeps a kernel for each."""
-    shapes = {(op.kind.name, op.dims): op.kind.kernels(op) for op in ops}
-    return sum(shapes.values())
+    return sum(op.kind.kernels(op) for op in distinct_products(ops))
 
 
 def dense_flops(ops: Iterable[Op]) -> int:

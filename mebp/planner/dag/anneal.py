@@ -1,7 +1,7 @@
 """Simulated annealing over orders with recomputation (as FastSA, 2023, does): add, move and take out extra runs, move nodes.
 
-What an order costs is its own cost and a price on every byte above the budget at every run, so a search may begin with an order that
-does not fit, and first lowers what is too much. Rounds are played by a compiled function (anneal.c).
+What an order costs is its own cost and a price on every byte above the budget at every run, so a search may begin with an order
+that does not fit, and first lowers what is too much. Rounds are played by a compiled function (anneal.c).
 """
 
 import ctypes
@@ -85,7 +85,7 @@ NO_MEMORY = -2
 
 
 class _State:
-    """An order as the compiled function has it: first runs, and for each extra run of a node the node that it precedes (-1: none)."""
+    """An order as the compiled function has it: first runs, and for each extra run the node that it precedes (-1: no such run)."""
 
     def __init__(self, dag: Dag, runs: Sequence[Run], slots: int) -> None:
         self.slots = slots

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.order import Flash, Run, measure
 
-DEEPEST = 400  # nested recomputations
 FARTHEST = 32  # nodes to recompute for one result; beyond, it is as good as lost
 MOST_RUNS = 3  # a node on average; an order that needs more is thrashing
 
@@ -29,13 +28,18 @@ class _NoRoom(Exception):
     pass
 
 
-def evict(dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None = None) -> list[Run] | None:
-    """Runs of all nodes whose first runs stand in `order`, within `budget` bytes; None where this rule finds none."""
+def evict(
+    dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None = None, most_runs: int = 0
+) -> list[Run] | None:
+    """Runs of all nodes whose first runs stand in `order`, within `budget` bytes; None where this rule finds none, or none of
+    `most_runs` (default: a few for each node).
+    """
     machine = _Machine(dag, budget, order, weights, flash)
+    machine.most_runs = most_runs or MOST_RUNS * dag.num_nodes
     try:
         for stage, node in enumerate(order):
             machine.stage = stage
-            machine.make(node, 0)
+            machine.make(node)
     except _NoRoom:
         return None
     return machine.runs
@@ -61,7 +65,7 @@ class _Machine:
 
     def __init__(self, dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None) -> None:
         self.dag, self.budget, self.weights, self.flash = dag, budget, weights, flash
-        self.stage = 0
+        self.stage = self.most_runs = 0
         self.runs: list[Run] = []
         self.live: dict[int, None] = {}
         self.live_bytes = 0
@@ -71,21 +75,33 @@ class _Machine:
         position = {node: at for at, node in enumerate(order)}
         self.uses = [sorted(position[w] for w in consumers) for consumers in dag.consumers]
 
-    def make(self, node: int, depth: int) -> None:
-        """Run a node, or load it, with all that it reads in memory."""
-        if depth > DEEPEST or len(self.runs) > MOST_RUNS * self.dag.num_nodes:
+    def make(self, node: int) -> None:
+        """Run a node, or load it, behind runs of all that it reads and that is not in memory."""
+        waiting = [self._asked(node)]
+        while waiting:
+            reads = waiting[-1][1]
+            missing = next((other for other in reads if other not in self.live), None)
+            if missing is None:
+                self._run(*waiting.pop())
+            else:
+                waiting.append(self._asked(missing))
+
+    def _asked(self, node: int) -> tuple[Run, tuple[int, ...]]:
+        """The run that brings a node's result, and what it reads, which from now on stays until it has been read."""
+        if len(self.runs) > self.most_runs:
             raise _NoRoom
         loaded = node in self.made and self._load_cost(node) < self._run_cost(node)
         reads = () if loaded else self.dag.inputs[node]
         for other in reads:
             self.pinned[other] = self.pinned.get(other, 0) + 1
-        for other in reads:
-            if other not in self.live:
-                self.make(other, depth + 1)
+        return Run(node=node, loaded=loaded), reads
+
+    def _run(self, run: Run, reads: tuple[int, ...]) -> None:
+        node = run.node
         self._require_room(self.dag.sizes[node])
-        self.runs.append(Run(node=node, loaded=loaded))
+        self.runs.append(run)
         self.made.add(node)
-        self.stored |= {node} if loaded else set()
+        self.stored |= {node} if run.loaded else set()
         self.live[node] = None
         self.live_bytes += self.dag.sizes[node]
         for other in reads:

@@ -15,10 +15,13 @@ from typing import Any
 import networkx as nx
 
 from mebp.errors import GraphError
+from mebp.text import read_text, shortened
 
 COST_FIELDS = ("cost_cpu", "cost", "time")
 SIZE_FIELDS = ("cost_ram", "memory", "size")
 LARGEST = 2**50
+SMALLEST_COST = 1e-30  # what is not 0 and less is noise
+SHOWN_NODES = 6  # of a cycle
 DIGITS = 10  # of the sum of costs, where they are counted in small parts
 
 
@@ -71,8 +74,7 @@ class Dag:
 
     def shown(self, node: int) -> str:
         """A node's id, escaped where a line of text cannot show it."""
-        text = str(self.ids[node])
-        return text if text.isprintable() else ascii(text)
+        return shortened(str(self.ids[node]))
 
     def in_file_units(self, cost: int) -> int | float:
         """A cost as the file counts it."""
@@ -85,7 +87,7 @@ def read_dag(path: Path, *, fine: bool = False) -> Dag:
     With `fine` costs are counted in small parts, as they are wherever the file's are no whole numbers.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"cannot read graph {path}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, RecursionError) as error:
@@ -99,7 +101,9 @@ def parse_dag(raw: Any, source: str, *, fine: bool = False) -> Dag:
     if not graph:
         raise GraphError(f"{source} has no nodes: a graph needs at least one")
     if not nx.is_directed_acyclic_graph(graph):
-        cycle = " -> ".join(str(edge[0]) for edge in nx.find_cycle(graph))
+        nodes = [edge[0] for edge in nx.find_cycle(graph)]
+        rest = f" -> {len(nodes) - SHOWN_NODES} more" if len(nodes) > SHOWN_NODES else ""
+        cycle = " -> ".join(shortened(str(node)) for node in nodes[:SHOWN_NODES]) + rest
         raise GraphError(f"{source} has a cycle ({cycle}): a training step is acyclic")
     given = {node: at for at, node in enumerate(graph)}
     ordered = all(given[u] < given[v] for u, v in graph.edges)
@@ -120,18 +124,25 @@ def parse_dag(raw: Any, source: str, *, fine: bool = False) -> Dag:
 def _directed(raw: Any, source: str) -> nx.DiGraph:
     if not isinstance(raw, dict) or not isinstance(raw.get("nodes"), list):
         raise GraphError(f"{source} is not a graph in node-link form: expected an object with nodes and links")
-    edges = raw.get("links", raw.get("edges"))
-    if not isinstance(edges, list):
+    if raw.get("directed", True) is not True:
+        raise GraphError(f"{source} has directed = {shortened(repr(raw['directed']))}: a training step is a directed graph")
+    lists = [raw[name] for name in ("links", "edges") if name in raw]
+    if not lists or not all(isinstance(edges, list) for edges in lists):
         raise GraphError(f"{source} has neither links nor edges: expected node-link JSON as networkx writes it")
+    if all(lists) and len(lists) > 1:
+        raise GraphError(f"{source} has both links and edges: expected one of the two")
+    edges = [edge for found in lists for edge in found]
     graph = nx.DiGraph()
     for node in raw["nodes"]:
         if not isinstance(node, dict) or not isinstance(node.get("id"), int | str) or node["id"] in graph:
-            raise GraphError(f"{source}: node {node!r:.60} must be an object with an id, text or whole number, that no other has")
+            raise GraphError(
+                f"{source}: node {shortened(repr(node))} must be an object with an id, text or whole number, that no other has"
+            )
         graph.add_node(node["id"], **{key: value for key, value in node.items() if isinstance(key, str) and key != "id"})
     for edge in edges:
         ends = (edge.get("source"), edge.get("target")) if isinstance(edge, dict) else (None, None)
         if any(not isinstance(end, int | str) or end not in graph for end in ends):
-            raise GraphError(f"{source}: link {edge!r:.60} must name a source and a target among the nodes")
+            raise GraphError(f"{source}: link {shortened(repr(edge))} must name a source and a target among the nodes")
         graph.add_edge(*ends)
     return graph
 
@@ -146,15 +157,19 @@ def _whole(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: s
     value = _number(fields, names, node, source)
     if value != int(value):
         name = next(name for name in names if name in fields)
-        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be whole bytes: round it up")
+        raise GraphError(f"{source}: node {shortened(repr(node))} has {name} = {value!r}: must be whole bytes: round it up")
     return int(value)
 
 
 def _number(fields: Mapping[str, Any], names: Sequence[str], node: Any, source: str) -> float:
     name = next((name for name in names if name in fields), None)
     if name is None:
-        raise GraphError(f"{source}: node {node!r} has no {names[0]} (or {' or '.join(names[1:])})")
+        raise GraphError(f"{source}: node {shortened(repr(node))} has no {names[0]} (or {' or '.join(names[1:])})")
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
-        raise GraphError(f"{source}: node {node!r} has {name} = {value!r}: must be a number from 0 to {LARGEST}")
+        where = f"{source}: node {shortened(repr(node))} has {name}"
+        raise GraphError(f"{where} = {shortened(repr(value))}: must be a number from 0 to {LARGEST}")
+    if 0 < value < SMALLEST_COST:
+        where = f"{source}: node {shortened(repr(node))} has {name}"
+        raise GraphError(f"{where} = {value!r}: must be 0, or {SMALLEST_COST:g} at least: take a larger unit")
     return value

@@ -1,5 +1,4 @@
-"""The best order of a graph under a budget: eviction to start from, annealing where the order is free, the exact model where it is
-small.
+"""The best order of a graph under a budget: eviction to start from, annealing, the exact model around the best.
 
 Every answer is measured by mebp/planner/dag/order.py, which knows nothing of how it was found; the bound says what it holds for.
 """
@@ -8,12 +7,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from math import exp
 
 from ortools.sat.python import cp_model
 
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
+from mebp.planner.dag.anneal import Task, anneal, can_anneal
 from mebp.planner.dag.evict import EvictionWeights, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
@@ -25,7 +26,11 @@ EXACT_NODES = 200  # in larger graphs the exact model comes last, around the bes
 LARGEST_EXACT = 1500
 FIXED_SHARE = 0.3  # of the time, for the graph's own order where any is allowed
 FREE_EXACT_NODES = 12
-VISITS_PER_S = 120_000  # nodes that annealing plays in a second, for a number of rounds that does not depend on the clock
+START_SHARE, ANNEALED, FIRST_LOOK, EVICTED = 0.15, 0.5, 0.1, 0.25  # of the time: see where they are used
+ANNEALED_COPIES = 3  # runs of a node that annealing allows, where any number is allowed
+MANY_RUNS = 100_000  # of all nodes together, where an order that fits is wanted at any cost
+VISITS_PER_S = 120_000  # nodes that eviction plays in a second, for a number of rounds that does not depend on the clock
+TRIVIAL = "any order and any number of runs: it is each node run once, which no search here improves on"
 WORKERS = 2
 EVICTION_WEIGHTS = tuple(
     EvictionWeights(distance=d, size=s, cost=c) for d in (0.5, 1.0, 2.0) for s in (0.5, 1.0) for c in (0.5, 1.0, 2.0)
@@ -96,7 +101,7 @@ class _Best:
 def solve_dag(problem: Problem, effort: Effort) -> Solution:
     """The cheapest order found in the wall seconds of `effort`: numbers of rounds follow from them, the clock only stops what runs
     far over; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
-    begin, seconds = time.monotonic(), effort.wall_s
+    clock = _Clock(effort.wall_s)
     dag = problem.dag
     if problem.budget < dag.least_budget:
         raise InfeasibleBudget(
@@ -105,49 +110,82 @@ def solve_dag(problem: Problem, effort: Effort) -> Solution:
             dag.least_budget,
         )
     best = _Best(problem=problem, progress=effort.progress, bound=dag.total_cost)
-    _start(best, effort.stop)
-    bound, scope = dag.total_cost, "any order and any number of runs (each node runs once)"
-    copies = best.copies
-    proven = _fixed(best, effort, begin) if problem.fixed_order or dag.num_nodes <= EXACT_NODES else 0
-    if problem.fixed_order and proven > bound:
-        bound, scope = proven, f"the graph's order, at most {copies} runs per node"
-    if not problem.fixed_order and best.cost > dag.total_cost:
-        if dag.num_nodes <= FREE_EXACT_NODES:
-            copies = best.copies
-            bound = max(bound, _exact(best, seconds - (time.monotonic() - begin), effort, fixed=False))
-            scope = f"any order, at most {copies} runs per node"
-        else:
-            _anneal(best, effort, begin)
-            _exact(best, seconds - (time.monotonic() - begin), effort, fixed=True)
+    _start(best, effort.stop, clock)
+    bound, scope = (_fixed_order if problem.fixed_order else _free_order)(best, effort, clock)
     if best.runs is None and effort.stop.asked:
         raise Interrupted("interrupted before an order was found")
     if best.runs is None:
         remedy = "`time_limit`, `copies` or `budget`" if problem.copies else "`time_limit` or `budget`"
-        raise NoPlanInTime(f"no order within {problem.budget} bytes found in {time.monotonic() - begin:.0f} s: raise {remedy}")
+        raise NoPlanInTime(f"no order within {problem.budget} bytes found in {clock.spent_s:.0f} s: raise {remedy}")
     measured = measure(dag, best.runs, problem.flash)
-    return Solution(
-        runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=time.monotonic() - begin
-    )
+    return Solution(runs=tuple(best.runs), measured=measured, bound=min(bound, measured.cost), scope=scope, seconds=clock.spent_s)
+
+
+class _Clock:
+    """How much time there was, and how much is left."""
+
+    def __init__(self, wall_s: float) -> None:
+        self.wall_s = wall_s
+        self._begin = time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        return time.monotonic() - self._begin
+
+    @property
+    def left_s(self) -> float:
+        return self.wall_s - self.spent_s
+
+
+def _fixed_order(best: _Best, effort: Effort, clock: _Clock) -> tuple[int, str]:
+    """Improve on the best in the graph's own order; a bound, and what it holds for."""
+    dag = best.problem.dag
+    _anneal(best, effort, ANNEALED * clock.left_s if dag.num_nodes > EXACT_NODES else FIRST_LOOK * clock.left_s, clock)
+    copies = best.copies
+    proven = _exact(best, clock.left_s, effort, fixed=True, order=list(range(dag.num_nodes)))
+    if proven > dag.total_cost:
+        return proven, f"the graph's order, at most {copies} runs per node"
+    return dag.total_cost, TRIVIAL
+
+
+def _free_order(best: _Best, effort: Effort, clock: _Clock) -> tuple[int, str]:
+    """Improve on the best in any order; a bound, and what it holds for."""
+    dag = best.problem.dag
+    if dag.num_nodes <= EXACT_NODES:
+        _exact(best, FIXED_SHARE * clock.left_s, effort, fixed=True, order=list(range(dag.num_nodes)))
+    if best.cost == dag.total_cost:
+        return dag.total_cost, TRIVIAL
+    if dag.num_nodes <= FREE_EXACT_NODES:
+        copies = best.copies
+        proven = _exact(best, clock.left_s, effort, fixed=False)
+        return max(dag.total_cost, proven), f"any order, at most {copies} runs per node"
+    _anneal(best, effort, 0.4 * clock.left_s, clock)
+    _play_and_evict(best, effort, clock)
+    _anneal(best, effort, 0.4 * clock.left_s, clock)
+    _exact(best, clock.left_s, effort, fixed=True)
+    return dag.total_cost, TRIVIAL
 
 
 def _most_runs(runs: Sequence[Run]) -> int:
     return max(Counter(run.node for run in runs).values(), default=0)
 
 
-def _start(best: _Best, stop: Stop) -> None:
+def _start(best: _Best, stop: Stop, clock: _Clock) -> None:
+    """Play eviction in a few orders; where none fits, without a limit on runs: at worst all is recomputed for each reader."""
     problem = best.problem
     orders = [list(range(problem.dag.num_nodes))]
     if not problem.fixed_order:
         orders.append(least_memory_order(problem.dag))
-    for order in orders:
-        for weights in EVICTION_WEIGHTS:
-            best.offer(_played(problem, order, weights))
-            if best.cost == problem.dag.total_cost or (stop.asked and best.runs):
-                return
+    for order, weights in product(orders, EVICTION_WEIGHTS):
+        best.offer(_played(problem, order, weights))
+        if best.cost == problem.dag.total_cost or stop.asked or clock.spent_s > START_SHARE * clock.wall_s:
+            break
+    if best.runs is None and problem.copies is None and not stop.asked:
+        best.offer(_played(problem, orders[-1], EVICTION_WEIGHTS[-1], MANY_RUNS))
 
 
-def _played(problem: Problem, order: Sequence[int], weights: EvictionWeights) -> list[Run] | None:
-    runs = evict(problem.dag, problem.budget, order, weights, problem.flash)
+def _played(problem: Problem, order: Sequence[int], weights: EvictionWeights, most_runs: int = 0) -> list[Run] | None:
+    runs = evict(problem.dag, problem.budget, order, weights, problem.flash, most_runs)
     return None if runs is None else drop_needless(problem.dag, problem.budget, runs, problem.flash)
 
 
@@ -172,15 +210,28 @@ def least_memory_order(dag: Dag) -> list[int]:
     return order
 
 
-def _anneal(best: _Best, effort: Effort, begin: float) -> None:
+def _anneal(best: _Best, effort: Effort, seconds: float, clock: _Clock) -> None:
+    """Anneal from the best order, or from each node run once, where none is known that fits."""
+    problem = best.problem
+    if not can_anneal() or best.cost == problem.dag.total_cost or effort.stop.asked or seconds <= 0:
+        return
+    copies = problem.copies or min(MOST_COPIES, max(ANNEALED_COPIES, _most_runs(best.runs or [])))
+    start = best.runs or [Run(node=node) for node in range(problem.dag.num_nodes)]
+    task = Task(dag=problem.dag, budget=problem.budget, copies=copies, free_order=not problem.fixed_order, flash=problem.flash)
+    for runs in anneal(task, start, replace(effort, wall_s=min(seconds, clock.left_s))):
+        best.offer(drop_needless(problem.dag, problem.budget, runs, problem.flash))
+
+
+def _play_and_evict(best: _Best, effort: Effort, clock: _Clock) -> None:
     """Move nodes within the order and change the weights of eviction; play each out; accept worse with falling probability."""
     problem, dag = best.problem, best.problem.dag
     draw, seconds = random.Random(effort.seed), effort.wall_s
     order = first_runs(best.runs) if best.runs else least_memory_order(dag)
     weights, cost = EVICTION_WEIGHTS[0], _cost_of(problem, best.runs)
-    rounds = int(seconds * 0.5 * VISITS_PER_S / dag.num_nodes)
+    rounds = int(seconds * EVICTED * VISITS_PER_S / dag.num_nodes)
+    until_s = clock.spent_s + 1.5 * EVICTED * seconds
     for number in range(rounds):
-        if effort.stop.asked or best.cost == dag.total_cost or time.monotonic() - begin > 0.7 * seconds:
+        if effort.stop.asked or best.cost == dag.total_cost or clock.spent_s > until_s:
             return
         temperature = 0.002 * dag.total_cost * (1 - number / rounds) ** 2
         candidate, other = moved(dag, order, draw), draw.choice(EVICTION_WEIGHTS) if draw.random() < 0.2 else weights
@@ -211,15 +262,6 @@ def moved(dag: Dag, order: Sequence[int], draw: random.Random) -> list[int]:
     rest = [other for other in order if other != node]
     rest.insert(draw.randint(low, max(low, high)), node)
     return rest
-
-
-def _fixed(best: _Best, effort: Effort, begin: float) -> int:
-    """The exact model in the graph's own order; all the time where the order is fixed, else a part of it."""
-    if best.cost == best.problem.dag.total_cost:
-        return 0
-    share = 1.0 if best.problem.fixed_order else FIXED_SHARE
-    left = share * effort.wall_s - (time.monotonic() - begin)
-    return _exact(best, left, effort, fixed=True, order=list(range(best.problem.dag.num_nodes)))
 
 
 def _exact(best: _Best, seconds: float, effort: Effort, *, fixed: bool, order: list[int] | None = None) -> int:

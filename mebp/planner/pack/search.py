@@ -68,14 +68,19 @@ class _Instance:
         self.start, self.end = (np.array([getattr(b, name) for b in buffers], dtype=np.int32) for name in ("start", "end"))
         self.size = np.array([b.size for b in buffers], dtype=np.int64)
         self.horizon = int(self.end.max())
-        width = (self.end - self.start).astype(float)
-        area = width * self.size
+        width: Floats = (self.end - self.start).astype(np.float64)
+        area: Floats = width * self.size
         live = np.zeros(self.horizon)
         for b in buffers:
             live[b.start : b.end] += b.size
-        fullest = np.array([live[b.start : b.end].max() for b in buffers])
-        late = self.end.astype(float)
-        self.orders = ((fullest, width, area), (width, area, fullest), (fullest, area, width), (late, area, fullest))
+        fullest: Floats = np.array([live[b.start : b.end].max() for b in buffers], dtype=np.float64)
+        late: Floats = self.end.astype(np.float64)
+        self.orders: tuple[tuple[Floats, ...], ...] = (
+            (fullest, width, area),
+            (width, area, fullest),
+            (fullest, area, width),
+            (late, area, fullest),
+        )
 
     def restarts(self, flag: Flag, draw: np.random.Generator, noise: float) -> tuple[int, ...] | None:
         """Search until offsets are found or the flag is up: first in each order, then with what was in the way before others."""

@@ -27,6 +27,7 @@ LEAST_FOOTPRINT = 1e6
 PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
 SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
 NAMES = {"product": "forward products", "backward": "backward products", "head": "the head"}
+CONTAINED = ("kernel_bytes", "kernel_bytes_fp32", "op_bytes")
 NOT_MEASURED = ("unpack_rate", "attention_fraction")  # a share of what is
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
 
@@ -123,10 +124,10 @@ def fitted_device(cases: Sequence[Case], device: Device, source: str) -> Device:
             ends = _ends(max(RANGES[f"runtime.{name}"][0], value - spread), value, value + spread)
         sources[f"runtime.{name}"] = Source(kind=kind, source=source, range=ends)
     contained = Source(kind="assumed", source="contained in the fitted footprint_bytes")
-    sources |= {"runtime.kernel_bytes": contained, "runtime.op_bytes": contained}
+    sources |= {f"runtime.{name}": contained for name in CONTAINED}
     peak = device.hardware.product_flops
     sources["hardware.product_flops"] = replace(device.sources["hardware.product_flops"], range=(peak, peak))
-    runtime = replace(device.runtime, **values, kernel_bytes=0.0, op_bytes=0.0)
+    runtime = replace(device.runtime, **values, **dict.fromkeys(CONTAINED, 0.0))
     return replace(device, runtime=runtime, sources={**device.sources, **sources})
 
 
