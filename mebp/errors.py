@@ -10,6 +10,7 @@
     ├── InvalidPacking           two buffers that live together overlap (2)
     ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
     ├── NoPlanInTime             the solver met its limit without any plan (3)
+    ├── NotFinite            a loss or a gradient is nan or infinite; the step was not taken (2)
     ├── Disagreement             measured differs from predicted beyond tolerance (4)
     └── Interrupted              Ctrl-C cut a search short; what was found is given (130)
 
@@ -76,6 +77,10 @@ class NoPlanInTime(MebpError):
     """The solver met its limit without any plan."""
 
     exit_code = 3
+
+
+class NotFinite(MebpError):
+    """A loss or a gradient is nan or infinite; the step was not taken."""
 
 
 class Disagreement(MebpError):

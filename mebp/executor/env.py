@@ -44,6 +44,7 @@ class Env:
     epsilon: float = 1e-3
     step: int = 0
     seed: int = 0
+    displaced: float = 0.0  # how far along the step's noise the adapters are, within a step of MeZO
     losses: dict[TensorId, float] = field(default_factory=dict)
     on_gradient: Callable[[str, Tensor], None] | None = None
     copied_layer: int | None = None

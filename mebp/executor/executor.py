@@ -12,11 +12,13 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from mebp.errors import InputError, NotFinite
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import Arena
 from mebp.executor.engine import Engines, cross_engine_waits
 from mebp.executor.env import Env, Io, dtype_of
 from mebp.executor.ops.table import OPS
+from mebp.executor.ops.update import take_back
 from mebp.executor.readahead import ReadAhead, Use
 from mebp.executor.rotary import rope_tables
 from mebp.executor.spill import Spill
@@ -40,6 +42,7 @@ from mebp.plan import (
 from mebp.store.codec import read_rows
 from mebp.store.reader import Frozen, Store
 
+IGNORED = -100  # label of a position that does not count
 GradientHook = Callable[[str, Tensor], None]
 
 
@@ -88,9 +91,14 @@ class Executor:
     def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
         """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
 
-        `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update.
+        `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update. InputError for ids or labels
+        of another shape or type, or outside the vocabulary. NotFinite where the loss or a gradient is not finite: a loss that is
+        not changes no adapter, a layer's gradient none of that layer and those below.
         """
         env = self.env
+        require_tokens(self.graph, ids, "ids")
+        if labels is not None:
+            require_tokens(self.graph, labels, "labels", IGNORED)
         env.ids.copy_(ids.reshape(-1))
         env.labels.copy_(next_tokens(ids if labels is None else labels).reshape(-1))
         env.on_gradient = on_gradient
@@ -100,6 +108,9 @@ class Executor:
             self._read_ahead.begin()
         try:
             spans = Engines(self.plan, self._waits, self._run_at).run(begin)
+        except NotFinite:
+            take_back(env)
+            raise
         finally:
             if self._read_ahead:
                 self._read_ahead.end()
@@ -158,9 +169,22 @@ class Executor:
             read_rows(part, slice(None), out[block], codes)
 
 
+def require_tokens(graph: Graph, tokens: Tensor, what: str, other: int | None = None) -> None:
+    """Refuse tokens that are not whole numbers (batch, seq), each in the vocabulary or `other`."""
+    shape = (graph.workload.batch_size, graph.workload.seq_len)
+    if tuple(tokens.shape) != shape or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool:
+        given = f"{what} are {tokens.dtype} {list(tokens.shape)}"
+        raise InputError(f"{given}: must be whole numbers {list(shape)}, `batch_size` x `seq_len`")
+    known = (tokens >= 0) & (tokens < graph.head.dims.outs)
+    outside = tokens[~(known if other is None else known | (tokens == other))]
+    if len(outside):
+        also = "" if other is None else f", or {other}"
+        raise InputError(f"{what} hold {int(outside[0])}: must be between 0 and {graph.head.dims.outs - 1}{also}")
+
+
 def next_tokens(tokens: Tensor) -> Tensor:
     """Labels: each position's next token, and -100 at the end of every sequence. (batch, seq) in and out."""
-    labels = torch.full_like(tokens, -100)
+    labels = torch.full_like(tokens, IGNORED)
     labels[:, :-1] = tokens[:, 1:]
     return labels
 

@@ -4,6 +4,7 @@ Spelled both ways that transformers writes: `rope_theta` with `rope_scaling`, an
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from mebp.errors import ModelError
 from mebp.models.config import Family, ModelConfig, Rope
 from mebp.text import read_text, resolved, shortened
 
+CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", b"GGUF"
 FAMILY_NAMES = "qwen2, qwen3, gemma3 (text), llama (SmolLM2 too)"
+LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration")  # ends of the names of what has a head over the vocabulary
 SLIDING_PATTERN = 6  # Gemma 3: five local layers, then a global one
 
 
@@ -44,6 +47,8 @@ class HFConfig(BaseModel):
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     use_bidirectional_attention: bool | None = False
+    is_causal: bool | None = None
+    architectures: list[str] | None = None
     partial_rotary_factor: float | None = None
     num_experts: int | None = None
     num_local_experts: int | None = None
@@ -68,17 +73,41 @@ def read_model(path: Path) -> ModelConfig:
 
     Raises ModelError in one line for a folder without config, a family that is not known, a missing or absurd field.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path / CONFIG if path.is_dir() else path
+    if path.is_dir() and not file.is_file() and (path / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{path} holds a PEFT adapter, not a model: name the folder of the model that it was trained on")
     if not file.is_file():
-        raise ModelError(f"no model at {path}: expected a config.json, or a folder that holds one")
+        raise ModelError(f"no model at {path}: expected a {CONFIG}, or a folder that holds one")
+    raw = read_config(file)
+    name = resolved(file.parent).name if file.name == CONFIG else file.stem
+    return config_from_dict(raw, name=shortened(name), source=str(file))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The fields of a config.json; ModelError in one line for a file that is none."""
     try:
+        with file.open("rb") as opened:
+            if opened.read(len(GGUF)) == GGUF:
+                raise ModelError(f"{file} is a GGUF file, which is not read: take the model's {CONFIG}, or its folder")
         raw = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is not readable JSON ({error}): take a model's config.json, or its folder") from None
+        said = shortened(getattr(error, "strerror", None) or str(error), 120)
+        raise ModelError(f"{file} is not readable JSON ({said}): take a model's {CONFIG}, or its folder") from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{file} holds a {type(raw).__name__}, not an object: expected a model's config.json")
-    name = resolved(file.parent).name if file.name == "config.json" else file.stem
-    return config_from_dict(raw, name=shortened(name), source=str(file))
+        raise ModelError(f"{file} holds a {type(raw).__name__}, not an object: expected a model's {CONFIG}")
+    if "peft_type" in raw:
+        base = shortened(str(raw.get("base_model_name_or_path")))
+        raise ModelError(f"{file} is the config of a PEFT adapter, not of a model: name that of its base model ({base})")
+    return raw
+
+
+def quantisation_of(raw: Mapping[str, Any]) -> str | None:
+    """How the weights of a checkpoint are quantised, by its config.json: `gptq, 4 bits`; None where they are not."""
+    found = raw.get("quantization_config") or raw.get("quantization")
+    if not isinstance(found, dict):
+        return None
+    method, bits = found.get("quant_method", "MLX"), found.get("bits")
+    return f"{shortened(str(method))}{f', {bits} bits' if isinstance(bits, int) else ''}"
 
 
 def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelConfig:
@@ -93,7 +122,7 @@ def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelCon
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        given = "" if first["type"] == "missing" else f" = {shortened(repr(first['input']))}"
         raise ModelError(f"{source}: {field}{given}: {first['msg'].lower()}") from None
     _refuse_unsupported(hf, family, source)
     return _build(hf, family, name, source)
@@ -104,7 +133,7 @@ def _family(raw: dict[str, Any], source: str) -> Family:
     try:
         return Family(str(model_type))
     except ValueError:
-        raise ModelError(f"{source}: model_type {model_type!r} is not a family known here: {FAMILY_NAMES}") from None
+        raise ModelError(f"{source}: model_type {shortened(repr(model_type))} is not a family known here: {FAMILY_NAMES}") from None
 
 
 def _refuse_unsupported(hf: HFConfig, family: Family, source: str) -> None:
@@ -118,9 +147,15 @@ def _refuse_unsupported(hf: HFConfig, family: Family, source: str) -> None:
         "attn_logit_softcapping": hf.attn_logit_softcapping is not None,
         "final_logit_softcapping": hf.final_logit_softcapping is not None,
         "use_bidirectional_attention": bool(hf.use_bidirectional_attention),
+        "is_causal = false (attention in both directions)": hf.is_causal is False,
         "partial_rotary_factor": hf.partial_rotary_factor not in (None, 1.0),
         "num_experts": bool(hf.num_experts or hf.num_local_experts),
     }
+    architecture = next(iter(hf.architectures or ()), None)
+    if architecture is not None and not architecture.endswith(LANGUAGE_MODELS):
+        raise ModelError(
+            f"{source}: architectures = {shortened(architecture)} is no causal language model: take a checkpoint of one"
+        )
     for what, refused in refusals.items():
         if refused:
             raise ModelError(f"{source}: {what} is not supported for {family}: its gradients would not be exact")
@@ -178,13 +213,29 @@ def _windows(hf: HFConfig, family: Family, source: str) -> tuple[int, ...]:
 
 def _ropes(hf: HFConfig, family: Family, source: str) -> tuple[Rope, Rope]:
     default_theta = 1_000_000.0 if family is Family.GEMMA3 else 10_000.0
-    parameters = hf.rope_parameters or {}
-    if "full_attention" in parameters:
+    parameters, scaling = hf.rope_parameters or {}, hf.rope_scaling or {}
+    by_layer = "full_attention" in parameters
+    _require_spelling(parameters, scaling, by_layer=by_layer, gemma=family is Family.GEMMA3, source=source)
+    if by_layer:
         full = _rope(parameters["full_attention"], hf.rope_theta or default_theta, source)
         local = _rope(parameters.get("sliding_attention") or {}, hf.rope_local_base_freq, source)
         return full, local
-    full = _rope(parameters or hf.rope_scaling or {}, hf.rope_theta or default_theta, source)
+    full = _rope(parameters or scaling, hf.rope_theta or default_theta, source)
     return full, (Rope(theta=hf.rope_local_base_freq) if family is Family.GEMMA3 else full)
+
+
+def _require_spelling(
+    parameters: Mapping[str, Any], scaling: Mapping[str, Any], *, by_layer: bool, gemma: bool, source: str
+) -> None:
+    """Refuse spellings of the rotary embedding that transformers reads in another way than they are meant."""
+    if parameters and scaling:
+        raise ModelError(f"{source}: both rope_parameters and rope_scaling are given: leave one of them out")
+    if gemma and parameters and not by_layer:
+        raise ModelError(f"{source}: rope_parameters must name full_attention and sliding_attention for gemma3_text")
+    if not gemma and {"full_attention", "sliding_attention"} & parameters.keys():
+        raise ModelError(f"{source}: rope_parameters by kind of attention are gemma3_text's alone: name rope_type and rope_theta")
+    if gemma and "type" in scaling and "rope_type" not in scaling:
+        raise ModelError(f"{source}: rope_scaling has type, which gemma3_text does not read: call it rope_type")
 
 
 def _rope(fields: Any, theta: float, source: str) -> Rope:

@@ -87,7 +87,7 @@ def parse_device(text: str, source: str) -> Device:
             _require_known(key, names, source, text)
         values = {name: _entry(f"{section}.{name}", entries.get(name), source, text, sources) for name in names}
         sections[section] = cls(**values)
-    measured = {section: _by_shape(raw.get(section, {}), section, source, text, sources) for section in MEASURED_BY_SHAPE}
+    shapes, workspace = (_by_shape(raw.get(section, {}), section, source, text, sources) for section in MEASURED_BY_SHAPE)
     name = raw.get("name")
     if not isinstance(name, str) or not name:
         raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
@@ -95,7 +95,7 @@ def parse_device(text: str, source: str) -> Device:
     for what, given in (("name", name), ("title", title)):
         if not given.isprintable():
             raise ProfileError(f"{source}:{_line(what, text)}: {what} = {shortened(given)}: holds what cannot be printed")
-    return Device(name=name, title=title, sources=sources, **sections, **measured)
+    return Device(name=name, title=title, shapes=shapes, workspace=workspace, sources=sources, **sections)
 
 
 def _by_shape(entries: Any, section: str, source: str, text: str, sources: dict[str, Source]) -> dict[str, float]:

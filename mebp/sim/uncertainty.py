@@ -6,7 +6,7 @@ that the model has with every number right.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import hypot
 
 from mebp.models.graph import Graph

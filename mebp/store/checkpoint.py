@@ -18,7 +18,7 @@ from torch import Tensor
 from mebp.errors import ModelError, StoreError
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
-from mebp.models.huggingface import read_model
+from mebp.models.huggingface import CONFIG, GGUF, quantisation_of, read_config, read_model
 from mebp.store.codec import quantise, unpack_whole
 from mebp.store.reader import Frozen, layout
 from mebp.store.writer import Pieces, write_store
@@ -26,7 +26,8 @@ from mebp.text import read_text, resolved
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-EMBEDDING = "embed_tokens.weight"
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+COMPILED = "_orig_mod."  # before every name where torch.compile wrapped the model that was saved
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 IGNORED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")  # not a decoder's
 PIECE_WEIGHTS = 1 << 21  # weights quantised at a time
@@ -59,10 +60,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True, kw_only=True)
 class Compressed:
-    """What compressing found: the relative RMS error of every matrix, and the SHA-256 of all source bytes in the store's order."""
+    """What compressing found: the relative RMS error of every matrix, that of every vector whose rounding to bf16 changes it, and
+    the SHA-256 of all source bytes in the store's order.
+    """
 
     config: ModelConfig
     errors: dict[str, float] = field(default_factory=dict)
+    rounded: dict[str, float] = field(default_factory=dict)
     source_sha256: str = ""
 
     @property
@@ -77,7 +81,7 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
     ModelError for a checkpoint that is incomplete, of other shapes or types than its config says, with weights that are not
     finite, or whose index points outside the folder; StoreError where the store cannot be written.
     """
-    found = Compressed(config=read_model(source))
+    found = Compressed(config=_read(source))
     for name, (_, cols) in found.config.matrices().items():
         fmt.require_fits(name, cols)
     checkpoint = _Checkpoint(source, found.config)
@@ -95,9 +99,9 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
                 continue
             if matrix in matrices and fmt.compressed:
                 steps = torch.empty(expected[f"{matrix}.steps"][1], dtype=torch.bfloat16)
-                yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix)
+                yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix, source)
             else:
-                yield name, (rows.bfloat16() for rows in checkpoint.rows(name))
+                yield name, _rounded(checkpoint.rows(name), found.rounded, name, source)
             done += math.prod(checkpoint.shapes[matrix])
             if progress:
                 progress(done, total)
@@ -112,7 +116,41 @@ def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress |
     return found
 
 
-def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: dict[str, float], name: str) -> Iterator[Tensor]:
+def _read(source: Path) -> ModelConfig:
+    """The config of a checkpoint whose weights can be compressed; ModelError naming what it is where they cannot."""
+    if source.is_file():
+        kind = "a GGUF file" if source.open("rb").read(len(GGUF)) == GGUF else "a file"
+        raise ModelError(f"{source} is {kind}: expected the folder of a Hugging Face checkpoint, safetensors and {CONFIG}")
+    config = read_model(source)
+    quantised = quantisation_of(read_config(source / CONFIG))
+    if quantised:
+        raise ModelError(
+            f"{source} is quantised already ({quantised}), which is not read: take the checkpoint that it was made from"
+        )
+    return config
+
+
+def _rounded(pieces: Iterator[Tensor], rounded: dict[str, float], name: str, source: Path) -> Iterator[Tensor]:
+    """A tensor in bf16; how far that is from the original, relative RMS, is put into `rounded` where it is not 0."""
+    wrong = right = 0.0
+    for rows in pieces:
+        made = rows.bfloat16()
+        wrong += float((made.double() - rows.double()).square().sum())
+        right += float(rows.double().square().sum())
+        yield made
+    _require_finite(wrong, name, source)
+    if wrong:
+        rounded[name] = math.sqrt(wrong / right)
+
+
+def _require_finite(error: float, name: str, source: Path) -> None:
+    if not math.isfinite(error):
+        raise ModelError(f"{source}: the weights of {name} are too large for bf16: copy the checkpoint again")
+
+
+def _codes(
+    pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: dict[str, float], name: str, source: Path
+) -> Iterator[Tensor]:
     """Codes of a matrix, some rows at a time; its steps are put into `steps` (rows, groups), its error into `errors` at the end."""
     wrong = right = 0.0
     done = 0
@@ -128,6 +166,7 @@ def _codes(pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: d
             unpack_whole(Frozen(codes=codes, steps=own, format=fmt), torch.float32).sub_(weights).square_().sum(dtype=torch.float64)
         )
         yield codes
+    _require_finite(wrong, name, source)
     errors[name] = math.sqrt(wrong / right) if right else 0.0
 
 
@@ -138,15 +177,16 @@ class _Checkpoint:
         self.shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
         self._folder = folder
         self._files = _weight_map(folder)
-        self._names = _names(config, _prefix(self._files, folder))
+        prefix = _prefix(self._files, folder)
+        self._names = _names(config, prefix, _head_name(self._files, prefix))
         self._see: Callable[[bytes], object] = len
         for name, theirs in self._names.items():
             if theirs not in self._files:
                 raise ModelError(f"{folder}: tensor {theirs} is missing: the checkpoint does not match its config.json ({name})")
         ours = set(self._names.values())
         for theirs in self._files:
-            twice = config.tied and theirs.endswith("lm_head.weight")
-            if theirs not in ours and not twice and not theirs.startswith(IGNORED) and not theirs.endswith("rotary_emb.inv_freq"):
+            twice = config.tied and theirs.endswith(HEAD)
+            if theirs not in ours and not twice and not _ignored(theirs) and not theirs.endswith("rotary_emb.inv_freq"):
                 raise ModelError(f"{folder}: tensor {theirs} does not belong to a {config.family} model of this config.json")
 
     def watch(self, see: Callable[[bytes], object]) -> None:
@@ -215,16 +255,26 @@ def _keys(file: Path) -> list[str]:
 
 def _prefix(files: Mapping[str, str], folder: Path) -> str:
     """What stands before a decoder's tensor names: `model.`, or more where the decoder is part of a larger model."""
-    found = [name.removesuffix(EMBEDDING) for name in files if name.endswith(EMBEDDING) and not name.startswith(IGNORED)]
+    found = [name.removesuffix(EMBEDDING) for name in files if name.endswith(EMBEDDING) and not _ignored(name)]
     if len(found) != 1:
         raise ModelError(f"{folder}: expected one tensor called ...{EMBEDDING}, found {len(found)}: not a checkpoint of a decoder")
     return found[0]
 
 
-def _names(config: ModelConfig, prefix: str) -> dict[str, str]:
+def _ignored(name: str) -> bool:
+    """Whether a tensor is of a part that is no decoder."""
+    return name.removeprefix(COMPILED).startswith(IGNORED)
+
+
+def _head_name(files: Mapping[str, str], prefix: str) -> str:
+    """The head's name: beside the decoder, whose names begin with `prefix`, or at the top."""
+    return next((name for name in (f"{prefix.removesuffix('model.')}{HEAD}", f"{COMPILED}{HEAD}") if name in files), HEAD)
+
+
+def _names(config: ModelConfig, prefix: str, head: str) -> dict[str, str]:
     """The store's names to the checkpoint's."""
     vectors = NORMS | FOUR_NORMS if config.four_norms else NORMS
-    found = {"embedding": f"{prefix}{EMBEDDING}", "head": "lm_head.weight", "final_norm": f"{prefix}norm.weight"}
+    found = {"embedding": f"{prefix}{EMBEDDING}", "head": head, "final_norm": f"{prefix}norm.weight"}
     for name in (*config.matrices(), *config.vectors()):
         layer, _, part = name.partition(".")
         if part:

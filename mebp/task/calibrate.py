@@ -225,7 +225,7 @@ def _runtime(runs: Runs, rates: "Rates", peak: float) -> Runtime:
 
 
 def _kernel_bytes(runs: Runs) -> float:
-    """What the libraries kept for each kernel of the streamed run: its peak beyond the plan, the graph and what is known outside."""
+    """What the libraries kept for each kernel of the streamed run: its peak beyond plan, graph and what is known outside."""
     graph, plan, run = runs.streamed.graph, runs.streamed.plan, runs.streamed.run
     known = plan.arena_bytes + sum(graph.outside_bytes.values()) + OP_BYTES * len(graph.ops)
     return max(0.0, (run.peak_bytes - run.baseline_bytes - known) / num_kernels(graph.ops))

@@ -155,12 +155,14 @@ def run_json(result: RunResult) -> str:
                 "file_bytes": measured.file_bytes,
                 "step_time_us": [round(seconds * 1e6) for seconds in measured.step_s],
                 "floor_us": round(measured.floor_s * 1e6),
+                "unpacking": measured.unpacking,
             },
             "loss": list(measured.loss),
             "gradients": {
                 "checked": check is not None,
                 "max_relative_error": check.max_relative_error if check else None,
                 "cosine": check.cosine if check else None,
+                "times_reference": check.times_reference if check else None,
             },
         }
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Progress = Callable[[int, int], None]  # steps done, and of how many
+GRADIENT_ERROR = 1e-4  # worst relative error of one gradient, in fp32; where it is larger, double precision decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +30,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientCheck:
-    """The worst adapter gradient against autograd on the same decompressed weights, and the cosine of all of them together."""
+    """The worst adapter gradient against autograd on the same decompressed weights, and the cosine of all of them together.
+
+    `times_reference` is asked for where single precision cannot tell (gradients that almost cancel): how many times as far from
+    autograd in double precision the worst of those is as autograd in the plan's precision; None where nothing was in doubt.
+    """
 
     max_relative_error: float
     cosine: float
+    times_reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class Measurement:
 
     `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it;
     `durations_ns` are each instruction's median over the last steps. `floor_s` is what the step's dense products take, forward and
-    backward once (0: not measured).
+    backward once (0: not measured); `unpacking` says in a few words how weights are unpacked.
     """
 
     arena_bytes: int
@@ -54,6 +60,7 @@ class Measurement:
     durations_ns: tuple[int, ...] = ()
     memory: tuple[tuple[int, int], ...] = ()
     floor_s: float = 0.0
+    unpacking: str = ""
     gradients: GradientCheck | None = None
 
     @property

@@ -4,6 +4,7 @@ import ctypes
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -47,11 +48,14 @@ def memory_now() -> tuple[int, int]:
 
 class Sampler:
     """Watches memory from a thread while it is entered; `anonymous` and `file` are the highest values seen, `curve` is how
-    anonymous bytes moved since `begin`: (ns, bytes), at most MOST_POINTS of them.
+    anonymous bytes moved since `begin`: (ns, bytes), at most MOST_POINTS of them. `over(bytes)` is called, from that thread, when
+    anonymous memory is seen above `most_bytes` (0: never).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = 0, over: Callable[[int], None] | None = None) -> None:
         self.anonymous, self.file = memory_now()
+        self._most_bytes = most_bytes
+        self._over = over
         self.curve: list[tuple[int, int]] = []
         self._begin_ns = self._next_ns = time.perf_counter_ns()
         self._apart_ns = 0
@@ -78,6 +82,8 @@ class Sampler:
     def _look(self) -> None:
         anonymous, file = memory_now()
         self.anonymous, self.file = max(self.anonymous, anonymous), max(self.file, file)
+        if self._over and 0 < self._most_bytes < anonymous:
+            self._over(anonymous)
         with self._lock:
             self._draw(time.perf_counter_ns(), anonymous)
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mebp.executor.adapter import Adapter, new_adapters
 from mebp.executor.env import dtype_of
 from mebp.executor.executor import Executor, next_tokens
-from mebp.executor.measure.job import GradientCheck, Job
+from mebp.executor.measure.job import GRADIENT_ERROR, GradientCheck, Job
 from mebp.executor.rotary import rope_tables
 from mebp.models.config import LinearName, ModelConfig
 from mebp.models.graph import Graph
@@ -32,9 +32,30 @@ def compare_gradients(plan: Plan, graph: Graph, store: Store, ids: Tensor, job: 
     moved = {name: adapter.copy_to(job.device) for name, adapter in adapters.items()}
     executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, learning_rate=0.0)
     executor.step(ids, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
-    errors = [_relative_error(ours[name], gradient) for name, gradient in expected.items()]
+    errors = {name: _relative_error(ours[name], gradient) for name, gradient in expected.items()}
     flat, flat_expected = (torch.cat([found[name].flatten() for name in expected]).double() for found in (ours, expected))
-    return GradientCheck(max_relative_error=max(errors), cosine=float(F.cosine_similarity(flat, flat_expected, dim=0)))
+    doubtful = [name for name, error in errors.items() if error > GRADIENT_ERROR] if graph.workload.precision == "fp32" else []
+    return GradientCheck(
+        max_relative_error=max(errors.values()),
+        cosine=float(F.cosine_similarity(flat, flat_expected, dim=0)),
+        times_reference=_times_reference(graph, store, adapters, ids, ours, expected, doubtful) if doubtful else None,
+    )
+
+
+def _times_reference(
+    graph: Graph,
+    store: Store,
+    adapters: dict[str, Adapter],
+    ids: Tensor,
+    ours: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    doubtful: list[str],
+) -> float:
+    """How many times as far from autograd in double precision ours is as autograd in single precision, at worst."""
+    _, exact = reference_gradients(graph, store, adapters, ids, torch.float64)
+    tiny = torch.finfo(torch.float32).tiny
+    far = [(float((found[name].double() - exact[name]).norm()) for found in (ours, expected)) for name in doubtful]
+    return max(own / max(theirs, tiny) for own, theirs in far)
 
 
 def _relative_error(ours: Tensor, expected: Tensor) -> float:
@@ -42,10 +63,16 @@ def _relative_error(ours: Tensor, expected: Tensor) -> float:
     return float((ours - expected).norm()) / max(float(expected.norm()), torch.finfo(torch.float32).tiny)
 
 
-def reference_gradients(graph: Graph, store: Store, adapters: dict[str, Adapter], ids: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """Loss and the gradient of every adapter (`3.q.dA`), by autograd. ids (batch, seq)."""
-    leaves = {name: (adapter.A.clone().requires_grad_(), adapter.B.clone().requires_grad_()) for name, adapter in adapters.items()}
-    decoder = _Decoder(graph, store, leaves)
+def reference_gradients(
+    graph: Graph, store: Store, adapters: dict[str, Adapter], ids: Tensor, dtype: torch.dtype | None = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and the gradient of every adapter (`3.q.dA`), by autograd, in `dtype` (default: the graph's). ids (batch, seq)."""
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    leaves = {
+        name: (adapter.A.to(wide, copy=True).requires_grad_(), adapter.B.to(wide, copy=True).requires_grad_())
+        for name, adapter in adapters.items()
+    }
+    decoder = _Decoder(graph, store, leaves, dtype or dtype_of(graph), wide)
     loss = decoder.loss(ids)
     loss.backward()  # type: ignore[no-untyped-call]
     found: dict[str, Tensor] = {}
@@ -57,20 +84,26 @@ def reference_gradients(graph: Graph, store: Store, adapters: dict[str, Adapter]
 
 
 class _Decoder:
-    def __init__(self, graph: Graph, store: Store, leaves: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """`dtype` is that of weights and activations, `wide` that of sums."""
+
+    def __init__(
+        self, graph: Graph, store: Store, leaves: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype, wide: torch.dtype
+    ) -> None:
         self.config: ModelConfig = graph.config
         self.workload = graph.workload
         self.store = store
         self.leaves = leaves
-        self.dtype = dtype_of(graph)
-        self.tables = rope_tables(graph, torch.device("cpu"))
+        self.dtype = dtype
+        self.wide = wide
+        tables = rope_tables(graph, torch.device("cpu"))
+        self.tables = {rope: (cos.to(dtype), sin.to(dtype)) for rope, (cos, sin) in tables.items()}
 
     def loss(self, ids: Tensor) -> Tensor:
         c = self.config
         x = F.embedding(ids, self.matrix("embedding")) * c.embedding_scale  # (B, T, d)
         for layer in range(c.num_layers):
             x = checkpoint(self.layer, x, layer, use_reentrant=False)
-        logits = F.linear(self.norm(x, "final_norm"), self.matrix("embedding" if c.tied else "head")).float()
+        logits = F.linear(self.norm(x, "final_norm"), self.matrix("embedding" if c.tied else "head")).to(self.wide)
         return F.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), ignore_index=-100)
 
     def layer(self, x: Tensor, layer: int) -> Tensor:
@@ -90,7 +123,7 @@ class _Decoder:
         v = self.heads(x, layer, "v", c.num_kv_heads)
         group = c.num_heads // c.num_kv_heads
         k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))  # (B, H, T, D)
-        scores = (q @ k.transpose(2, 3)).float() * c.attention_scale
+        scores = (q @ k.transpose(2, 3)).to(self.wide) * c.attention_scale
         distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])[None]
         hidden = distance < 0
         if c.windows[layer]:
@@ -119,9 +152,9 @@ class _Decoder:
         return y
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.pow(2).mean(dim=-1, keepdim=True) + self.config.norm_eps)
-        return (normed * (self.store.vector(name).float() + self.config.norm_offset)).to(self.dtype)
+        x_wide = x.to(self.wide)
+        normed = x_wide * torch.rsqrt(x_wide.pow(2).mean(dim=-1, keepdim=True) + self.config.norm_eps)
+        return (normed * (self.store.vector(name).to(self.wide) + self.config.norm_offset)).to(self.dtype)
 
     def matrix(self, name: str) -> Tensor:
         return unpack_whole(self.store.matrix(name), self.dtype)

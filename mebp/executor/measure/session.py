@@ -1,7 +1,8 @@
 """One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if requested."""
 
 import gc
-import math
+import os
+import sys
 from array import array
 from collections import deque
 from dataclasses import replace
@@ -10,21 +11,24 @@ from statistics import median
 import torch
 
 from mebp.check import graph_of
-from mebp.errors import InputError, StoreError
+from mebp.errors import InputError, NotFinite, StoreError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor, StepResult
 from mebp.executor.measure.floor import floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress
 from mebp.executor.measure.limit import limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
+from mebp.executor.measure.message import failure_line
 from mebp.executor.measure.reference import compare_gradients
 from mebp.models.graph import Graph
 from mebp.plan import parse_plan
 from mebp.store.kernel import kernel
 from mebp.store.reader import open_store
+from mebp.unit import show_nbytes
 
 WARM_UP_STEPS = 1
 RECENT_STEPS = 5
+OVER_BUDGET = 1.01  # times its budget a process may take under `enforce`
 WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
@@ -39,12 +43,13 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         raise InputError(f"{plan.name} has no exact gradient to check: leave `check_gradients` out")
     if job.enforce:
         limit_data(max(0, plan.budget_bytes - baseline))
+    most_bytes = int(plan.budget_bytes * OVER_BUDGET) if job.enforce else 0
     graph = graph_of(plan, "the plan")
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
     gc.collect()
     trim()  # reading the plan left a megabyte or two
-    with Sampler() as sampler:
+    with Sampler(most_bytes, lambda nbytes: _stop(nbytes, plan.budget_bytes)) as sampler:
         executor = Executor(
             plan,
             graph,
@@ -76,6 +81,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
         durations_ns=tuple(int(median(durations)) for durations in zip(*recent, strict=True)),
         memory=tuple(sampler.curve),
         floor_s=floor_s,
+        unpacking=kernel().path if job.device == "cpu" else "in torch",
         gradients=check,
     )
 
@@ -92,11 +98,10 @@ def _steps(
     for step in range(total):
         progress(step, total)
         sampler.begin()
-        result = executor.step(ids)
-        if not math.isfinite(result.loss):
-            raise StoreError(
-                f"the loss is {result.loss} at step {step}: the weights in {job.store} are damaged or the steps too long"
-            )
+        try:
+            result = executor.step(ids)
+        except NotFinite as error:
+            raise StoreError(f"{error} at step {step}: {_remedy(step, job)}") from None
         if results:
             results[-1] = replace(results[-1], spans_ns=[])  # only the last step's are needed
         results.append(result)
@@ -104,6 +109,22 @@ def _steps(
             recent.append(array("q", (end - start for start, end in result.spans_ns)))
     progress(total, total)
     return results, recent
+
+
+def _remedy(step: int, job: Job) -> str:
+    """What a loss or gradient that is not finite may come from: before the first update from the weights alone."""
+    damaged = f"the weights in {job.store} are damaged, or their steps too long"
+    return f"the learning rate of {job.learning_rate:g} may be too large, or {damaged}" if step else damaged
+
+
+def _stop(nbytes: int, budget_bytes: int) -> None:
+    """End the process, which took more than its budget allows."""
+    message = f"the run took {show_nbytes(nbytes)} of memory, more than the plan's budget of {show_nbytes(budget_bytes)}: stopped"
+    sys.stdout.write(
+        "\n" + failure_line("Disagreement", f"{message} (`enforce`): calibrate for this model, or plan for less") + "\n"
+    )
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def batch(graph: Graph, job: Job) -> torch.Tensor:

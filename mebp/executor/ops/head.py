@@ -5,11 +5,13 @@ a running sum of exp(logit - m) w, all fp32 and rescaled when the maximum moves.
 The head is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from mebp.errors import NotFinite
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
 from mebp.models.tile import stream_rows
@@ -89,6 +91,8 @@ def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None, room
     valid = labels >= 0
     count = int(valid.sum())
     loss = float(losses.double().masked_fill(~valid, 0.0).sum()) / max(1, count)
+    if not math.isfinite(loss):
+        raise NotFinite(f"the loss is {loss}")
     io["loss"].fill_(loss)
     io.env.losses[io.op.writes["loss"]] = loss
     if weighted is None:

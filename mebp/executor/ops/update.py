@@ -1,11 +1,12 @@
 """Updates of the adapters: SGD or AdamW right after a layer's backward, or of all at once; MeZO's perturbation and update."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from mebp.errors import NotFinite
 from mebp.executor.adapter import Adapter
 from mebp.executor.env import Env, Io
 from mebp.models.kind.update import PerturbParams, UpdateParams
@@ -44,14 +45,17 @@ def apply(io: Io) -> None:
             deferred.zero_()
 
 
-def _gradients(io: Io) -> Iterator[tuple[str, int, Tensor]]:
-    """Every gradient of the op's adapters: whose, of A (0) or B (1), and the tensor, shown to the callback."""
-    for name in io.op.adapters:
-        for index, slot in enumerate((f"{name}.dA", f"{name}.dB")):
-            gradient = io[slot]
-            if io.env.on_gradient:
-                io.env.on_gradient(slot, gradient)
-            yield name, index, gradient
+def _gradients(io: Io) -> list[tuple[str, int, Tensor]]:
+    """Every gradient of the op's adapters: whose, of A (0) or B (1), and the tensor, shown to the callback; all of them finite."""
+    found = [(name, index, io[f"{name}.{slot}"]) for name in io.op.adapters for index, slot in enumerate(("dA", "dB"))]
+    for name, index, gradient in found:
+        slot = f"{name}.{('dA', 'dB')[index]}"
+        if io.env.on_gradient:
+            io.env.on_gradient(slot, gradient)
+        for extreme in torch.aminmax(gradient):
+            if not math.isfinite(extreme):
+                raise NotFinite(f"the gradient {slot} is not finite")
+    return found
 
 
 def _step(env: Env, adapter: Adapter, index: int, gradient: Tensor, values: Tensor, updates: int) -> None:
@@ -75,21 +79,31 @@ def _adamw(env: Env, parameter: Tensor, gradient: Tensor, states: list[Tensor], 
 
 def perturb(io: Io) -> None:
     """adapter += sign x epsilon x z, with z drawn again from the step's seed each time."""
-    _along_noise(io, io.params(PerturbParams).sign * io.env.epsilon)
+    amount = io.params(PerturbParams).sign * io.env.epsilon
+    _along_noise(io.env, io.op.adapters, amount, io.take("values"))
+    io.env.displaced += amount
 
 
 def mezo_update(io: Io) -> None:
     """Take the perturbation back and step along z: -lr (loss+ - loss-) / (2 epsilon) z (Malladi et al., 2023)."""
     plus, minus = (io.env.losses[io.op.reads[slot]] for slot in ("plus", "minus"))
     slope = (plus - minus) / (2 * io.env.epsilon)
-    _along_noise(io, io.env.epsilon - io.env.learning_rate * slope)
+    _along_noise(io.env, io.op.adapters, io.env.epsilon - io.env.learning_rate * slope, io.take("values"))
+    io.env.displaced = 0.0
 
 
-def _along_noise(io: Io, amount: float) -> None:
-    values = io.take("values")
-    generator = torch.Generator(io.env.device).manual_seed(io.env.seed * 1_000_003 + io.env.step)
-    for name in io.op.adapters:
-        for parameter in _parameters(io.env.adapters[name]):
+def take_back(env: Env) -> None:
+    """Undo the perturbation of a step that was not taken."""
+    if env.displaced:
+        most = max(parameter.numel() for adapter in env.adapters.values() for parameter in _parameters(adapter))
+        _along_noise(env, env.adapters, -env.displaced, torch.empty(most, device=env.device))
+        env.displaced = 0.0
+
+
+def _along_noise(env: Env, adapters: Iterable[str], amount: float, values: Tensor) -> None:
+    generator = torch.Generator(env.device).manual_seed(env.seed * 1_000_003 + env.step)
+    for name in adapters:
+        for parameter in _parameters(env.adapters[name]):
             noise = values[: parameter.numel()].view(parameter.shape).normal_(generator=generator)
             parameter.add_(noise, alpha=amount)
 
