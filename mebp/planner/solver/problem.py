@@ -26,9 +26,9 @@ SMALLEST_TILE = 16
 class Problem:
     """`base_ns` is the time of a step that recomputes nothing, its head apart; `forward_ns` that of its forward.
 
-    `flash_share` is the part of forward and backward that plans may spend on storing and loading; more than all of it means
-    waiting. Where unpacking has an engine of its own, `ahead` are the same problem with more and more weights unpacked by it before
-    each use, in the last one all that an op reads whole.
+    `written_cap_bytes` lowers the device's cap on writes. `flash_share` is the part of forward and backward that plans may spend on
+    storing and loading; more than all of it means waiting. Where unpacking has an engine of its own, `ahead` are the same problem
+    with more and more weights unpacked by it before each use, in the last one all that an op reads whole.
     """
 
     graph: Graph
@@ -40,6 +40,7 @@ class Problem:
     base_ns: int
     forward_ns: int
     flash_share: float = 1.0
+    written_cap_bytes: int | None = None
     ahead: tuple["Problem", ...] = ()
 
     @property
@@ -51,8 +52,9 @@ class Problem:
 
     @property
     def cap_bytes(self) -> int:
-        """Bytes that a step may write to flash."""
-        return int(self.device.runtime.flash_write_cap_bytes)
+        """Bytes that a step may write to flash: the device's cap, or less where that was asked for."""
+        cap_bytes = int(self.device.runtime.flash_write_cap_bytes)
+        return cap_bytes if self.written_cap_bytes is None else min(cap_bytes, self.written_cap_bytes)
 
     def limited(self, room: int) -> Limited:
         """The limits that a bound relaxes: what is written also has to be written while the forward runs."""

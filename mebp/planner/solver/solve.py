@@ -4,7 +4,7 @@ Two bounds come with a plan: one over the class that placement chooses from, one
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -56,19 +56,24 @@ def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | Non
 
 
 def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
-    """The plan with the smallest arena that the search finds: nothing of its class is known to fit a smaller budget."""
+    """The plan with the smallest arena that the search finds: nothing of its class is known to fit a smaller budget.
+
+    It begins with plans that write nothing, from which it goes on under the cap: more freedom never makes it larger.
+    """
     problem = replace(problem, flash_share=UNLIMITED)
-    start = min(starts(problem), key=lambda plan: (plan.room, plan.stored), default=None)
-    shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, start)
-    floor = max(min(o.peak for o in stretch.menu.options) for stretch in problem.stretches)
-    model = Model(problem, shortlists, (floor, most_room(problem)), residence=False)
-    if start is not None:
-        hint_start(model.cp, model.variables, start, 0)
-        model.cp.add_hint(model.room, start.room)
-    model.minimise_room()
-    solution = search(model.cp, effort)
-    assert solution is not None, "with unbounded room some plan fits"
-    best = _smallest_written(problem, model.recipe(solution), budget_bytes)
+    found: list[Plan] = []
+    known: Mapping[str, int] = {}
+    for number, cap_bytes in enumerate((0, problem.cap_bytes, problem.cap_bytes)):
+        if found and (effort.stop.asked or not problem.cap_bytes):
+            break
+        share = effort.of(Phase.LEAST)
+        least = _least_recipe(problem, cap_bytes, known, replace(share, seed=share.seed + number))
+        if least is not None:
+            recipe, known = least
+            found.append(_smallest_written(problem, recipe, budget_bytes))
+    if not found:
+        raise NoPlanInTime("the solver found no plan in time: raise `time_limit`")
+    best = min(found, key=lambda plan: plan.arena_bytes)
     for _ in range(DESCENTS):  # the model counts some workspace twice: what it calls too small may still be written smaller
         placement = _placed_below(problem, best.arena_bytes, effort.of(Phase.DESCENT))
         smaller = _smallest_written(problem, placement.recipe, budget_bytes) if placement else best
@@ -76,6 +81,32 @@ def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
             break
         best = smaller
     return best
+
+
+def _least_recipe(
+    problem: Problem, cap_bytes: int, known: Mapping[str, int], effort: Effort
+) -> tuple[Recipe, Mapping[str, int]] | None:
+    """The recipe of least room that writes at most `cap_bytes`, looked for from `known` decisions, and its own decisions; None
+    where none is found.
+    """
+    limited = replace(problem, written_cap_bytes=cap_bytes)
+    start = min(starts(limited), key=lambda plan: (plan.room, plan.stored), default=None)
+    shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, None)
+    floor = max(min(o.peak for o in stretch.menu.options) for stretch in problem.stretches)
+    if start is not None:
+        shortlists = [sorted({*numbers, at}) for numbers, at in zip(shortlists, start.choice, strict=True)]
+    model = Model(limited, shortlists, (floor, most_room(problem)), residence=False)
+    if known:
+        model.variables.hint(known)
+    elif start is not None:
+        hint_start(model.cp, model.variables, start, 0)
+        model.cp.add_hint(model.room, start.room)
+    model.minimise_room()
+    with suppress(NoPlanInTime):
+        solution = search(model.cp, effort)
+        if solution is not None:
+            return model.recipe(solution), model.values(solution)
+    return None
 
 
 def _placed_below(problem: Problem, arena_bytes: int, effort: Effort) -> Placement | None:
