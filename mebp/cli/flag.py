@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Flag = typer.Option
 MODEL, STEP, TARGET, SEARCH, OUTPUT, RUN = "Model", "Training step", "Device and budget", "Search", "Output", "Run"
 DEFAULT_MODEL, DEFAULT_DEVICE = "0.5b", "iphone15promax"
-SEARCH_SHARE = 5.0  # wall seconds of --time-limit for each deterministic second of search, about
-BACKSTOP = 3.0  # times --time-limit, by the wall clock, where a machine is too slow for the deterministic one
+TIME_LIMIT, CURVE_TIME_LIMIT = 20.0, 90.0  # seconds, for a table and for a curve
+SEARCHES = 25.0  # wall seconds of a table's --time-limit for each deterministic second of one search: it runs several
 
 SPELLED = {  # settings whose flag is not their own name
     "rank": "--lora-r",
@@ -195,17 +196,19 @@ class SearchFlags(FlagGroup):
     """How long to search."""
 
     time_limit: Annotated[
-        float, Flag("--time-limit", help="Approximate seconds per search; a table runs several.", rich_help_panel=SEARCH)
-    ] = 4.0
+        float | None,
+        Flag("--time-limit", help="Seconds that planning may take. Default: 20 (a curve: 90).", rich_help_panel=SEARCH),
+    ] = None
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
 
-    def effort(self, progress: "Progress | None" = None) -> "Effort":
-        """What the flags allow a search."""
+    def effort(self, progress: "Progress | None" = None, default: float = TIME_LIMIT) -> "Effort":
+        """What the flags allow a command that begins to search now; `default` seconds where no limit was given."""
         from mebp.planner.effort import Effort  # noqa: PLC0415  (the solver takes half a second to import)
 
-        require_search(self.time_limit, self.seed)
-        seconds = self.time_limit
-        return Effort(deterministic_s=seconds / SEARCH_SHARE, wall_s=BACKSTOP * seconds, seed=self.seed, progress=progress)
+        limit = default if self.time_limit is None else self.time_limit
+        require_search(limit, self.seed)
+        one_s = limit / default * TIME_LIMIT / SEARCHES
+        return Effort(deterministic_s=one_s, wall_s=limit, until=monotonic() + limit, seed=self.seed, progress=progress)
 
 
 def require_search(time_limit: float, seed: int) -> None:

@@ -64,7 +64,7 @@ def curve(
     for number, budget in enumerate(budgets(problem, effort, num_points, most_bytes)):
         if progress:
             progress(number)
-        if effort.stop.asked:
+        if effort.over:
             break
         try:
             plan = solve(problem, budget, effort)

@@ -5,6 +5,7 @@ Time is counted in CP-SAT's deterministic seconds, which make a search repeatabl
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ from enum import Enum
 from typing import Protocol
 
 from ortools.sat.python import cp_model
+
+from mebp.errors import NoPlanInTime
 
 Progress = Callable[[int, int], None]  # the best so far and the bound
 
@@ -38,6 +41,7 @@ class Phase(Enum):
     VARIANT = Share(part=0.5, at_least_s=0.6, watched=False)  # every choice of weights to unpack ahead
     LEAST = Share(at_most_s=0.2, watched=False)  # every search for the least plan: first without writes, then under the cap
     DESCENT = Share(at_most_s=0.1, watched=False)  # every attempt to go below the least plan
+    THRIFT = Share(part=0.5, watched=False)  # every search for a plan that writes less and is about as fast
     REMEDY = Share(at_most_s=0.3, watched=False)  # every change that may help where nothing fits
 
 
@@ -86,6 +90,10 @@ class Search(Protocol):
         """End with what there is."""
 
 
+def always() -> None:
+    """What a search without a limit calls now and then, where one with a limit calls `Effort.require_time`."""
+
+
 class Flag:
     """A number in memory that compiled searches look at: not 0 where they are to end. `address` is where it lies."""
 
@@ -107,15 +115,31 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to search (deterministic seconds, and wall seconds as a backstop), with which seed, how to stop it, and the callback
-    that is told of the best and the bound.
+    """How long to search (deterministic seconds, and wall seconds as a backstop) and until when all searches together (by
+    time.monotonic), with which seed, how to stop it, and the callback that is told of the best and the bound.
     """
 
     deterministic_s: float = 0.6
     wall_s: float = 20.0
+    until: float = float("inf")
     seed: int = 0
     stop: Stop = field(default_factory=Stop)
     progress: Progress | None = None
+
+    @property
+    def left_s(self) -> float:
+        """Wall seconds that a search that begins now may take."""
+        return max(0.0, min(self.wall_s, self.until - time.monotonic()))
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no time for another search, or a stop was asked for."""
+        return self.stop.asked or self.left_s <= 0
+
+    def require_time(self) -> None:
+        """NoPlanInTime where the time of all searches together is over."""
+        if self.over:
+            raise NoPlanInTime("the time was over before a plan was found: raise `time_limit`")
 
     def of(self, phase: Phase) -> "Effort":
         """What `phase` gets of it."""
@@ -132,7 +156,7 @@ class Effort:
     def flag(self) -> Iterator[Flag]:
         """A flag that goes up when the wall seconds are over, and when a stop is asked for."""
         flag = Flag()
-        timer = threading.Timer(self.wall_s, flag.stop_search)
+        timer = threading.Timer(self.left_s, flag.stop_search)
         timer.daemon = True
         timer.start()
         try:

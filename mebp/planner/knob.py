@@ -16,6 +16,8 @@ from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 
+SEQUENCE, SEQUENCE_UNIT = "seq_len", 32
+NEAR = 0.03  # relative: a sequence longer by so much is not looked for
 FIRST_CAP = 256e6  # bytes per step, offered where none may be written
 WRITE_CAP = "runtime.flash_write_cap_bytes"
 
@@ -46,25 +48,69 @@ def knobs(
     budget_bytes: int,
     effort: Effort,
     progress: Callable[[Change | None], None] | None = None,
+    *,
+    only_other: bool = False,
 ) -> tuple[Knob, ...]:
-    """Solve for every change; the first is no change at all. A stop ends it with the knobs so far."""
+    """Solve for every change; the first is no change at all. With `only_other` those of the sequence, and none, are left out. When
+    the time is over or a stop is asked for, it ends with the knobs so far.
+    """
     found: list[Knob] = []
     for change, workload, changed in _changes(graph.workload, device):
-        if effort.stop.asked:
+        if effort.over:
             break
+        if only_other and (change is None or change.setting == SEQUENCE):
+            continue
         if progress:
             progress(change)
         try:
-            problem = pose(build_graph(graph.config, workload), changed)
-            least = outside_arena(problem.graph, changed) + least_plan(problem, budget_bytes, effort).arena_bytes
+            found.append(_knob(change, build_graph(graph.config, workload), changed, budget_bytes, effort))
         except InputError:  # the model cannot take this change
             continue
         except NoPlanInTime:
             break  # nor will the next search find one
-        best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
-        size = sum(weight.nbytes for weight in problem.graph.weights.values())
-        found.append(Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size))
     return tuple(found)
+
+
+def _knob(change: Change | None, graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> Knob:
+    problem = pose(graph, device, effort)
+    least = outside_arena(graph, device) + least_plan(problem, budget_bytes, effort).arena_bytes
+    best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
+    size = sum(weight.nbytes for weight in graph.weights.values())
+    return Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size)
+
+
+def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_bytes: int, effort: Effort) -> Knob | None:
+    """The longest sequence found for which something fits, a multiple of SEQUENCE_UNIT; None where not even one unit does.
+
+    `least_bytes` is what the graph's own length needs. Least budgets are nearly straight in the length: the next length to try is
+    where the line between the nearest that fits and the nearest that does not meets the budget.
+    """
+    config, workload = graph.config, graph.workload
+
+    def at(length: int) -> Knob:
+        change = Change(setting=SEQUENCE, value=length)
+        return _knob(change, build_graph(config, replace(workload, seq_len=length)), device, budget_bytes, effort)
+
+    high, high_bytes = workload.seq_len, least_bytes
+    best: Knob | None = None
+    if high <= SEQUENCE_UNIT:
+        return None
+    try:
+        best = at(SEQUENCE_UNIT)
+        if best.least_budget_bytes > budget_bytes:
+            return None
+        low = SEQUENCE_UNIT
+        while high - low > max(SEQUENCE_UNIT, high * NEAR) and not effort.over:
+            share = (budget_bytes - best.least_budget_bytes) / max(1, high_bytes - best.least_budget_bytes)
+            guess = low + int(share * (high - low)) // SEQUENCE_UNIT * SEQUENCE_UNIT
+            tried = at(length := min(max(guess, low + SEQUENCE_UNIT), high - 1 - (high - 1) % SEQUENCE_UNIT))
+            if tried.least_budget_bytes <= budget_bytes:
+                low, best = length, tried
+            else:
+                high, high_bytes = length, tried.least_budget_bytes
+    except NoPlanInTime:
+        pass  # the best so far
+    return best
 
 
 def _changes(workload: Workload, device: Device) -> Iterator[tuple[Change | None, Workload, Device]]:

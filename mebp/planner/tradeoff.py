@@ -1,6 +1,6 @@
 """The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -10,17 +10,17 @@ from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.curve import Corner, best_step_ns, outline
 from mebp.planner.effort import Effort, Phase
-from mebp.planner.knob import Knob, knobs
+from mebp.planner.knob import Knob, knobs, longest_sequence
 from mebp.planner.recipe.strategies import STRATEGIES, Strategy
-from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan, solve
+from mebp.planner.solver.problem import Problem, pose
+from mebp.planner.solver.solve import SLACK, least_plan, solve, write_less
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
-from mebp.sim.uncertainty import Uncertainty
+from mebp.sim.uncertainty import Uncertainty, peak_margin
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
-HELPS = 0.98  # of the least budget, the runtime's own footprint apart: a remedy leads to no more than that
+ESSENTIAL = ("mebp", "checkpoint-1")  # recipes that are planned however little time there is
 SOLVED, LEAST, PAPER = "solved", "least", "mebp"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "the fastest plan that CP-SAT finds",
@@ -30,13 +30,23 @@ SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One plan, checked and simulated."""
+    """One plan, checked and simulated. It `fits` where its peak and its writes stay within budget and cap; `surely` where its peak
+    does at the upper end of its range too, `margin_bytes` above.
+    """
 
     plan: Plan
     graph: Graph
     prediction: Prediction
-    fits: bool
+    margin_bytes: int
     within_cap: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.prediction.peak_bytes <= self.plan.budget_bytes and self.within_cap
+
+    @property
+    def surely(self) -> bool:
+        return self.fits and self.prediction.peak_bytes + self.margin_bytes <= self.plan.budget_bytes
 
     @property
     def name(self) -> str:
@@ -72,8 +82,8 @@ class Tradeoff:
 
     `out_of_time` where a search ended without a solution: then what does not fit is not known to. `interrupted` where one was cut
     short. `outline` is the trade-off curve by its bound; `more_saves_ns` is what MORE_BYTES of budget more would save of the chosen
-    plan's step at most. `remedies` are changes that lower the least budget, where nothing fits. `uncertainty` is the range of the
-    chosen plan's prediction.
+    plan's step at most, `writing` what writing more than the solved plan would. `remedies` are changes under which something fits,
+    where nothing does (None: not looked for). `uncertainty` is the range of the chosen plan's prediction.
     """
 
     graph: Graph
@@ -86,14 +96,14 @@ class Tradeoff:
     interrupted: bool = False
     outline: tuple[Corner, ...] = ()
     more_saves_ns: int | None = None
-    remedies: tuple[Knob, ...] = ()
+    writing: "Writing | None" = None
+    remedies: tuple[Knob, ...] | None = None
     uncertainty: Uncertainty | None = None
 
     @property
     def tight(self) -> bool:
         """Whether the chosen plan fits as predicted, and does not at the upper end of its range."""
-        fits = self.chosen is not None and self.chosen.fits
-        return fits and self.uncertainty is not None and self.uncertainty.peak_bytes[1] > self.budget_bytes
+        return self.chosen is not None and self.chosen.fits and not self.chosen.surely
 
     @property
     def least(self) -> Row:
@@ -112,22 +122,34 @@ class Tradeoff:
         return replace(self, chosen=row)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """What a plan that writes more would do: bytes per step in addition, and ns per step saved."""
+
+    more_bytes: int
+    saves_ns: int
+
+
 def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None) -> Tradeoff:
     """Plan `graph` every way there is. A stop ends the search with the best plans so far; Interrupted where there is none.
 
-    The solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
+    Plans are made for the budget less the margin by which predictions may be too low; where none is found, for all of it. The
+    solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
     """
     effort = effort or Effort()
     with ThreadPoolExecutor(max_workers=1) as pool:
         solver = pool.submit(_solved, graph, device, budget_bytes, effort)
-        rows = [strategy_row(strategy, graph, device, budget_bytes) for strategy in STRATEGIES.values() if not effort.stop.asked]
+        rows = [
+            strategy_row(strategy, graph, device, budget_bytes)
+            for strategy in sorted(STRATEGIES.values(), key=lambda strategy: strategy.name not in ESSENTIAL)
+            if not effort.stop.asked and (strategy.name in ESSENTIAL or not effort.over)
+        ]
         solved = solver.result()
     rows += solved.rows
     if not rows:
         raise Interrupted("interrupted")
     exact = [row for row in rows if row.plan.exact]
-    fitting = [row for row in exact if row.fits]
-    chosen = min(fitting, key=lambda row: (row.prediction.step_ns, row.prediction.flash_written_bytes), default=None)
+    chosen = chosen_of(exact)
     return Tradeoff(
         graph=graph,
         device=device,
@@ -139,7 +161,18 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
         interrupted=effort.stop.asked,
         outline=solved.outline,
         more_saves_ns=_more_saves_ns(chosen, solved.best_with_more_ns),
+        writing=solved.writing if chosen is not None and chosen.name == SOLVED else None,
     )
+
+
+def chosen_of(exact: Sequence[Row]) -> Row | None:
+    """The fastest row that fits surely, else of those that fit; of rows about as fast the one that writes least."""
+    fitting = [row for row in exact if row.surely] or [row for row in exact if row.fits]
+    if not fitting:
+        return None
+    fastest = min(row.prediction.step_ns for row in fitting)
+    alike = [row for row in fitting if row.prediction.step_ns <= fastest * (1 + SLACK)]
+    return min(alike, key=lambda row: (row.prediction.flash_written_bytes, row.prediction.step_ns))
 
 
 def _more_saves_ns(chosen: Row | None, best_with_more_ns: int | None) -> int | None:
@@ -161,7 +194,7 @@ def require_fit(found: Tradeoff) -> Row:
     least = found.least
     binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
     raise InfeasibleBudget(
-        f"does not fit {found.budget_bytes} bytes: the least feasible budget is {found.least_budget_bytes} bytes"
+        f"does not fit {found.budget_bytes} bytes: the least budget that was found to do is {found.least_budget_bytes} bytes"
         f" (plan {least.name}; most of it {binding}): raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
         found.budget_bytes,
         found.least_budget_bytes,
@@ -174,28 +207,53 @@ class _Solutions:
 
     rows: tuple[Row, ...]
     out_of_time: bool
-    outline: tuple[Corner, ...]
-    best_with_more_ns: int | None
+    outline: tuple[Corner, ...] = ()
+    best_with_more_ns: int | None = None
+    writing: Writing | None = None
 
 
 def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> _Solutions:
-    problem = pose(graph, device)
-    smallest = _in_time(lambda: least_plan(problem, budget_bytes, replace(effort, progress=None)))
-    found: Plan | None
     try:
-        found = _in_time(lambda: solve(problem, budget_bytes, effort, smallest))
-        out_of_time = found is None or smallest is None
-    except InfeasibleBudget:  # the least plan says what budget would do
-        found, out_of_time = None, smallest is None
-    rows = tuple(row_of(plan, graph, device) for plan in (found, smallest) if plan is not None)
+        problem = pose(graph, device, effort)
+    except NoPlanInTime:
+        return _Solutions(rows=(), out_of_time=True)
+    smallest = _in_time(lambda: least_plan(problem, budget_bytes, replace(effort, progress=None)))
+    found, out_of_time = _solution(problem, budget_bytes, effort, smallest)
+    thrifty = write_less(problem, found, effort) if found else None
+    if thrifty and (smallest is None or thrifty.arena_bytes < smallest.arena_bytes):
+        smallest = replace(thrifty, name=LEAST, solver=None)
+    rows = tuple(
+        row_of(replace(plan, budget_bytes=budget_bytes), graph, device) for plan in (thrifty, smallest) if plan is not None
+    )
     least = rows[-1].prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
     return _Solutions(
         rows=rows,
-        out_of_time=out_of_time,
+        out_of_time=out_of_time or smallest is None,
         outline=outline(problem, least, budget_bytes, CORNERS) if least is not None else (),
         best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
+        writing=_writing(found, rows[0], device) if found else None,
     )
+
+
+def _solution(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None) -> tuple[Plan | None, bool]:
+    """The solved plan, None where there is none, and whether there was no time for one. The least plan says what budget would do.
+    """
+    for room in (budget_bytes - peak_margin(problem.graph, problem.device), budget_bytes):
+        try:
+            return solve(problem, room, effort, least), False
+        except NoPlanInTime:
+            return None, True
+        except InfeasibleBudget:
+            continue
+    return None, False
+
+
+def _writing(fastest: Plan, row: Row, device: Device) -> Writing | None:
+    """What the fastest plan writes and saves in addition to the one that was chosen for writing less."""
+    before = simulate(fastest, row.graph, device)
+    more = before.flash_written_bytes - row.prediction.flash_written_bytes
+    return Writing(more_bytes=more, saves_ns=row.prediction.step_ns - before.step_ns) if more > 0 else None
 
 
 def _in_time(search: Callable[[], Plan]) -> Plan | None:
@@ -206,13 +264,19 @@ def _in_time(search: Callable[[], Plan]) -> Plan | None:
         return None
 
 
-def remedies(found: Tradeoff, effort: Effort) -> tuple[Knob, ...]:
-    """Changes that lower the least budget of a table in which nothing fits, the most effective first."""
-    tried = knobs(found.graph, found.device, found.budget_bytes, effort.of(Phase.REMEDY))
-    fixed = found.device.runtime.footprint_bytes
-    enough = fixed + HELPS * (found.least_budget_bytes - fixed)
-    lower = [knob for knob in tried if knob.change and knob.least_budget_bytes < enough]
-    return tuple(sorted(lower, key=lambda knob: knob.least_budget_bytes))
+def remedies(found: Tradeoff, effort: Effort) -> tuple[Knob, ...] | None:
+    """Changes under which something fits the budget of a table in which nothing does: the longest sequence first. None where the
+    time was over before any was tried.
+    """
+    if found.device.runtime.footprint_bytes >= found.budget_bytes:
+        return ()
+    if effort.over:
+        return None
+    limited = effort.of(Phase.REMEDY)
+    longest = longest_sequence(found.graph, found.device, found.budget_bytes, found.least_budget_bytes, limited)
+    tried = knobs(found.graph, found.device, found.budget_bytes, limited, only_other=True)
+    others = [knob for knob in tried if knob.least_budget_bytes <= found.budget_bytes]
+    return (*([longest] if longest else []), *sorted(others, key=lambda knob: knob.least_budget_bytes))
 
 
 def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:
@@ -222,9 +286,9 @@ def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes:
 
 
 def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
-    """Check and simulate a plan; it fits where its peak and its writes stay within budget and cap."""
+    """Check and simulate a plan."""
     check(plan, graph)
     prediction = simulate(plan, graph, device)
     within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
-    fits = prediction.peak_bytes <= plan.budget_bytes and within_cap
-    return Row(plan=plan, graph=graph, prediction=prediction, fits=fits, within_cap=within_cap)
+    margin = peak_margin(graph, device)
+    return Row(plan=plan, graph=graph, prediction=prediction, margin_bytes=margin, within_cap=within_cap)

@@ -13,7 +13,8 @@ Provenance = Literal["measured", "vendor", "assumed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What the machine is. Bytes, bytes/s and FLOP/s; `product_flops` is what a good dense 16-bit product attains,
+    """What the machine is. Bytes, bytes/s and FLOP/s; `flash_life_bytes` are what the flash is rated to take in its life (0: not
+    known), `product_flops` is what a good dense 16-bit product attains,
     `page_cache_bytes` what the system keeps in memory of files (compressed weights) in addition to the app.
     """
 
@@ -22,6 +23,7 @@ class Hardware:
     product_flops: float
     flash_read: float
     flash_write: float
+    flash_life_bytes: float
     app_limit_bytes: float
     page_cache_bytes: float
     page_bytes: float
@@ -152,6 +154,7 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide enough 
     "hardware.product_flops": (1e7, 1e18),
     "hardware.flash_read": RATE,
     "hardware.flash_write": RATE,
+    "hardware.flash_life_bytes": (0.0, 1e18),
     "hardware.app_limit_bytes": BYTES,
     "hardware.page_cache_bytes": (0.0, 1e15),
     "hardware.page_bytes": (512, 1e9),

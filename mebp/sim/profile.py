@@ -95,7 +95,20 @@ def parse_device(text: str, source: str) -> Device:
     for what, given in (("name", name), ("title", title)):
         if not given.isprintable():
             raise ProfileError(f"{source}:{_line(what, text)}: {what} = {shortened(given)}: holds what cannot be printed")
-    return Device(name=name, title=title, shapes=shapes, workspace=workspace, sources=sources, **sections)
+    found = Device(name=name, title=title, shapes=shapes, workspace=workspace, sources=sources, **sections)
+    _require_consistent(found, source)
+    return found
+
+
+def _require_consistent(device: Device, source: str) -> None:
+    """Refuse numbers that contradict each other."""
+    hardware = device.hardware
+    if hardware.app_limit_bytes > hardware.ram_bytes:
+        limit, ram = (
+            f"hardware.{name} = {value:g}"
+            for name, value in (("app_limit_bytes", hardware.app_limit_bytes), ("ram_bytes", hardware.ram_bytes))
+        )
+        raise ProfileError(f"{source}: {limit} is more than {ram}: no app gets more than there is")
 
 
 def _by_shape(entries: Any, section: str, source: str, text: str, sources: dict[str, Source]) -> dict[str, float]:
@@ -190,6 +203,8 @@ def override(device: Device, assignments: Sequence[str]) -> Device:
         sources = {**device.sources, key: asked}
         overrides = (*device.overrides, assignment)
         device = replace(device.with_value(key, number), sources=sources, overrides=overrides)
+    if assignments:
+        _require_consistent(device, f"`set` {', '.join(assignments)}")
     return device
 
 

@@ -5,7 +5,7 @@ the root-sum-square of the individual effects, upwards and downwards apart, assu
 that the model has with every number right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot
 
@@ -14,7 +14,7 @@ from mebp.order import predecessors
 from mebp.plan import Plan
 from mebp.sim.cost import CostModel
 from mebp.sim.device import RANGES, Device, Provenance, Source
-from mebp.sim.footprint import outside_bytes
+from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import step_ends
 
 SHARE: dict[Provenance, float] = {"measured": 0.05, "vendor": 0.10, "assumed": 0.30}
@@ -73,12 +73,22 @@ def number_range(device: Device, key: str) -> tuple[float, float]:
     return max(low, RANGES[key][0]), min(high, RANGES[key][1])
 
 
+def peak_margin(graph: Graph, device: Device) -> int:
+    """Bytes by which the footprint of any plan of `graph` may be above its prediction: what lies outside the arena is uncertain."""
+    now = outside_arena(graph, device)
+    ends = []
+    for key in UNCERTAIN:
+        low, high = number_range(device, key)
+        ends.append(tuple(outside_arena(graph, device.with_value(key, value)) for value in (low, high)))
+    return _spread(now, ends)[1] - now
+
+
 def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
     """Move every uncertain number of the profile, one at a time, and time the plan again."""
     before = predecessors(plan)
 
     def outcome(changed: Device) -> tuple[int, int]:
-        peak = plan.arena_bytes + sum(outside_bytes(graph, changed).values())
+        peak = plan.arena_bytes + outside_arena(graph, changed)
         return peak, max(step_ends(plan, CostModel(graph, changed), before), default=0)
 
     peak, step = outcome(device)
@@ -100,7 +110,7 @@ def _width(ends: tuple[int, int]) -> int:
     return abs(ends[1] - ends[0])
 
 
-def _spread(value: int, ends: list[tuple[int, int]]) -> tuple[int, int]:
+def _spread(value: int, ends: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     """Root-sum-square of what lies below `value`, and of what lies above."""
     below = hypot(*(max(0, value - min(pair)) for pair in ends))
     above = hypot(*(max(0, max(pair) - value) for pair in ends))

@@ -143,6 +143,7 @@ def _hardware(rates: "Rates", product_flops: float, flash_read: float, flash_wri
         product_flops=product_flops,
         flash_read=flash_read,
         flash_write=flash_write,
+        flash_life_bytes=0.0,
         app_limit_bytes=memory.total,
         page_cache_bytes=memory.available,
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
@@ -242,6 +243,7 @@ def _sources(by_shape: Iterable[str]) -> dict[str, Source]:
     assumed = {
         "hardware.sustained_factor",
         "hardware.power_watts",
+        "hardware.flash_life_bytes",
         "runtime.flash_latency_seconds",
         "runtime.unpack_beside",
     }

@@ -8,6 +8,7 @@ import typer
 
 from mebp.cli.command.plan import solved
 from mebp.cli.command.show import load_row
+from mebp.cli.command.target import target_device
 from mebp.cli.flag import DEFAULT_DEVICE, DEFAULT_MODEL, Flag, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import note, stdout
 from mebp.errors import InputError, Interrupted
@@ -63,11 +64,11 @@ def _plan_each(
     from mebp.models.catalogue import load_model  # noqa: PLC0415
 
     targets = [TargetFlags(device=name, budget=budget) for name in devices]
-    asked = [(target, target.load(profile)) for target in targets]
     graphs = [build_graph(load_model(name), step.workload()) for name in models]
+    asked = [(g, t, target_device(t, profile, g.config, g.workload)) for g, t in product(graphs, targets)]
     tables: list[Tradeoff] = []
-    for graph, (target, loaded) in product(graphs, asked):
-        tables.append(solved(graph, loaded, target.budget_on(loaded, note), search))
+    for graph, target, loaded in asked:
+        tables.append(solved(graph, loaded, target.budget_on(loaded, note), search.effort()))
         if tables[-1].interrupted:
             break
     return tables

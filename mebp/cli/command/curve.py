@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mebp.cli.flag import Flag, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
+from mebp.cli.command.target import target_device
+from mebp.cli.flag import CURVE_TIME_LIMIT, Flag, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
 from mebp.errors import InfeasibleBudget, InputError, Interrupted
-from mebp.text import write_file
+from mebp.text import require_writable, write_file
 from mebp.unit import show_nbytes
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ def curve(
     if not 2 <= num_points <= MOST_POINTS:
         raise InputError(f"--points = {num_points}: must be between 2 and {MOST_POINTS}")
     require_apart({"-o": output}, [*model.files(), *target.files()])
-    device = target.load(profile)
-    budget = target.budget_on(device, note)
+    require_writable({"-o": output})
     graph = build_graph(model.config(), step.workload())
-    found = solve_curve(graph, device, budget, budget if target.budget else 0, search, num_points)
+    device = target_device(target, profile, graph.config, graph.workload)
+    budget = target.budget_on(device, note)
+    found = solve_curve(graph, device, budget, search, num_points)
     if found.interrupted and not found.points:
         raise Interrupted("interrupted before the first point")
     if output is not None:
@@ -61,26 +63,28 @@ def _require_complete(found: "Curve", budget: int) -> None:
         raise Interrupted("interrupted: these are the points so far")
     if found.knobs and found.knobs[0].best_step_ns is None:
         least = show_nbytes(found.knobs[0].least_budget_bytes, up=True)
-        note(f"nothing fits {show_nbytes(budget)}: the least feasible budget is {least}: raise --budget")
+        note(f"nothing fits {show_nbytes(budget)}: the least budget found to do is {least}: raise --budget")
         raise typer.Exit(InfeasibleBudget.exit_code)
 
 
-def solve_curve(graph: "Graph", device: "Device", budget: int, most: int, search: SearchFlags, num_points: int) -> "Curve":
-    """The trade-off curve up to keep-all or `most` bytes, and what knobs change at `budget`, with progress on stderr."""
+def solve_curve(graph: "Graph", device: "Device", budget: int, search: SearchFlags, num_points: int) -> "Curve":
+    """The trade-off curve up to keep-all, or to `budget` where that is more, and what knobs change at `budget`, with progress on
+    stderr.
+    """
     from mebp.cli.view.curve import Curve, change_text  # noqa: PLC0415
     from mebp.planner.curve import curve as solve  # noqa: PLC0415  (the solver is slow to import)
     from mebp.planner.knob import knobs  # noqa: PLC0415
     from mebp.planner.solver.problem import pose  # noqa: PLC0415
 
-    effort = search.effort()
+    effort = search.effort(default=CURVE_TIME_LIMIT)
     with working("posing the problem") as status:
 
         def ask(change: "Change | None") -> None:
             status.update(f"what if {change_text(change)}")
 
         def work() -> "tuple[tuple[Point, ...], tuple[Knob, ...]]":
-            problem = pose(graph, device)
-            points = solve(problem, effort, num_points, most, lambda n: status.update(f"budget {n + 1} of {num_points}"))
+            problem = pose(graph, device, effort)
+            points = solve(problem, effort, num_points, budget, lambda n: status.update(f"budget {n + 1} of {num_points}"))
             return points, knobs(graph, device, budget, effort, ask)
 
         points, changes = interruptible(work, effort.stop)

@@ -23,7 +23,7 @@ def devices(context: typer.Context) -> None:
         return
     from rich.markup import escape  # noqa: PLC0415
 
-    from mebp.cli.view.grid import grid  # noqa: PLC0415
+    from mebp.cli.view.grid import grid, print_grid  # noqa: PLC0415
     from mebp.errors import MebpError  # noqa: PLC0415
     from mebp.sim.profile import device_names, load_device  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
@@ -41,7 +41,7 @@ def devices(context: typer.Context) -> None:
         hardware = device.hardware
         budget = show_nbytes(device.default_budget_bytes)
         table.add_row(name, escape(device.title), show_nbytes(hardware.ram_bytes), show_nbytes(hardware.app_limit_bytes), budget)
-    stdout().print(table)
+    print_grid(stdout(), table)
 
 
 @app.command("show", cls=Command)
@@ -49,7 +49,7 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     """Print every number of a profile with its kind and source."""
     from rich.markup import escape  # noqa: PLC0415
 
-    from mebp.cli.view.grid import grid  # noqa: PLC0415
+    from mebp.cli.view.grid import grid, print_grid  # noqa: PLC0415
     from mebp.sim.device import KEYS, MEASURED_BY_SHAPE  # noqa: PLC0415
     from mebp.sim.profile import load_device  # noqa: PLC0415
 
@@ -63,7 +63,7 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     for key in (*KEYS, *by_shape):
         origin = device.sources[key]
         table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
-    stdout().print(table)
+    print_grid(stdout(), table)
 
 
 def _value(value: float) -> str:

@@ -1,7 +1,6 @@
 """`mebp-plan graph`: an order with recomputation (and paging) for any training graph under a memory budget."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +52,7 @@ def graph(
             costs = f"cost {dag.in_file_units(cost)} ({over(dag, cost):.2%} over one run each)"
             status.update(f"{costs}, bound {dag.in_file_units(bound)}")
 
-        effort = replace(SearchFlags(seed=seed).effort(progress), wall_s=time_limit)
+        effort = SearchFlags(time_limit=time_limit, seed=seed).effort(progress)
         found = interruptible(lambda: solve_dag(problem, effort), effort.stop)
     text = order_json(dag, found, nbytes)
     if output is not None:

@@ -5,7 +5,7 @@ from mebp.cli.screen import stdout
 
 def models() -> None:
     """List the models that are known by name."""
-    from mebp.cli.view.grid import grid  # noqa: PLC0415
+    from mebp.cli.view.grid import grid, print_grid  # noqa: PLC0415
     from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model  # noqa: PLC0415
     from mebp.models.format import FORMATS  # noqa: PLC0415
     from mebp.unit import show_count, show_nbytes  # noqa: PLC0415
@@ -17,7 +17,7 @@ def models() -> None:
         size = sum(FORMATS["int4-g64"].nbytes(*shape) for shape in config.matrices().values())
         cells = (show_count(config.num_parameters), str(config.num_layers), str(config.hidden), show_nbytes(size))
         table.add_row(name, aliases.get(name, ""), *cells)
-    stdout().print(table)
+    print_grid(stdout(), table)
     stdout().print(
         "Their Hugging Face ids work too, and a config.json in Hugging Face form or a folder that holds one.", markup=False
     )

@@ -1,7 +1,6 @@
 """`mebp-plan pack`: offsets for buffers with lifetimes, within a capacity."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,7 @@ def pack(
         from mebp.planner.pack.minimalloc import offsets_csv, read_instance  # noqa: PLC0415
 
         begin = time.monotonic()
-        effort = replace(SearchFlags(seed=seed).effort(), wall_s=time_limit)
+        effort = SearchFlags(time_limit=time_limit, seed=seed).effort()
         instance = read_instance(file)
         packing = interruptible(lambda: pack_within(list(instance.buffers), nbytes, effort), effort.stop)
         check_packing(instance.buffers, packing)

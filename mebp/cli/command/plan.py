@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mebp.cli.command.target import target_device
 from mebp.cli.flag import OUTPUT, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
 from mebp.errors import InputError, Interrupted
-from mebp.text import write_file
+from mebp.text import require_writable, shortened, write_file
 from mebp.unit import show_ns
 
 if TYPE_CHECKING:
     from mebp.models.graph import Graph
+    from mebp.planner.effort import Effort
     from mebp.planner.tradeoff import Tradeoff
     from mebp.sim.device import Device
 
@@ -50,12 +52,15 @@ def plan(
     The fastest exact row that fits is chosen: `-o` writes it, `show` explains it, `run` executes it on this machine.
     """
     require_apart({"-o": output, "--trace": trace}, [*model.files(), *target.files()])
+    require_writable({"-o": output, "--trace": trace})
     if views.with_curve and views.as_json:
         raise InputError("--curve with --json: one document at a time: take `mebp-plan curve --json`")
-    device = target.load(profile)
+    graph = _graph(model, step)
+    device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
-    found = solved(_graph(model, step), device, budget, search)
-    found = _with_details(pick(found, choose), search)
+    _require_row(choose)
+    effort = search.effort()
+    found = _with_details(pick(solved(graph, device, budget, effort), choose), effort)
     _write(found, output, trace)
     _print(found, views)
     if found.chosen is not None and found.out_of_time:
@@ -64,8 +69,7 @@ def plan(
         from mebp.cli.command.curve import DEFAULT_POINTS, solve_curve  # noqa: PLC0415
         from mebp.cli.view.curve import print_curve  # noqa: PLC0415
 
-        most = budget if target.budget else 0
-        print_curve(stdout(), found.graph, device, budget, solve_curve(found.graph, device, budget, most, search, DEFAULT_POINTS))
+        print_curve(stdout(), found.graph, device, budget, solve_curve(found.graph, device, budget, search, DEFAULT_POINTS))
     if output is not None:
         note(f"wrote {found.chosen.name} to {output}" if found.chosen else f"nothing fits: {output} was not written")
     raise typer.Exit(exit_code(found))
@@ -77,7 +81,15 @@ def _graph(model: ModelFlags, step: StepFlags) -> "Graph":
     return build_graph(model.config(), step.workload())
 
 
-def solved(graph: "Graph", device: "Device", budget: int, search: SearchFlags) -> "Tradeoff":
+def _require_row(name: str | None) -> None:
+    """Refuse a row that no table has before there is one."""
+    from mebp.planner.tradeoff import SUMMARIES  # noqa: PLC0415
+
+    if name is not None and name.removesuffix("*") not in SUMMARIES:
+        raise InputError(f"--plan = {shortened(repr(name))}: no such row: take one of {', '.join(SUMMARIES)}")
+
+
+def solved(graph: "Graph", device: "Device", budget: int, effort: "Effort") -> "Tradeoff":
     """Plan the graph every way there is, with the search's progress on stderr."""
     from mebp.planner.tradeoff import tradeoff  # noqa: PLC0415  (the solver takes half a second to import)
 
@@ -89,8 +101,7 @@ def solved(graph: "Graph", device: "Device", budget: int, search: SearchFlags) -
             figures = f"step {show_ns(step_ns)}, bound {show_ns(bound_ns)}, gap {gap:.1%}"
             status.update(f"planning {graph.config.name}: {figures}, {time.monotonic() - begin:.0f} s")
 
-        effort = search.effort(progress)
-        return interruptible(lambda: tradeoff(graph, device, budget, effort), effort.stop)
+        return interruptible(lambda: tradeoff(graph, device, budget, replace(effort, progress=progress)), effort.stop)
 
 
 def pick(found: "Tradeoff", name: str | None) -> "Tradeoff":
@@ -103,7 +114,7 @@ def pick(found: "Tradeoff", name: str | None) -> "Tradeoff":
         raise InputError(f"--plan = {name!r}: no such row: take one of {', '.join(r.name for r in found.rows)}") from None
 
 
-def _with_details(found: "Tradeoff", search: SearchFlags) -> "Tradeoff":
+def _with_details(found: "Tradeoff", effort: "Effort") -> "Tradeoff":
     """The table with the range of its chosen plan, or, where nothing fits, with what would help."""
     from mebp.planner.tradeoff import remedies  # noqa: PLC0415
     from mebp.sim.uncertainty import uncertainty  # noqa: PLC0415
@@ -114,7 +125,7 @@ def _with_details(found: "Tradeoff", search: SearchFlags) -> "Tradeoff":
     if found.out_of_time or found.interrupted:
         return found
     with working("looking for what would fit"):
-        return replace(found, remedies=remedies(found, search.effort()))
+        return replace(found, remedies=interruptible(lambda: remedies(found, effort), effort.stop))
 
 
 def _write(found: "Tradeoff", output: Path | None, trace: Path | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mebp.cli.command.plan import pick, solved
+from mebp.cli.command.target import this_machine
 from mebp.cli.flag import OUTPUT, RUN, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags, folder_files
 from mebp.cli.screen import note, require_apart, stdout, working
 from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
@@ -112,7 +113,7 @@ def run(
     require_apart(written, [*model.files(), *target.files(), *folder_files(flags.store)])
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
-    machine = _machine(config, workload, flags.spill_dir)
+    machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()
     device = override(machine, (*own, *profile.overrides()))
     plan, graph = _graph_of(given, plan_file) if given else _plan_first(config, workload, device, target, profile, search, choose)
@@ -133,7 +134,7 @@ def _given_plan(
 
     plan = read_plan(path)
     of_profile = [] if profile.max_flash_write is None else ["--max-flash-write"]
-    of_search = [] if search.time_limit == SearchFlags().time_limit else ["--time-limit"]
+    of_search = [] if search.time_limit is None else ["--time-limit"]
     decided = sorted([*step.given(), *target.given(), *of_profile, *of_search])
     if decided:
         raise InputError(f"{path} decides {decided[0]} itself: leave the flag out, or plan again with it")
@@ -147,22 +148,6 @@ def _graph_of(plan: "Plan", path: Path | None) -> "tuple[Plan, Graph]":
     from mebp.check import graph_of  # noqa: PLC0415
 
     return plan, graph_of(plan, str(path))
-
-
-def _machine(config: "ModelConfig", workload: "Workload", spill_dir: Path | None) -> "Device":
-    """This machine's profile, measured first where the shapes are new to it."""
-    from mebp.sim.profile import load_device  # noqa: PLC0415
-    from mebp.task.host import measure_host, why_calibrate  # noqa: PLC0415
-
-    why = why_calibrate(config, workload)
-    if why is None:
-        return load_device(HOST)
-    note(f"{why}: calibrating first (under a minute)")
-    with working("calibrating this machine") as status:
-        measured = measure_host(config, workload, lambda what: status.update(f"calibrating: {what}"), spill_dir=spill_dir)
-    if measured.not_kept:
-        note(f"mebp-plan: the profile is not kept: {measured.not_kept}")
-    return measured.device
 
 
 def _plan_first(
@@ -179,7 +164,8 @@ def _plan_first(
     from mebp.models.build import build_graph  # noqa: PLC0415
 
     device = here if target.device in (None, HOST) else target.load(profile)
-    found = pick(solved(build_graph(config, workload), device, target.budget_on(device, note), search), choose)
+    effort = search.effort()
+    found = pick(solved(build_graph(config, workload), device, target.budget_on(device, note), effort), choose)
     if found.interrupted:
         raise KeyboardInterrupt
     if found.chosen is None and found.out_of_time:

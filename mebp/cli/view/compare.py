@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mebp.cli.view.fields import row_fields, verdict_word
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.show import profile_name
 from mebp.planner.tradeoff import Row, Tradeoff
 from mebp.sim.device import Device
@@ -29,7 +29,7 @@ def print_tables(console: "Console", tables: list[Tradeoff]) -> None:
         fits = "yes" if row else "unknown" if verdict_word(found) == "unknown" else "no"
         style = "" if row else "dim"
         table.add_row(found.graph.config.name, found.device.name, fits, least, budget, *best, style=style)
-    console.print(table)
+    print_grid(console, table)
     legend = "needs: the least budget found; of: the budget; peak and step: the fastest plan within it"
     console.print(legend, style="dim", markup=False)
 
@@ -56,7 +56,7 @@ def print_plans(console: "Console", paths: list[Path], rows: list[tuple[Row, Dev
     table = grid("", right=names)
     for name, cells in _comparison(rows):
         table.add_row(name, *cells)
-    console.print(table)
+    print_grid(console, table)
 
 
 def _comparison(rows: list[tuple[Row, Device]]) -> list[tuple[str, list[str]]]:

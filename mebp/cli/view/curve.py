@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mebp.cli.flag import flag_of
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.models.graph import Graph
 from mebp.planner.curve import Point, saved_ns_per_byte
 from mebp.planner.knob import Change, Knob
@@ -41,9 +41,8 @@ def print_curve(console: "Console", graph: Graph, device: Device, budget: int, f
 def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
     """A row per budget: time as a bar, and what 64 MiB more would have bought up to there."""
     table = grid(right=("budget", "peak", "step", "gap", "64 MiB save"))
-    table.add_column("above the fastest", no_wrap=True)
-    steps = [point.prediction.step_ns for point in points]
-    fastest, range_ns = min(steps, default=0), max(1, max(steps, default=0) - min(steps, default=0))
+    table.add_column("step", no_wrap=True)
+    slowest = max((point.prediction.step_ns for point in points), default=1)
     budgets = [point.budget_bytes for point in points]
     priced = [MORE_BYTES, *(min(MORE_BYTES, high - low) for low, high in pairwise(budgets))]
     for point, saved, nbytes in zip(points, saved_ns_per_byte(points), priced, strict=True):
@@ -51,8 +50,8 @@ def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
         gap = f"{1 - point.bound_ns / p.step_ns:.2%}"
         price = show_ns(saved * nbytes) if saved else "-"
         cells = (show_nbytes(point.budget_bytes, up=True), show_nbytes(p.peak_bytes), show_ns(p.step_ns), gap, price)
-        table.add_row(*cells, "#" * round(BAR * (p.step_ns - fastest) / range_ns))
-    console.print(table)
+        table.add_row(*cells, "#" * round(BAR * p.step_ns / slowest))
+    print_grid(console, table)
     legend = "64 MiB save: time per step that 64 MiB more save, at the rate since the row above (at most all of the difference)"
     console.print(legend, style="dim", markup=False)
 
@@ -64,7 +63,7 @@ def _print_knobs(console: "Console", budget: int, changes: tuple[Knob, ...]) -> 
         best = show_ns(knob.best_step_ns) if knob.best_step_ns is not None else "no fit"
         least, size = show_nbytes(knob.least_budget_bytes, up=True), show_nbytes(knob.weight_file_bytes)
         table.add_row(change_text(knob.change), least, best, size)
-    console.print(table)
+    print_grid(console, table)
     legend = "needs: the least budget; step: a lower bound; weights: the size of their file"
     console.print(legend, style="dim", markup=False)
 

@@ -32,8 +32,11 @@ def tradeoff_json(found: Tradeoff) -> str:
             "chosen": found.chosen.name if found.chosen else None,
             "frontier": [{"budget_bytes": c.budget_bytes, "best_step_time_us": c.best_step_ns // 1000} for c in found.outline],
             "remedies": [
-                {"flags": change_text(knob.change), "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies
+                {"flags": change_text(knob.change), "least_budget_bytes": knob.least_budget_bytes} for knob in found.remedies or ()
             ],
+            "writing": {"more_bytes": found.writing.more_bytes, "saves_us": found.writing.saves_ns // 1000}
+            if found.writing
+            else None,
             "range": uncertainty_fields(found.uncertainty) if found.uncertainty else None,
             "plans": [row_fields(row) for row in found.rows],
         }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.sim.device import Device
 from mebp.task.fit.fit import Fit
 from mebp.task.fit.measured import Measured
@@ -27,7 +27,7 @@ def print_fit(console: "Console", device: Device, found: Fit, apart: Fit | None,
     left_out = [f"{_mean(errors):.1%}" for errors in (apart.peak_errors, apart.step_errors)] if apart else ["-", "-"]
     peak_mean, step_mean = f"{_mean(found.peak_errors):.1%}", f"{_mean(found.step_errors):.1%}"
     table.add_row("mean |error|", "", "", peak_mean, left_out[0], "", "", step_mean, left_out[1])
-    console.print(table)
+    print_grid(console, table)
     c = found.constants
     console.print(
         f"seconds per TFLOP: forward {c.forward_s * 1e12:.3g}, backward {c.backward_s * 1e12:.3g}, head {c.head_s * 1e12:.3g};"
@@ -48,7 +48,7 @@ def print_simulated(console: "Console", device: Device, measured: Sequence[Measu
         step = (show_ns(m.step_s * 1e9), show_ns(step_ns), f"{errors[-1]:+.1%}")
         table.add_row(m.name, *step, show_nbytes(m.peak_bytes), show_nbytes(peak), show_nbytes(max(0, m.peak_bytes - peak)))
     console.print(f"the plans of these methods, simulated on {device.name}", markup=False)
-    console.print(table)
+    print_grid(console, table)
     text = f"step times: mean error {_mean(errors):.1%}, worst {max(map(abs, errors)):.1%}; not in plan: what the"
     console.print(
         f"{text} measured implementation keeps in memory beyond what its recipe needs, compressed heads above all", markup=False

@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+WIDEST = 1000  # columns: no table is wider
 
 
 def grid(*left: str, right: tuple[str, ...] = (), title: str | None = None) -> "Table":
@@ -17,3 +20,23 @@ def grid(*left: str, right: tuple[str, ...] = (), title: str | None = None) -> "
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def print_grid(console: "Console", table: "Table", *, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> None:
+    """Print a table; where the console is too narrow, without whole columns: those called `drop` first, in that order, then from
+    the right, never the first nor those called `keep`.
+    """
+    from rich.measure import Measurement  # noqa: PLC0415
+
+    left_out: list[str] = []
+    options = console.options.update(width=WIDEST)
+    while Measurement.get(console, options, table).minimum > console.width:
+        names = [str(column.header) for column in table.columns[1:]]
+        order = [*(name for name in drop if name in names), *(name for name in reversed(names) if name not in keep)]
+        if not order:
+            break
+        table.columns = [column for column in table.columns if str(column.header) != order[0]]
+        left_out.append(order[0])
+    console.print(table)
+    if left_out:
+        console.print(f"left out for want of width: {', '.join(left_out)}", style="dim", markup=False)

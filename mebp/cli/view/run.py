@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.models.op import Part
 from mebp.plan import Compute, Engine
 from mebp.sim.simulate import Prediction
@@ -30,7 +30,7 @@ def print_run(console: "Console", result: RunResult) -> None:
     table = grid("", right=("predicted", "measured", "error"))
     for cells in (*_memory_rows(result), *_time_rows(result)):
         table.add_row(*cells)
-    console.print(table)
+    print_grid(console, table)
     file_bytes = show_nbytes(measured.file_bytes)
     console.print(f"file-backed, not part of the peak: {file_bytes} resident (libraries, weights, spill file)", markup=False)
     if measured.unpacking:

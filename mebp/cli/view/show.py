@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.words import does, labelled, live, memory, print_wrapped, proof, time, uses
 from mebp.plan import listing
 from mebp.planner.explain import fates
@@ -63,7 +63,7 @@ def _print_fates(console: "Console", row: Row, device: Device) -> None:
         numbers = (str(n) if n else "-" for n in (fate.kept, fate.stored, fate.recomputed))
         table.add_row(fate.name, show_nbytes(fate.nbytes), *numbers, show_ns(fate.ns_per_byte * 1e6))
     console.print()
-    console.print(table)
+    print_grid(console, table)
 
 
 def _memory_over_time(row: Row) -> list[str]:

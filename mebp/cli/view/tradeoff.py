@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 from mebp.cli.view.curve import change_text
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.words import does, labelled, memory, print_wrapped, time, weights
 from mebp.models.config import LINEARS
 from mebp.plan import HOST
-from mebp.planner.tradeoff import MORE_BYTES, PAPER, SUMMARIES, Row, Tradeoff
+from mebp.planner.tradeoff import MORE_BYTES, PAPER, SUMMARIES, Row, Tradeoff, chosen_of
+from mebp.sim.device import Device
 from mebp.sim.uncertainty import Uncertainty
 from mebp.unit import show_nbytes, show_ns, show_number, show_range
 
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BAR = 40
+STEPS = 1000  # that the flash's life is counted in
 SAME = 0.001  # relative: two step times nearer than that tie
 
 LEGEND = """\
-fits       yes, or what is too much: memory, or bytes written to flash
+fits       yes, tight (not at the upper end of its range), or what is too much: memory, or bytes written to flash
 peak       footprint of the process; memory-mapped files do not count
 step       predicted time of one training step
 vs paper   that time relative to `mebp`, the paper's recipe as released (Song & Tang, 2025)
 recompute  time per step spent on recomputing activations
-written    bytes written to flash per step
+written    bytes written to flash per step, and what 1,000 steps take of its rated life, where that is known
 *          not an exact gradient, for comparison
 """
 
@@ -33,7 +35,7 @@ def print_tradeoff(console: "Console", found: Tradeoff, *, verbose: bool = False
     """Title, table, explanation and verdict."""
     for line in header(found):
         console.print(line, markup=False)
-    console.print(tradeoff_table(found))
+    print_grid(console, tradeoff_table(found), keep=("fits",), drop=("recompute", "vs paper", "written"))
     if verbose:
         console.print(LEGEND + "\n".join(f"{row.name:<14}{SUMMARIES[row.name]}" for row in found.rows), style="dim", markup=False)
         console.print()
@@ -49,16 +51,15 @@ def print_tradeoff(console: "Console", found: Tradeoff, *, verbose: bool = False
 
 
 def print_outline(console: "Console", found: Tradeoff) -> None:
-    """The step time that no plan beats, budget by budget, as bars of what it is above the last one's."""
+    """The step time that no plan beats, budget by budget, as bars from 0."""
     if len({corner.best_step_ns for corner in found.outline}) < 2:
         return  # nothing to see: memory does not bind
-    console.print("budget     lower bound on the step time", style="dim", markup=False)
-    steps = [corner.best_step_ns for corner in found.outline]
-    fastest, slowest = min(steps), max(steps)
+    console.print("budget     no plan is faster than", style="dim", markup=False)
+    slowest = max(corner.best_step_ns for corner in found.outline)
     for corner in found.outline:
-        bar = "#" * round(BAR * (corner.best_step_ns - fastest) / max(1, slowest - fastest))
+        bar = "#" * round(BAR * corner.best_step_ns / max(1, slowest))
         line = f"{show_nbytes(corner.budget_bytes, up=True):>9}  {show_ns(corner.best_step_ns):>8}  {bar}"
-        console.print(line, markup=False)
+        console.print(line[: console.width], markup=False)
     console.print()
 
 
@@ -79,21 +80,29 @@ def tradeoff_table(found: Tradeoff) -> "Table":
     paper = found.row(PAPER)
     for row in sorted(found.rows, key=lambda row: (not row.plan.exact, row.prediction.step_ns)):
         style = "bold" if row is found.chosen else "" if row.fits and row.plan.exact else "dim"
-        table.add_row(*_cells(row, paper, row is found.chosen), style=style)
+        table.add_row(*_cells(row, paper, found.device, row is found.chosen), style=style)
     return table
 
 
-def _cells(row: Row, paper: Row | None, chosen: bool) -> tuple[str, ...]:
+def _cells(row: Row, paper: Row | None, device: Device, chosen: bool) -> tuple[str, ...]:
     p = row.prediction
+    fits = "yes" if row.surely else "tight" if row.fits else "memory" if row.within_cap else "writes"
     return (
         f"{'> ' if chosen else '  '}{row.name}{'' if row.plan.exact else '*'}",
-        "yes" if row.fits else "memory" if row.within_cap else "writes",
+        fits,
         show_nbytes(p.peak_bytes),
         show_ns(p.step_ns),
         f"{p.step_ns / paper.prediction.step_ns:.2f} x" if paper else "-",
         show_ns(p.recompute_ns) if p.recompute_ns else "-",
-        show_nbytes(p.flash_written_bytes) if p.flash_written_bytes else "-",
+        _written(p.flash_written_bytes, device),
     )
+
+
+def _written(nbytes: int, device: Device) -> str:
+    """Bytes written, and what 1,000 steps of them take of the flash's rated life, where that is known."""
+    life = device.hardware.flash_life_bytes
+    share = f", {STEPS * nbytes / life:.2%}" if life else ""
+    return f"{show_nbytes(nbytes)}{share}" if nbytes else "-"
 
 
 def explanation(found: Tradeoff, row: Row) -> list[str]:
@@ -132,6 +141,9 @@ def what_to_change(found: Tradeoff, row: Row) -> str:
     parts = []
     if found.more_saves_ns is not None:
         parts.append(f"{MORE_BYTES >> 20} MiB more memory saves at most {show_ns(found.more_saves_ns)} per step")
+    if found.writing is not None:
+        saved = f"{show_ns(found.writing.saves_ns)} ({found.writing.saves_ns / row.prediction.step_ns:.1%})"
+        parts.append(f"writing {show_nbytes(found.writing.more_bytes)} more per step to flash saves {saved}")
     least = found.least
     if least is not row:
         parts.append(f"the least, {show_nbytes(least.prediction.peak_bytes, up=True)}, takes {show_ns(least.prediction.step_ns)}")
@@ -155,10 +167,14 @@ def _about_times(found: Tradeoff) -> list[str]:
 def what_binds(found: Tradeoff) -> list[str]:
     """What binds at the peak of the least plan, and what would lower it."""
     least = found.least
-    lower = [f"{change_text(knob.change)}: {show_nbytes(knob.least_budget_bytes, up=True)}" for knob in found.remedies]
-    remedy = (
-        f"settings that lower the least budget: {'; '.join(lower)}" if lower else "no setting tried lowers the least budget by 2%"
-    )
+    budget = show_nbytes(found.budget_bytes)
+    under = [f"{change_text(knob.change)} ({show_nbytes(knob.least_budget_bytes, up=True)})" for knob in found.remedies or ()]
+    if found.remedies is None:
+        remedy = "no time was left to look for settings that fit: raise --time-limit"
+    elif under:
+        remedy = f"each of these fits {budget}: {'; '.join(under)}"
+    else:
+        remedy = f"no setting that was tried fits {budget}"
     return [labelled(least.name, does(least)), labelled("memory", memory(least)), labelled("to change", remedy)]
 
 
@@ -177,17 +193,23 @@ def verdict(found: Tradeoff) -> str:
         )
     what = "best" if row is _fastest(found) else row.name
     facts = f"needs {least} at least, {what} at {peak} of {budget}, app limit {limit}"
-    if not found.tight or found.uncertainty is None:
+    if not found.tight:
         return f"fits: {facts}"
-    surely = found.budget_bytes - (found.uncertainty.peak_bytes[1] - row.prediction.peak_bytes)
-    sizes = show_range(found.uncertainty.peak_bytes, show_nbytes)
-    leaves_room = f"--budget {show_nbytes(surely).replace(' ', '')} leaves room for that"
-    return f"fits: {facts}; tight, since the prediction is {sizes}: {leaves_room}"
+    sure = min(row.prediction.peak_bytes + row.margin_bytes for row in found.rows if row.plan.exact and row.within_cap)
+    sizes = show_range((peak_low(found, row), row.prediction.peak_bytes + row.margin_bytes), show_nbytes)
+    return (
+        f"fits: {facts}; tight, since the prediction is {sizes}: --budget {show_nbytes(sure, up=True).replace(' ', '')} is sure to"
+    )
+
+
+def peak_low(found: Tradeoff, row: Row) -> int:
+    """The lower end of the range of the chosen row's peak."""
+    return found.uncertainty.peak_bytes[0] if found.uncertainty else row.prediction.peak_bytes
 
 
 def _fastest(found: Tradeoff) -> Row | None:
-    """The fastest exact row that fits."""
-    return min((row for row in found.rows if row.fits and row.plan.exact), key=lambda row: row.prediction.step_ns, default=None)
+    """The row that would be chosen if none was asked for."""
+    return chosen_of([row for row in found.rows if row.plan.exact])
 
 
 def refusal(found: Tradeoff) -> str:
@@ -197,12 +219,15 @@ def refusal(found: Tradeoff) -> str:
     if found.out_of_time or found.interrupted:
         unknown = f"no plan for {budget} found in time, nor a proof that there is none"
         return f"{unknown}; {least} is known to suffice: raise --time-limit"
-    text = f"does not fit {budget}: the least feasible budget is {least}"
-    w = found.graph.workload
-    lower = "lower --seq-len, --batch-size or --lora-r" if w.batch_size > 1 else "lower --seq-len or --lora-r"
+    text = f"does not fit {budget}: the least budget found to do is {least}"
+    runtime = int(found.device.runtime.footprint_bytes)
+    if runtime >= found.budget_bytes:
+        return f"{text}; the runtime alone takes {show_nbytes(runtime)}: raise --budget"
+    if found.remedies:
+        return f"{text}; {change_text(found.remedies[0].change)} fits, or raise --budget"
     if found.least_budget_bytes > limit:
-        return f"{text}, more than the {show_nbytes(limit)} that {found.device.name} gives an app; {lower}"
-    return f"{text}; {lower}, or raise --budget"
+        return f"{text}, more than the {show_nbytes(limit)} that {found.device.name} gives an app"
+    return f"{text}: raise --budget"
 
 
 def print_sensitivity(console: "Console", found: Uncertainty) -> None:
@@ -214,7 +239,7 @@ def print_sensitivity(console: "Console", found: Uncertainty) -> None:
             step = show_range(steps, show_ns) if steps[0] != steps[1] else "-"
             peak = show_range(peaks, show_nbytes) if peaks[0] != peaks[1] else "-"
             table.add_row(effect.key.partition(".")[2], effect.source.kind, show_range(effect.values, show_number), step, peak)
-    console.print(table)
+    print_grid(console, table)
     legend = (
         "the same plan, timed again with one number at the ends of its range: the profile's own, or 5% for what was measured,"
         " 10% for a vendor's, 30% for what is assumed; a prediction's range is the root-sum-square of these effects"

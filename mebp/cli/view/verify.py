@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from mebp.cli.view.grid import grid
+from mebp.cli.view.grid import grid, print_grid
 from mebp.models.graph import Graph
 from mebp.task.run import RunResult
 from mebp.task.verify import errors_of, summary
@@ -30,7 +30,7 @@ def print_verified(console: "Console", graph: Graph, found: tuple[RunResult, ...
         step = show_ns(one.step_s * 1e9), _error(one.time_error)
         speed = f"{one.speed:.2f}", _error(one.time_error_at_its_speed)
         table.add_row(one.plan.name, "exact" if one.arena_exact else "WRONG", *peak, *step, *speed, floor)
-    console.print(table)
+    print_grid(console, table)
     console.print(LEGEND, style="dim", markup=False)
     console.print(summary(errors_of(found)), markup=False)
 

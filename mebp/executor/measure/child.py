@@ -20,7 +20,7 @@ def main() -> None:
         threading.Thread(target=_end_with_parent, name="mebp-parent", daemon=True).start()
         from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)
 
-        _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)))))
+        _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)), _give_up)))
     except MebpError as error:
         _say(failure_line(type(error).__name__, str(error)))
     except FileNotFoundError as error:
@@ -41,6 +41,12 @@ def main() -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _give_up(message: str) -> None:
+    """End at once; on a line of its own, whatever another thread is saying."""
+    os.write(sys.stdout.fileno(), f"\n{failure_line('Disagreement', message)}\n".encode())
+    os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -1,10 +1,9 @@
 """One measured session in the worker: baseline, plan, store, a warm-up step, the timed steps, and a gradient check if requested."""
 
 import gc
-import os
-import sys
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -18,7 +17,6 @@ from mebp.executor.measure.floor import floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress
 from mebp.executor.measure.limit import limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
-from mebp.executor.measure.message import failure_line
 from mebp.executor.measure.reference import compare_gradients
 from mebp.models.graph import Graph
 from mebp.plan import parse_plan
@@ -32,8 +30,10 @@ OVER_BUDGET = 1.01  # times its budget a process may take under `enforce`
 WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
-def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
-    """Run the job's steps and measure them. The baseline is the process with torch imported and its threads started."""
+def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str], None]) -> Measurement:
+    """Run the job's steps and measure them; `give_up(message)` ends the process, from whatever thread. The baseline is the process
+    with torch imported and its threads started.
+    """
     fix_allocator()
     require_device(job.device)
     _start_threads()
@@ -49,7 +49,7 @@ def execute(plan_text: str, job: Job, progress: Progress) -> Measurement:
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
     gc.collect()
     trim()  # reading the plan left a megabyte or two
-    with Sampler(most_bytes, lambda nbytes: _stop(nbytes, plan.budget_bytes)) as sampler:
+    with Sampler(most_bytes, lambda nbytes: give_up(_too_much(nbytes, plan.budget_bytes))) as sampler:
         executor = Executor(
             plan,
             graph,
@@ -111,20 +111,15 @@ def _steps(
     return results, recent
 
 
+def _too_much(nbytes: int, budget_bytes: int) -> str:
+    took = f"the run took {show_nbytes(nbytes)} of memory, more than the plan's budget of {show_nbytes(budget_bytes)}"
+    return f"{took}: stopped (`enforce`): calibrate for this model, or plan for less"
+
+
 def _remedy(step: int, job: Job) -> str:
     """What a loss or gradient that is not finite may come from: before the first update from the weights alone."""
     damaged = f"the weights in {job.store} are damaged, or their steps too long"
     return f"the learning rate of {job.learning_rate:g} may be too large, or {damaged}" if step else damaged
-
-
-def _stop(nbytes: int, budget_bytes: int) -> None:
-    """End the process, which took more than its budget allows."""
-    message = f"the run took {show_nbytes(nbytes)} of memory, more than the plan's budget of {show_nbytes(budget_bytes)}: stopped"
-    sys.stdout.write(
-        "\n" + failure_line("Disagreement", f"{message} (`enforce`): calibrate for this model, or plan for less") + "\n"
-    )
-    sys.stdout.flush()
-    os._exit(1)
 
 
 def batch(graph: Graph, job: Job) -> torch.Tensor:

@@ -6,11 +6,12 @@ are recomputed for their outputs, the inputs; what else they make on the way is 
 costs nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mebp.models.graph import Graph, Layer
 from mebp.models.tensor import TensorId
+from mebp.planner.effort import always
 from mebp.planner.layer.option import Option, make_option, relabel, undominated
 from mebp.planner.recipe.recipe import Saving
 from mebp.sim.cost import CostModel
@@ -19,11 +20,14 @@ LENGTHS = (2, 3, 4, 6, 8, 12, 16)
 BASES = 10  # options of a single layer that segments are made of
 
 
-def segments(graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Sequence[Option]) -> list[Option]:
+def segments(
+    graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Sequence[Option], alive: Callable[[], None] = always
+) -> list[Option]:
     """Undominated segments of `alike` layers, written for the first of them; none where there are fewer than two."""
     bases = _bases(alike[0], options)
     found: list[Option] = []
     for length in (length for length in LENGTHS if length <= len(alike)):
+        alive()
         unit = joined(alike[:length])
         savings = [saving for base in bases for saving in _savings(base, alike[:length])]
         found += undominated(

@@ -47,7 +47,7 @@ def place(problem: Problem, room: int, effort: Effort) -> Placement | None:
         for i, menu in enumerate(distinct_menus(problem.stretches))
     ]
     first = _round(problem, room, effort, shortlists_of(cheapest, problem, start), start, bound_ns)
-    if first is None or first.model_ns <= bound_ns or effort.stop.asked:
+    if first is None or first.model_ns <= bound_ns or effort.over:
         return first and replace(first, bound_ns=min(bound_ns, first.model_ns))
     still_open = [_still_open(bounds, i, first.model_ns) for i in range(len(cheapest))]
     better = [

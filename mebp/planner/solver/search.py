@@ -23,9 +23,10 @@ class Solution:
 
 def search(model: cp_model.CpModel, effort: Effort, watch: Watch | None = None) -> Solution | None:
     """The best solution that `effort` finds; None where nothing is feasible. NoPlanInTime where nothing was found."""
+    effort.require_time()
     solver = _solver(effort)
     solver.parameters.max_deterministic_time = effort.deterministic_s
-    solver.parameters.max_time_in_seconds = effort.wall_s
+    solver.parameters.max_time_in_seconds = effort.left_s
     status = effort.stop.run(solver, model, _Report(watch) if watch else None)
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Solution(solver=solver, bound=solver.best_objective_bound)

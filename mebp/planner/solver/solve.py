@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.plan import Plan, SolverFacts
@@ -34,6 +35,8 @@ UNLIMITED = 1e6  # times a step's own time: effectively unlimited
 CONCURRENT = (1.0, 0.5, 0.2, 0.0)  # tried in order while the plan stalls on flash
 STALLING = (1.5, 2.0, 4.0, UNLIMITED)  # the same where nothing fits without stalling
 
+SLACK = 0.01  # of a step: what a plan that writes less may take longer
+WRITTEN_PARTS = (0.0, 0.125, 0.25, 0.5)  # of what the fastest writes, tried in order
 STALL = 2e-3  # of a step: less is too little to look for another plan
 TIGHTENINGS = 6  # attempts to write a placement out in the room that there is
 DESCENTS = 12  # attempts to go below the least plan
@@ -49,10 +52,34 @@ def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | Non
     found = [_Attempts(problem, budget_bytes, effort, least).best()]
     for variant in problem.ahead:
         with suppress(InfeasibleBudget, NoPlanInTime):
-            if not effort.stop.asked:
+            if not effort.over:
                 found.append(_Attempts(variant, budget_bytes, effort.of(Phase.VARIANT), found[0].plan).best())
     best = min(found, key=lambda timed: timed.step_ns)
     return replace(best.plan, solver=_facts(problem, best, time.monotonic() - begin, budget_bytes))
+
+
+def write_less(problem: Problem, fastest: Plan, effort: Effort) -> Plan:
+    """Of plans about as fast as `fastest` (by SLACK) the one that writes least of those that are found: a write must pay.
+
+    Its facts name the bounds of the fastest, which hold for it too.
+    """
+    written = simulate(fastest, problem.graph, problem.device).flash_written_bytes
+    facts = fastest.solver
+    assert facts is not None
+    for part in WRITTEN_PARTS if written else ():
+        found: list[_Timed] = []
+        for variant in (problem, *problem.ahead):
+            capped = replace(variant, written_cap_bytes=int(part * written))
+            with suppress(InfeasibleBudget, NoPlanInTime):
+                effort.require_time()
+                found += _Attempts(capped, fastest.budget_bytes, effort.of(Phase.THRIFT), None).without_stalling()
+        best = min(found, key=lambda timed: timed.step_ns, default=None)
+        if best is not None and best.step_ns <= facts.objective_ns * (1 + SLACK):
+            gap = max(0.0, 1 - facts.bound_ns / best.step_ns)
+            status: Literal["optimal", "feasible"] = "optimal" if best.step_ns <= facts.bound_ns else "feasible"
+            own = replace(facts, status=status, objective_ns=best.step_ns, model_ns=best.model_ns, gap=gap)
+            return replace(best.plan, solver=own)
+    return fastest
 
 
 def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
@@ -64,7 +91,7 @@ def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
     found: list[Plan] = []
     known: Mapping[str, int] = {}
     for number, cap_bytes in enumerate((0, problem.cap_bytes, problem.cap_bytes)):
-        if found and (effort.stop.asked or not problem.cap_bytes):
+        if found and (effort.over or not problem.cap_bytes):
             break
         share = effort.of(Phase.LEAST)
         least = _least_recipe(problem, cap_bytes, known, replace(share, seed=share.seed + number))
@@ -112,7 +139,7 @@ def _least_recipe(
 def _placed_below(problem: Problem, arena_bytes: int, effort: Effort) -> Placement | None:
     """A placement in less than `arena_bytes`, if one is found."""
     try:
-        return None if effort.stop.asked else place(problem, arena_bytes - 1, effort)
+        return None if effort.over else place(problem, arena_bytes - 1, effort)
     except NoPlanInTime:
         return None
 
@@ -156,9 +183,9 @@ class _Attempts:
 
     def best(self) -> _Timed:
         """The fastest plan found for one choice of weights to unpack ahead. Its time is the simulator's."""
-        return _fastest(self._without_stalling() or self._stalling())
+        return _fastest(self.without_stalling() or self._stalling())
 
-    def _without_stalling(self) -> list[_Timed]:
+    def without_stalling(self) -> list[_Timed]:
         """Plans whose transfers run concurrently with the processor; while one stalls all the same, one that uses flash less is
         looked for too. Empty where none fits.
         """
@@ -166,7 +193,7 @@ class _Attempts:
         for share in CONCURRENT[:1] if self.problem.cost.ahead else CONCURRENT:  # there it rather waits for unpacking
             timed = self._try(share, self.effort.of(Phase.RETRY) if found else self.effort, required=not found)
             found += [timed] if timed else []
-            if self.effort.stop.asked or not found or not found[-1].stalls:
+            if self.effort.over or not found or not found[-1].stalls:
                 break
         return found
 
@@ -180,7 +207,7 @@ class _Attempts:
         step_ns = self._step_ns(least)
         found = [_Timed(plan=replace(least, name="solved"), step_ns=step_ns, model_ns=step_ns)]
         for share in STALLING:
-            if not self.effort.stop.asked:
+            if not self.effort.over:
                 timed = self._try(share, self.effort.of(Phase.RETRY), required=False)
                 found += [timed] if timed else []
         return found
