@@ -73,7 +73,7 @@ class Executor:
     ) -> None:
         """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
         require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
-        store.require_model(graph.config, graph.workload.weights)
+        store.header.require_model(graph.config, graph.workload.weights)
         self.plan = plan
         self.graph = graph
         self.arena = Arena(plan.arena_bytes, torch.device(device))

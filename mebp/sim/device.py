@@ -39,7 +39,7 @@ class Runtime:
     `unpack_rate` is in weights/s; `fp32_factor` multiplies the time of products in fp32. `unpack_beside` is 1 where unpacking has a
     processor of its own. `footprint_bytes` is there before any tensor; `kernel_bytes` are what the libraries keep for each shape of
     a product in 16 bits (see models/kind/table.py), `kernel_bytes_fp32` for one in fp32, `op_bytes` what the runtime keeps in
-    memory for each op of the graph and the plan.
+    memory for each op of the graph and the plan, `kept_...` what the paper's implementation keeps (see published.py).
     """
 
     product_fraction: float
@@ -56,6 +56,10 @@ class Runtime:
     kernel_bytes: float
     kernel_bytes_fp32: float
     op_bytes: float
+    kept_logits: float
+    kept_heads: float
+    kept_scores: float
+    kept_adapter_bytes: float
     recommended_budget_bytes: float
     flash_write_cap_bytes: float
 
@@ -174,6 +178,10 @@ RANGES: dict[str, tuple[float, float]] = {  # what a number can be; wide enough 
     "runtime.kernel_bytes": (0.0, 1e15),
     "runtime.kernel_bytes_fp32": (0.0, 1e15),
     "runtime.op_bytes": (0.0, 1e9),
+    "runtime.kept_logits": (0.0, 100.0),
+    "runtime.kept_heads": (0.0, 100.0),
+    "runtime.kept_scores": (0.0, 100.0),
+    "runtime.kept_adapter_bytes": (0.0, 8.0),
     "runtime.recommended_budget_bytes": BYTES,
     "runtime.flash_write_cap_bytes": (0.0, 1e15),
 }

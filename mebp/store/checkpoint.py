@@ -20,7 +20,8 @@ from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
 from mebp.models.huggingface import CONFIG, GGUF, quantisation_of, read_config, read_model
 from mebp.store.codec import quantise, unpack_whole
-from mebp.store.reader import Frozen, layout
+from mebp.store.header import layout
+from mebp.store.reader import Frozen
 from mebp.store.writer import Pieces, write_store
 from mebp.text import read_text, resolved
 

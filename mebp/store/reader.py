@@ -1,39 +1,24 @@
 """The store: a model's compressed weights on disk, one safetensors file with its facts in the header, read through mmap.
 
-    FOLDER/config.json            the model's dimensions, as a ModelConfig
-    FOLDER/weights.safetensors    `NAME.codes` int8 and `NAME.steps` bf16 for each matrix, `NAME` bf16 for each vector
-
-The header carries a CRC-32 of every tensor, which is compared when the tensor is first used. writer.py writes a store.
+What the header says is read by header.py. The CRC-32 of a tensor is compared when it is first used. writer.py writes a store.
 """
 
-import json
 import mmap
-import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.models.config import ModelConfig, first_difference
-from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat, weight_format
-from mebp.text import read_text
+from mebp.models.format import WEIGHTS_FILE, WeightFormat
+from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, Header, Layout, layout, read_header
 
-CONFIG_FILE = "config.json"
-CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
-PADDING = "padding after "  # name of the bytes behind a tensor that ends where the next one may not begin, before its own
-MATHEMATICS = "mathematics"  # key of the hash of all in the config that changes what is computed
 DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}
-ITEMSIZES = {"I8": 1, "BF16": 2}
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +38,14 @@ class Frozen:
 class Store:
     """An open store. Tensors are views of the mapped file; nothing is read before its first use, when it is checked."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ModelConfig,
-        fmt: WeightFormat,
-        views: dict[str, Tensor],
-        nbytes: int,
-        facts: Mapping[str, str] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.format = fmt
-        self.nbytes = nbytes
+    def __init__(self, header: Header, views: dict[str, Tensor]) -> None:
+        self.header = header
+        self.folder = header.folder
+        self.config = header.config
+        self.format = header.format
+        self.nbytes = header.nbytes
+        self.facts = header.facts
         self._views = views
-        self.facts = dict(facts or {})
         self._checked: set[str] = set()
 
     def matrix(self, name: str) -> Frozen:
@@ -97,51 +75,11 @@ class Store:
             self._checked.add(name)
         return tensor
 
-    def require_model(self, config: ModelConfig, fmt: WeightFormat) -> None:
-        """Refuse a store of another model or another format."""
-        if self.config.mathematics != config.mathematics:
-            name = first_difference(self.config, config)
-            raise StoreError(
-                f"store {self.folder} holds {self.config.name}, not {config.name} ({name}): name the store of that model"
-            )
-        if fmt != self.format:
-            raise StoreError(
-                f"store {self.folder} is in {self.format.name}, not {fmt.name}: plan with `weights` {self.format.name}"
-            )
-
-
-def layout(config: ModelConfig, fmt: WeightFormat) -> Layout:
-    """Names, types and shapes of all that a store of `config` in `fmt` holds, in file order."""
-    found: Layout = {}
-    for name, (rows, cols) in config.matrices().items():
-        fmt.require_fits(name, cols)
-        if fmt.compressed:
-            found[f"{name}.codes"] = ("I8", (rows, cols * fmt.bits // 8))
-            found[f"{name}.steps"] = ("BF16", (rows, cols // fmt.group_cols(cols)))
-        else:
-            found[name] = ("BF16", (rows, cols))
-    return found | {name: ("BF16", (length,)) for name, length in config.vectors().items()}
-
 
 def open_store(folder: Path) -> Store:
     """Map a store; StoreError in one line where it is missing, cut off, or holds other tensors than its config says."""
-    file = folder / WEIGHTS_FILE
-    config = _read_config(folder)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            header, start = _read_header(opened.read(8), opened.read, size, file)
-    except OSError as error:
-        raise StoreError(f"cannot read store {folder}: {error.strerror}: write one with `mebp-plan synthesize`") from None
-    facts = header.pop("__metadata__", {})
-    if not isinstance(facts, dict) or facts.get("mebp_store") != STORE_VERSION:
-        raise StoreError(f"{file} was not written by mebp-plan: write a store with `mebp-plan synthesize`")
-    if facts.get(MATHEMATICS) != config.mathematics:
-        raise StoreError(f"{folder / CONFIG_FILE} is not the one that the store was written with: write the store again")
-    fmt = weight_format(str(facts.get("format")))
-    header = {name: entry for name, entry in header.items() if not name.startswith(PADDING)}
-    views = _views(header, layout(config, fmt), start, size, file)
-    return Store(folder, config, fmt, views, size, facts)
+    header = read_header(folder)
+    return Store(header, _views(header, layout(header.config, header.format), folder / WEIGHTS_FILE))
 
 
 def checksum(tensor: Tensor) -> str:
@@ -154,39 +92,17 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def _read_config(folder: Path) -> ModelConfig:
-    try:
-        text = read_text(folder / CONFIG_FILE)
-        return TypeAdapter(ModelConfig).validate_json(text)
-    except OSError as error:
-        raise StoreError(f"no store at {folder}: {error.strerror}: write one with `mebp-plan synthesize`") from None
-    except (ValidationError, UnicodeDecodeError):
-        raise StoreError(f"{folder / CONFIG_FILE} is not a store's config: write a store with `mebp-plan synthesize`") from None
-
-
-def _read_header(prefix: bytes, read: Callable[[int], bytes], size: int, file: Path) -> tuple[dict[str, Any], int]:
-    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-    if length > size - 8:
-        raise StoreError(f"{file} is cut off: its header takes {length} of {size} bytes: remove the folder and write it again")
-    try:
-        header = json.loads(read(length))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise StoreError(f"{file} is not a safetensors file: write a store with `mebp-plan synthesize`") from None
-    if not isinstance(header, dict):
-        raise StoreError(f"{file} is not a safetensors file: write a store with `mebp-plan synthesize`")
-    return header, 8 + length
-
-
-def _views(header: dict[str, Any], expected: Layout, start: int, size: int, file: Path) -> dict[str, Tensor]:
+def _views(header: Header, expected: Layout, file: Path) -> dict[str, Tensor]:
     """Views of every tensor, each compared with the layout that the config asks for."""
-    if set(header) != set(expected):
-        odd = sorted(set(header) ^ set(expected))[0]
+    entries, start, size = header.entries, header.start, header.nbytes
+    if set(entries) != set(expected):
+        odd = sorted(set(entries) ^ set(expected))[0]
         state = "is missing" if odd in expected else "does not belong there"
         raise StoreError(f"{file}: tensor {odd} {state}: the file does not match the {CONFIG_FILE} next to it")
     mapped = _mapped(file, size)
     found: dict[str, Tensor] = {}
     for name, (dtype, shape) in expected.items():
-        entry = header[name]
+        entry = entries[name]
         count = prod(shape) * ITEMSIZES[dtype]
         begin = _offset(entry, dtype, shape, count, start)
         if begin is None:

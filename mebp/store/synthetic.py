@@ -10,7 +10,7 @@ from torch import Tensor
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
 from mebp.store.codec import join_codes
-from mebp.store.reader import layout
+from mebp.store.header import layout
 from mebp.store.writer import write_store
 
 SYNTHETIC_STD = 0.02

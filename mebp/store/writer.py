@@ -20,7 +20,8 @@ from mebp.errors import StoreError
 from mebp.leftover import part_name, sweep
 from mebp.models.config import ModelConfig
 from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
-from mebp.store.reader import CHECKSUM, CONFIG_FILE, DTYPES, ITEMSIZES, MATHEMATICS, PADDING, Layout, bytes_of, layout
+from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, MATHEMATICS, PADDING, Layout, layout
+from mebp.store.reader import DTYPES, bytes_of
 from mebp.text import resolved
 
 FACT_BYTES = 128  # of header kept for the facts of one tensor
@@ -64,6 +65,8 @@ def write_store(
 
 def require_new(folder: Path) -> None:
     """Refuse a place where something is already."""
+    if str(folder) in ("", ".", "-"):
+        raise StoreError(f"{str(folder)!r} is no name for a store: name a new folder as `output`")
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if os.path.lexists(folder / name):
             kind = "a store already" if name == WEIGHTS_FILE else f"a {CONFIG_FILE} already"

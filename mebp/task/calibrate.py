@@ -9,7 +9,7 @@ import platform
 import statistics
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from math import ceil
 from pathlib import Path
@@ -220,6 +220,10 @@ def _runtime(runs: Runs, rates: "Rates", peak: float) -> Runtime:
         kernel_bytes=per_kernel[2],
         kernel_bytes_fp32=per_kernel[FLOAT_BYTES],
         op_bytes=OP_BYTES,
+        kept_logits=0.0,
+        kept_heads=0.0,
+        kept_scores=0.0,
+        kept_adapter_bytes=0.0,
         recommended_budget_bytes=min(2e9, psutil.virtual_memory().total / 4),
         flash_write_cap_bytes=HOST_WRITE_CAP,
     )
@@ -247,6 +251,7 @@ def _sources(by_shape: Iterable[str]) -> dict[str, Source]:
         "runtime.flash_latency_seconds",
         "runtime.unpack_beside",
     }
+    assumed |= {f"runtime.{field.name}" for field in fields(Runtime) if field.name.startswith("kept_")}
     assumed |= {"runtime.recommended_budget_bytes", "runtime.flash_write_cap_bytes", "hardware.app_limit_bytes"}
     measured = Source(kind="measured", source=f"mebp-plan calibrate, {date.today().isoformat()}")
     not_measured = Source(kind="assumed", source="mebp-plan calibrate does not measure it")

@@ -7,16 +7,20 @@ from statistics import median
 
 from mebp.check import check
 from mebp.errors import InfeasibleBudget, InputError
-from mebp.executor.measure.job import Job, Measurement, Progress
+from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
+from mebp.models.config import ModelConfig
 from mebp.models.graph import Graph
+from mebp.models.workload import Workload
 from mebp.plan import Plan
 from mebp.sim.cost import floor_ns
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
+from mebp.store.header import read_header
 from mebp.unit import show_nbytes
 
 MAX_STEPS = 100_000
 LEAST_FLOOR_S = 0.02  # products that take less do not tell how fast the machine is
+NO_STORE = Path()  # of a job whose store is still to be found
 TORCH_DEVICES = ("cpu", "cuda", "mps")
 
 
@@ -85,6 +89,16 @@ def require_job(steps: int, spill_dir: Path | None, torch_device: str = "cpu") -
     require_spill_dir(spill_dir)
     if torch_device.partition(":")[0] not in TORCH_DEVICES:
         raise InputError(f"`torch_device` = {torch_device!r}: must be one of {', '.join(TORCH_DEVICES)}")
+
+
+def require_inputs(job: Job, config: ModelConfig, workload: Workload) -> None:
+    """Refuse a store or token ids that are not of this model and step, before anything is measured or planned. A job without a
+    store of its own has none to check.
+    """
+    if job.store != NO_STORE:
+        read_header(job.store).require_model(config, workload.weights)
+    if job.ids is not None:
+        require_ids(job.ids, (workload.batch_size, workload.seq_len), config.vocab)
 
 
 def require_spill_dir(spill_dir: Path | None) -> None:

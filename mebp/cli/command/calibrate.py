@@ -58,18 +58,21 @@ def _calibrate_from(measurements: Path, device_name: str, output: Path) -> None:
     from mebp.cli.view.fit import print_fit, print_simulated  # noqa: PLC0415
     from mebp.sim.profile import dump_device, load_device  # noqa: PLC0415
     from mebp.task.fit.case import pose_cases, simulated  # noqa: PLC0415
-    from mebp.task.fit.fit import fit, fitted_device, leave_one_out  # noqa: PLC0415
+    from mebp.task.fit.fit import doubts, fit, fitted_device, leave_one_out  # noqa: PLC0415
     from mebp.task.fit.measured import read_measurements  # noqa: PLC0415
-    from mebp.text import write_file  # noqa: PLC0415
+    from mebp.text import require_writable, write_file  # noqa: PLC0415
 
     profile_file = [Path(device_name)] if Path(device_name).is_file() else []
     require_apart({"--from": measurements, "-o": output}, profile_file)
+    require_writable({"-o": output})
     device = load_device(device_name)
     measured = read_measurements(measurements)
     cases = pose_cases(measured, device)
     apart = leave_one_out(cases) if len({m.model for m in measured}) > 1 else None
     print_fit(stdout(), device, fit(cases), apart, note)
     profile = fitted_device(cases, device, f"fitted to {len(measured)} measurements of {measurements.name}")
+    for doubt in doubts(profile):
+        note(f"warning: {doubt}")
     print_simulated(stdout(), profile, measured, simulated(cases, profile))
     write_file(output, dump_device(profile))
     note(f"wrote {output}")

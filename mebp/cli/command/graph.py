@@ -9,7 +9,7 @@ import typer
 from mebp.cli.flag import Flag, SearchFlags, require_search
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
 from mebp.errors import InputError, Interrupted
-from mebp.text import write_file
+from mebp.text import require_writable, write_file
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def graph(
     require_search(time_limit, seed)
     _require_flags(copies, flash_bandwidth)
     require_apart({"-o": output}, [file])
+    require_writable({"-o": output})
     with working("reading") as status:
         from mebp.planner.dag.graph import read_dag  # noqa: PLC0415  (the solver is slow to import)
         from mebp.planner.dag.order import Flash  # noqa: PLC0415

@@ -8,7 +8,7 @@ import typer
 
 from mebp.cli.flag import Flag, SearchFlags, require_search
 from mebp.cli.screen import interruptible, note, require_apart, working
-from mebp.text import write_file
+from mebp.text import require_writable, write_file
 from mebp.unit import parse_nbytes
 
 
@@ -23,6 +23,7 @@ def pack(
     nbytes = parse_nbytes(capacity, "--capacity")
     require_search(time_limit, seed)
     require_apart({"-o": output}, [file])
+    require_writable({"-o": output})
     with working("packing"):
         from mebp.planner.pack.check import check_packing  # noqa: PLC0415  (the solver is slow to import)
         from mebp.planner.pack.exact import pack_within  # noqa: PLC0415

@@ -58,7 +58,7 @@ def plan(
     graph = _graph(model, step)
     device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
-    _require_row(choose)
+    require_row(choose)
     effort = search.effort()
     found = _with_details(pick(solved(graph, device, budget, effort), choose), effort)
     _write(found, output, trace)
@@ -81,7 +81,7 @@ def _graph(model: ModelFlags, step: StepFlags) -> "Graph":
     return build_graph(model.config(), step.workload())
 
 
-def _require_row(name: str | None) -> None:
+def require_row(name: str | None) -> None:
     """Refuse a row that no table has before there is one."""
     from mebp.planner.tradeoff import SUMMARIES  # noqa: PLC0415
 

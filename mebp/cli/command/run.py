@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mebp.cli.command.plan import pick, solved
+from mebp.cli.command.plan import pick, require_row, solved
 from mebp.cli.command.target import this_machine
 from mebp.cli.flag import OUTPUT, RUN, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags, folder_files
 from mebp.cli.screen import note, require_apart, stdout, working
 from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
 from mebp.plan import HOST
-from mebp.text import read_text, write_file
+from mebp.text import read_text, require_writable, write_file
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ class RunFlags(FlagGroup):
     def job(self, seed: int) -> "Job":
         """The job for the worker, its store still to be found; refuses what no run can take."""
         from mebp.executor.measure.job import Job  # noqa: PLC0415
-        from mebp.task.run import require_job  # noqa: PLC0415
+        from mebp.task.run import NO_STORE, require_job  # noqa: PLC0415
 
         require_job(self.steps, self.spill_dir, self.torch_device)
         return Job(
-            store=self.store or Path(),
+            store=self.store or NO_STORE,
             steps=self.steps,
             device=self.torch_device,
             spill_dir=self.spill_dir,
@@ -104,15 +104,19 @@ def run(
     """
     from mebp.sim.profile import override  # noqa: PLC0415
     from mebp.task.agreement import require_agreement  # noqa: PLC0415
+    from mebp.task.run import require_inputs  # noqa: PLC0415
     from mebp.task.run import run as execute  # noqa: PLC0415
 
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     job = flags.job(search.seed)
+    require_row(choose)
     written = {"the plan": plan_file, "--ids": flags.ids, "-o": outputs.output, "--trace": outputs.trace}
     require_apart(written, [*model.files(), *target.files(), *folder_files(flags.store)])
+    require_writable({"-o": outputs.output, "--trace": outputs.trace})
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
+    require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()
     device = override(machine, (*own, *profile.overrides()))

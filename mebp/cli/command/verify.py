@@ -21,7 +21,7 @@ def verify(
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Calibrate at this model's shapes, execute six plans, and print how far each prediction is off."""
-    from mebp.task.run import require_job  # noqa: PLC0415
+    from mebp.task.run import require_inputs, require_job  # noqa: PLC0415
 
     require_job(steps, spill_dir)
     config, workload, effort = model.config(), step.workload(), search.effort()
@@ -34,6 +34,8 @@ def verify(
     from mebp.task.verify import verify as compare  # noqa: PLC0415
 
     graph = build_graph(config, workload)
+    if store is not None:
+        require_inputs(Job(store=store), config, workload)
     folder = store or random_store(config, workload.weights)
     with working("calibrating this machine") as status:
         machine = calibrate(config, workload, lambda what: status.update(f"calibrating: {what}"), spill_dir)

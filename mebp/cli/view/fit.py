@@ -32,7 +32,7 @@ def print_fit(console: "Console", device: Device, found: Fit, apart: Fit | None,
     console.print(
         f"seconds per TFLOP: forward {c.forward_s * 1e12:.3g}, backward {c.backward_s * 1e12:.3g}, head {c.head_s * 1e12:.3g};"
         f" in memory: {show_nbytes(c.footprint_bytes)} before any tensor, {c.logits:.2f} of the fp32 logits,"
-        f" {c.heads:.2f} compressed heads",
+        f" {c.heads:.2f} compressed heads, {c.scores:.2f} of a layer's fp32 scores, adapters in {c.adapter_bytes:g} bytes",
         markup=False,
     )
     for warning in (apart or found).warnings:
@@ -41,18 +41,17 @@ def print_fit(console: "Console", device: Device, found: Fit, apart: Fit | None,
 
 def print_simulated(console: "Console", device: Device, measured: Sequence[Measured], plans: Sequence[tuple[int, int]]) -> None:
     """A row per measurement: the plan of its method on a profile, timed and weighed by the simulator."""
-    table = grid("plan", right=("step", "simulated", "error", "peak", "simulated", "not in plan"))
-    errors = []
+    table = grid("plan", right=("step", "simulated", "error", "peak", "simulated", "error"))
+    errors, peak_errors = [], []
     for m, (peak, step_ns) in zip(measured, plans, strict=True):
         errors.append(step_ns / 1e9 / m.step_s - 1)
+        peak_errors.append(peak / m.peak_bytes - 1)
         step = (show_ns(m.step_s * 1e9), show_ns(step_ns), f"{errors[-1]:+.1%}")
-        table.add_row(m.name, *step, show_nbytes(m.peak_bytes), show_nbytes(peak), show_nbytes(max(0, m.peak_bytes - peak)))
+        table.add_row(m.name, *step, show_nbytes(m.peak_bytes), show_nbytes(peak), f"{peak_errors[-1]:+.1%}")
     console.print(f"the plans of these methods, simulated on {device.name}", markup=False)
     print_grid(console, table)
-    text = f"step times: mean error {_mean(errors):.1%}, worst {max(map(abs, errors)):.1%}; not in plan: what the"
-    console.print(
-        f"{text} measured implementation keeps in memory beyond what its recipe needs, compressed heads above all", markup=False
-    )
+    means = [f"mean error {_mean(found):.1%}, worst {max(map(abs, found)):.1%}" for found in (errors, peak_errors)]
+    console.print(f"step times: {means[0]}; peaks: {means[1]}", markup=False)
 
 
 def fit_fields(found: Fit, apart: Fit | None) -> dict[str, object]:
@@ -62,6 +61,8 @@ def fit_fields(found: Fit, apart: Fit | None) -> dict[str, object]:
         row: dict[str, object] = {
             "model": m.model,
             "method": m.method,
+            "seq_len": m.seq_len,
+            "lora_r": m.lora_r,
             "measured_peak_bytes": round(m.peak_bytes),
             "peak_bytes": round(found.peak_bytes[number]),
             "peak_error": round(found.peak_errors[number], 4),

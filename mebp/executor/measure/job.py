@@ -1,8 +1,11 @@
 """A measured run's request (Job) and its result (Measurement): data that crosses between the two processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mebp.errors import InputError
+from mebp.text import shortened
 
 Progress = Callable[[int, int], None]  # steps done, and of how many
 GRADIENT_ERROR = 1e-4  # worst relative error of one gradient, in fp32; where it is larger, double precision decides
@@ -67,3 +70,15 @@ class Measurement:
     def busy_ns(self) -> int:
         """What all instructions of the last step took together."""
         return sum(end - start for start, end in self.spans_ns)
+
+
+def require_ids(ids: Sequence[Sequence[int]], shape: tuple[int, int], vocabulary: int) -> None:
+    """Refuse token ids of another shape than (batch, seq), or outside the vocabulary."""
+    given = (len(ids), len(ids[0]))
+    if given != shape:
+        raise InputError(
+            f"token ids have shape {given}, the plan is for {shape}: plan with that `batch_size` and `seq_len`, or bring other ids"
+        )
+    outside = next((token for row in ids for token in row if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise InputError(f"token id {shortened(str(outside))} is outside the vocabulary: ids go from 0 to {vocabulary - 1}")

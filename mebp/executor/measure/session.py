@@ -14,7 +14,7 @@ from mebp.errors import InputError, NotFinite, StoreError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor, StepResult
 from mebp.executor.measure.floor import floor_seconds
-from mebp.executor.measure.job import Job, Measurement, Progress
+from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
 from mebp.executor.measure.limit import limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
 from mebp.executor.measure.reference import compare_gradients
@@ -129,15 +129,7 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
     if job.ids is None:
         generator = torch.Generator().manual_seed(job.seed)
         return torch.randint(0, graph.head.dims.outs, shape, generator=generator)
-    given = (len(job.ids), len(job.ids[0]))
-    if given != shape:
-        raise InputError(
-            f"token ids have shape {given}, the plan is for {shape}: plan with that `batch_size` and `seq_len`, or bring other ids"
-        )
-    vocabulary = graph.head.dims.outs
-    outside = [token for row in job.ids for token in row if not 0 <= token < vocabulary]
-    if outside:
-        raise InputError(f"token id {outside[0]} is outside the vocabulary: ids go from 0 to {vocabulary - 1}")
+    require_ids(job.ids, shape, graph.head.dims.outs)
     return torch.tensor(job.ids, dtype=torch.int64)
 
 

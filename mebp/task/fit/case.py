@@ -4,21 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mebp.errors import InputError
-from mebp.models.build import build_graph, num_trainable
+from mebp.models.build import build_graph
 from mebp.models.catalogue import load_model
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
 from mebp.models.op import Part, Rate
-from mebp.models.tensor import FLOAT_BYTES, Role, Weight
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Compute, Plan
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.device import Device
+from mebp.sim.published import Moments, moments
 from mebp.sim.simulate import simulate
 from mebp.task.fit.measured import Measured
 
 ATTENTION_SHARE = 0.5  # attained by attention, as a part of what products attain
-HALF = 2  # bytes of an unpacked weight
 LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a phone
 
 
@@ -27,8 +26,7 @@ class Case:
     """The regressors of one measurement.
 
     `work` are FLOPs of forward, backward and head, `base` seconds per FLOP of each on the profile as it was (and its footprint),
-    `small_s` the seconds of everything else; a peak is the fuller of two moments, the head and a block's backward, which also
-    contain `at_head_bytes` and `in_block_bytes` (0 where there is no backward).
+    `small_s` the seconds of everything else; a peak is the fuller of two `moments` (see sim/published.py).
     """
 
     measured: Measured
@@ -36,10 +34,7 @@ class Case:
     base: tuple[float, float, float]
     base_footprint_bytes: float
     small_s: float
-    logits_bytes: int
-    head_bytes: int
-    at_head_bytes: int
-    in_block_bytes: int
+    moments: Moments
 
 
 def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]:
@@ -56,9 +51,7 @@ def pose_cases(measured: Sequence[Measured], device: Device) -> tuple[Case, ...]
 
 
 def simulated(cases: Sequence[Case], device: Device) -> tuple[tuple[int, int], ...]:
-    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table, without what its implementation
-    keeps in memory in addition.
-    """
+    """(peak bytes, step ns) of each measured method's plan on `device`: the rows of the table."""
     found = []
     for case in cases:
         graph, plan = _planned(case.measured, device)
@@ -80,18 +73,13 @@ def _case(measured: Measured, device: Device) -> Case:
     graph, plan = _planned(measured, device)
     parts = simulate(plan, graph, device).time_breakdown
     small_s = sum(parts.get(part, 0) for part in (Part.ELEMENTWISE, Part.LAUNCH, Part.UPDATE)) / 1e9
-    head = graph.head
-    weight = graph.weights[head.weights[0]]
     return Case(
         measured=measured,
         work=_work(graph, plan),
         base=_base(measured, device),
         base_footprint_bytes=device.runtime.footprint_bytes,
         small_s=small_s,
-        logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,
-        head_bytes=weight.nbytes,
-        at_head_bytes=_at_head(graph),
-        in_block_bytes=_in_block(graph) if measured.method == "mebp" else 0,
+        moments=moments(graph),
     )
 
 
@@ -111,24 +99,3 @@ def _work(graph: Graph, plan: Plan) -> tuple[float, float, float]:
             flops[op.kind.rate] += op.kind.flops(op)
     forward = flops[Rate.FORWARD_PRODUCT] + flops[Rate.ATTENTION] / ATTENTION_SHARE
     return forward, float(flops[Rate.BACKWARD_PRODUCT]), float(flops[Rate.HEAD])
-
-
-def _at_head(graph: Graph) -> int:
-    """Bytes in memory at the head in addition to logits and compressed heads: the adapters, and the widest weight, unpacked."""
-    return _adapter_bytes(graph) + max(HALF * weight.count for weight in _layer_weights(graph))
-
-
-def _in_block(graph: Graph) -> int:
-    """Bytes in memory in the backward of a block: adapters and their gradients, all weights of a layer unpacked, its
-    activations.
-    """
-    activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
-    return 2 * _adapter_bytes(graph) + sum(HALF * weight.count for weight in _layer_weights(graph)) + activations
-
-
-def _layer_weights(graph: Graph) -> list[Weight]:
-    return [weight for weight in graph.weights.values() if weight.layer == 0]
-
-
-def _adapter_bytes(graph: Graph) -> int:
-    return FLOAT_BYTES * num_trainable(graph.config, graph.workload)

@@ -7,11 +7,15 @@ from math import isfinite
 from pathlib import Path
 from typing import IO
 
-from mebp.errors import InputError, ModelError
+from mebp.errors import InputError
 from mebp.models.catalogue import load_model
+from mebp.models.format import weight_format
+from mebp.models.workload import Lora, Workload, require_workload
+from mebp.text import shortened
 
 METHODS = ("mebp", "mezo")
 COLUMNS = ("model", "method", "seq_len", "lora_r", "peak_mb", "step_s")
+SMALLEST = {"peak_mb": (1.0, "gigabytes"), "step_s": (1e-3, "minutes")}  # and what was taken for the unit where one is less
 WHOLE = ("seq_len", "lora_r")
 
 
@@ -28,7 +32,7 @@ class Measured:
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.method}"
+        return f"{self.model} {self.method}, {self.seq_len} tokens, r={self.lora_r}"
 
 
 def paper_figures() -> tuple[Measured, ...]:
@@ -42,7 +46,7 @@ def paper_figures() -> tuple[Measured, ...]:
 def read_measurements(path: Path) -> tuple[Measured, ...]:
     """Read a CSV with a header and the columns model, method, seq_len, lora_r, peak_mb, step_s."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return read_rows(file, str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read measurements {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -62,12 +66,17 @@ def read_rows(file: IO[str], source: str) -> tuple[Measured, ...]:
 
 def _measured(row: dict[str, str], where: str) -> Measured:
     if row["method"] not in METHODS:
-        raise InputError(f"{where}: method = {row['method']!r}: must be one of {', '.join(METHODS)}")
+        raise InputError(f"{where}: method = {shortened(repr(row['method']))}: must be one of {', '.join(METHODS)}")
     numbers = {name: _positive(row[name], f"{where}: {name}", whole=name in WHOLE) for name in COLUMNS[2:]}
+    for name, (least, unit) in SMALLEST.items():
+        if numbers[name] < least:
+            raise InputError(f"{where}: {name} = {shortened(str(row[name]))}: is below {least:g}: is it {unit}?")
     try:
-        load_model(row["model"])
-    except ModelError as error:
-        raise InputError(f"{where}: {error}") from None
+        config = load_model(row["model"])
+        lora = Lora(rank=int(numbers["lora_r"]))
+        require_workload(config, Workload(seq_len=int(numbers["seq_len"]), lora=lora, weights=weight_format("int4-g64")))
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).replace('`', '')}") from None
     return Measured(
         model=row["model"],
         method=row["method"],
@@ -84,5 +93,5 @@ def _positive(text: str | None, what: str, *, whole: bool) -> float:
     except ValueError:
         value = -1.0
     if not isfinite(value) or value <= 0 or (whole and value != int(value)):
-        raise InputError(f"{what} = {text!r}: must be a positive {'whole ' if whole else ''}number")
+        raise InputError(f"{what} = {shortened(repr(text))}: must be a positive {'whole ' if whole else ''}number")
     return value
