@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<process>[0-9]+)\.part")
-_numbers = count()  # one process may have several of one name
+_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<process>[0-9]+)-[0-9]+\.part")
+_numbers = count()  # one process may write several of one name
 
 
 def part_name(name: str) -> str:
-    """What `name` is called while this process writes it."""
-    return f".{name}.{_host()}-{os.getpid()}.part"
+    """What `name` is called while this process writes it: another name at each call."""
+    return f".{name}.{_host()}-{os.getpid()}-{next(_numbers)}.part"
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -29,7 +29,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
             match = _NAME.fullmatch(path.name)
             if match is None or match["host"] != _host() or is_alive(int(match["process"])):
                 continue
-            if name in (None, match["name"], match["name"].rstrip("0123456789")):
+            if name in (None, match["name"]):
                 _remove(path)
 
 
@@ -38,7 +38,7 @@ def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
     """A folder in `parent` (default: the system's for temporary files) that is gone when it is left; swept like any other."""
     where = parent or Path(tempfile.gettempdir())
     sweep(where, name)
-    folder = where / part_name(f"{name}{next(_numbers)}")
+    folder = where / part_name(name)
     folder.mkdir(mode=0o700)
     try:
         yield folder

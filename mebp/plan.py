@@ -172,6 +172,9 @@ class Plan:
     instructions: tuple[Instruction, ...]
     solver: SolverFacts | None = None
 
+    def __repr__(self) -> str:
+        return f"<Plan {self.name} of {self.config.name}: arena {self.arena_bytes} bytes, {len(self.instructions)} instructions>"
+
 
 @cache
 def _adapter() -> TypeAdapter[Plan]:

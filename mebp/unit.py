@@ -3,8 +3,11 @@
 import re
 from collections.abc import Callable
 from math import ceil
+from operator import index
+from typing import SupportsIndex
 
 from mebp.errors import InputError
+from mebp.text import shortened
 
 UNITS = {
     "": 1,
@@ -26,11 +29,24 @@ def parse_nbytes(text: str, what: str, *, lowest: int = 1) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     unit = UNITS.get(match.group(2)) if match else None
     if match is None or unit is None:
-        raise InputError(f"{what} = {text!r}: not a size: write bytes, or a number with MB, MiB, GB or GiB")
+        raise InputError(f"{what} = {shortened(repr(text))}: not a size: write bytes, or a number with MB, MiB, GB or GiB")
     value = float(match.group(1)) * unit
     if not lowest <= value <= MAX_BYTES:
-        raise InputError(f"{what} = {text!r}: must be between {lowest} byte{'s' * (lowest != 1)} and 1024 TiB")
+        raise InputError(f"{what} = {shortened(repr(text))}: must be between {lowest} byte{'s' * (lowest != 1)} and 1024 TiB")
     return int(value)
+
+
+def require_whole(what: str, value: object, low: int, high: int, why: str = "") -> None:
+    """Refuse what is no whole number from `low` to `high`: InputError naming `what`, value, bounds and, behind them, `why`."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+        raise InputError(f"{what} = {shortened(repr(value))}: must be a whole number")
+    if not low <= index(value) <= high:
+        raise InputError(f"{what} = {shortened(str(value))}: must be between {low} and {high}{why}")
+
+
+def require_budget(budget_bytes: object) -> None:
+    """Refuse what is no number of bytes that a plan may be made for."""
+    require_whole("`budget`", budget_bytes, 0, MAX_BYTES)
 
 
 def show_nbytes(nbytes: float, *, up: bool = False) -> str:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Flag = typer.Option
 MODEL, STEP, TARGET, SEARCH, OUTPUT, RUN = "Model", "Training step", "Device and budget", "Search", "Output", "Run"
 DEFAULT_MODEL, DEFAULT_DEVICE = "0.5b", "iphone15promax"
-TIME_LIMIT, CURVE_TIME_LIMIT = 20.0, 90.0  # seconds, for a table and for a curve
-SEARCHES = 25.0  # wall seconds of a table's --time-limit for each deterministic second of one search: it runs several
+TIME_LIMIT, CURVE_TIME_LIMIT = 30.0, 120.0  # seconds, for a table and for a curve
+SEARCHES = 37.5  # wall seconds of a table's --time-limit for each deterministic second of one search: it runs several
 
 SPELLED = {  # settings whose flag is not their own name
     "rank": "--lora-r",
@@ -197,7 +197,7 @@ class SearchFlags(FlagGroup):
 
     time_limit: Annotated[
         float | None,
-        Flag("--time-limit", help="Seconds that planning may take. Default: 20 (a curve: 90).", rich_help_panel=SEARCH),
+        Flag("--time-limit", help="Seconds that planning may take. Default: 30 (a curve: 120).", rich_help_panel=SEARCH),
     ] = None
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
 

@@ -48,6 +48,9 @@ class Graph:
     outside_bytes: Mapping[str, int]
     _scratch: dict[object, Scratch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return f"<Graph of {self.config.name}: {len(self.ops)} ops, {self.workload.tokens} tokens>"
+
     @cached_property
     def op(self) -> Mapping[OpId, Op]:
         """Ops by id."""

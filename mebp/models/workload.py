@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from mebp.errors import InputError
 from mebp.models.config import LINEARS, LinearName, ModelConfig
 from mebp.models.format import WeightFormat
+from mebp.unit import require_whole
 
 Precision = Literal["bf16", "fp32"]
 Optimizer = Literal["sgd", "adamw"]
@@ -84,27 +85,22 @@ def parse_targets(text: str) -> tuple[LinearName, ...]:
 
 def require_workload(config: ModelConfig, workload: Workload) -> None:
     """Refuse what cannot be built on `config`: InputError naming value, bound and remedy."""
-    _require_range("`seq_len`", workload.seq_len, 2, MAX_TOKENS)
-    _require_range("`batch_size`", workload.batch_size, 1, 4096)
-    _require_range("tokens (`seq_len` x `batch_size`)", workload.tokens, 2, MAX_TOKENS)
+    require_whole("`seq_len`", workload.seq_len, 2, MAX_TOKENS)
+    require_whole("`batch_size`", workload.batch_size, 1, 4096)
+    require_whole("tokens (`seq_len` x `batch_size`)", workload.tokens, 2, MAX_TOKENS)
     if not workload.lora.targets:
         raise InputError("`targets` is empty: take all-linear or some of " + ",".join(LINEARS))
     widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)
-    _require_range("`rank`", workload.lora.rank, 1, widest, f", the smallest side of a targeted linear of {config.name}")
-    if not 0 < workload.lora.alpha < float("inf"):
+    require_whole("`rank`", workload.lora.rank, 1, widest, f", the smallest side of a targeted linear of {config.name}")
+    if not isinstance(workload.lora.alpha, int | float) or not 0 < workload.lora.alpha < float("inf"):
         raise InputError(f"`alpha` = {workload.lora.alpha}: must be a positive number")
-    _require_range("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
+    require_whole("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
     _require_choice("`precision`", workload.precision, get_args(Precision))
     _require_choice("`optimizer`", workload.optimizer, get_args(Optimizer))
     for name, (_, cols) in config.matrices().items():
         workload.weights.require_fits(name, cols)
-
-
-def _require_range(what: str, value: int, low: int, high: int, why: str = "") -> None:
-    if not low <= value <= high:
-        raise InputError(f"{what} = {value}: must be between {low} and {high}{why}")
 
 
 def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

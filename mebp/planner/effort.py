@@ -39,7 +39,9 @@ class Phase(Enum):
     START = Share(part=0.1, wall_part=0.1)  # any plan to start from, where none is known
     RETRY = Share(part=0.5, at_least_s=0.6)  # every further placement: in less room, with less flash, with waiting
     VARIANT = Share(part=0.5, at_least_s=0.6, watched=False)  # every choice of weights to unpack ahead
-    LEAST = Share(at_most_s=0.2, watched=False)  # every search for the least plan: first without writes, then under the cap
+    LEAST = Share(
+        at_most_s=0.2, wall_part=0.1, watched=False
+    )  # every search for the least plan: first without writes, then under the cap
     DESCENT = Share(at_most_s=0.1, watched=False)  # every attempt to go below the least plan
     THRIFT = Share(part=0.5, watched=False)  # every search for a plan that writes less and is about as fast
     REMEDY = Share(at_most_s=0.3, watched=False)  # every change that may help where nothing fits

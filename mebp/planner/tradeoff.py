@@ -17,6 +17,7 @@ from mebp.planner.solver.solve import SLACK, least_plan, solve, write_less
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction, simulate
 from mebp.sim.uncertainty import Uncertainty, peak_margin
+from mebp.unit import require_budget, show_nbytes, show_ns
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
@@ -39,6 +40,10 @@ class Row:
     prediction: Prediction
     margin_bytes: int
     within_cap: bool
+
+    def __repr__(self) -> str:
+        peak, step = show_nbytes(self.prediction.peak_bytes), show_ns(self.prediction.step_ns)
+        return f"<Row {self.name}: {peak}, {step} per step, {'fits' if self.fits else 'does not fit'}>"
 
     @property
     def fits(self) -> bool:
@@ -100,6 +105,11 @@ class Tradeoff:
     remedies: tuple[Knob, ...] | None = None
     uncertainty: Uncertainty | None = None
 
+    def __repr__(self) -> str:
+        chosen = self.chosen.name if self.chosen else "nothing fits"
+        where = f"{self.graph.config.name} on {self.device.name} in {show_nbytes(self.budget_bytes)}"
+        return f"<Tradeoff of {where}: {len(self.rows)} rows, {chosen}>"
+
     @property
     def tight(self) -> bool:
         """Whether the chosen plan fits as predicted, and does not at the upper end of its range."""
@@ -136,6 +146,7 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
     Plans are made for the budget less the margin by which predictions may be too low; where none is found, for all of it. The
     solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
     """
+    require_budget(budget_bytes)
     effort = effort or Effort()
     with ThreadPoolExecutor(max_workers=1) as pool:
         solver = pool.submit(_solved, graph, device, budget_bytes, effort)
@@ -172,7 +183,7 @@ def chosen_of(exact: Sequence[Row]) -> Row | None:
         return None
     fastest = min(row.prediction.step_ns for row in fitting)
     alike = [row for row in fitting if row.prediction.step_ns <= fastest * (1 + SLACK)]
-    return min(alike, key=lambda row: (row.prediction.flash_written_bytes, row.prediction.step_ns))
+    return min(alike, key=lambda row: (row.prediction.flash_written_bytes, row.prediction.step_ns, row.name != SOLVED))
 
 
 def _more_saves_ns(chosen: Row | None, best_with_more_ns: int | None) -> int | None:
@@ -237,9 +248,8 @@ def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> 
 
 
 def _solution(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None) -> tuple[Plan | None, bool]:
-    """The solved plan, None where there is none, and whether there was no time for one. The least plan says what budget would do.
-    """
-    for room in (budget_bytes - peak_margin(problem.graph, problem.device), budget_bytes):
+    """The solved plan, None where there is none, and whether there was no time for one."""
+    for room in (max(0, budget_bytes - peak_margin(problem.graph, problem.device)), budget_bytes):
         try:
             return solve(problem, room, effort, least), False
         except NoPlanInTime:
@@ -276,13 +286,15 @@ def remedies(found: Tradeoff, effort: Effort) -> tuple[Knob, ...] | None:
     longest = longest_sequence(found.graph, found.device, found.budget_bytes, found.least_budget_bytes, limited)
     tried = knobs(found.graph, found.device, found.budget_bytes, limited, only_other=True)
     others = [knob for knob in tried if knob.least_budget_bytes <= found.budget_bytes]
-    return (*([longest] if longest else []), *sorted(others, key=lambda knob: knob.least_budget_bytes))
+    fitting = (*([longest] if longest else []), *sorted(others, key=lambda knob: knob.least_budget_bytes))
+    return None if not fitting and effort.over else fitting
 
 
 def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:
-    """Plan, check and simulate one fixed strategy."""
+    """Plan, check and simulate one fixed strategy, for the budget less the margin by which predictions may be too low."""
     own = strategy.graph(graph)
-    return row_of(strategy.plan(own, device, budget_bytes), own, device)
+    plan = strategy.plan(own, device, max(0, budget_bytes - peak_margin(own, device)))
+    return row_of(replace(plan, budget_bytes=budget_bytes), own, device)
 
 
 def row_of(plan: Plan, graph: Graph, device: Device) -> Row:

@@ -5,6 +5,7 @@ from mebp.models.kind.table import distinct_products
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.sim.device import Device
 from mebp.sim.shape import shape_of
+from mebp.unit import require_budget
 
 
 def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
@@ -32,4 +33,5 @@ def outside_arena(graph: Graph, device: Device) -> int:
 
 def arena_budget(graph: Graph, device: Device, budget_bytes: int) -> int:
     """Bytes that an arena may have under a footprint of `budget_bytes` (negative where nothing fits)."""
+    require_budget(budget_bytes)
     return budget_bytes - outside_arena(graph, device)

@@ -62,6 +62,9 @@ class Prediction:
     timeline: tuple[Slice, ...]
     memory: tuple[Moment, ...]
 
+    def __repr__(self) -> str:
+        return f"<Prediction: {self.peak_bytes} bytes, {self.step_ns} ns per step>"
+
 
 def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
     """Predict what running `plan` takes; it must be valid for `graph` (see check)."""

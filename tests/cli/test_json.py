@@ -36,7 +36,7 @@ def test_a_table(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "plan", "--model", tiny, *QUICK)
     assert list(found) == [
         *("schema_version", "model", "device", "workload", "budget_bytes", "verdict", "least_budget_bytes", "chosen"),
-        *("frontier", "remedies", "range", "plans"),
+        *("frontier", "remedies", "writing", "range", "plans"),
     ]
     assert list(found["model"]) == ["name", "family", "parameters", "trainable", "signature"]
     assert list(found["workload"]) == [
@@ -52,7 +52,7 @@ def test_a_table(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_does_not_fit_names_remedies(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "plan", "--model", tiny, "--budget", "1MB", *QUICK)
+    found = document(capsys, "plan", "--model", tiny, "--budget", "65.5MB", *QUICK[2:], "--seq-len", "1024")
     assert (found["verdict"], found["chosen"], found["range"]) == ("infeasible", None, None)
     assert found["remedies"]
     assert all(list(remedy) == ["flags", "least_budget_bytes"] for remedy in found["remedies"])
@@ -122,9 +122,10 @@ def test_a_run(ran: RunResult) -> None:
         "file_bytes": 4,
         "step_time_us": [500_000, 250_000],
         "floor_us": 125_000,
+        "unpacking": "",
     }
     assert found["loss"] == [3.0, 2.0]
-    assert found["gradients"] == {"checked": True, "max_relative_error": 1e-7, "cosine": 1.0}
+    assert found["gradients"] == {"checked": True, "max_relative_error": 1e-7, "cosine": 1.0, "times_reference": None}
 
 
 def test_plans_verified(ran: RunResult) -> None:

@@ -1,5 +1,7 @@
 """Effort that the kernel keeps: an honest plan runs within them, one that takes more than its budget ends with a line."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,16 @@ def test_a_plan_that_takes_more_than_its_budget_dies_visibly(given: Trial) -> No
         run_plan(lying, Job(store=given.store.folder, steps=1, enforce=True))
 
 
+def test_a_plan_whose_libraries_take_more_than_its_budget_is_stopped_there(given: Trial) -> None:
+    """What lies outside the arena counts too, however little it is."""
+    plan = plan_of(given)
+    taken = run_plan(plan, Job(store=given.store.folder, steps=1)).peak_bytes
+    with pytest.raises(Disagreement, match=r"more than the plan's budget of .*: stopped") as caught:
+        run_plan(replace(plan, budget_bytes=int(taken * 0.97)), Job(store=given.store.folder, steps=1, enforce=True))
+    assert caught.value.exit_code == 4
+    assert run_plan(replace(plan, budget_bytes=int(taken * 1.03)), Job(store=given.store.folder, steps=1, enforce=True)).loss
+
+
 def can_group() -> bool:
     try:
         make_cgroup(1 << 30).remove()
@@ -69,3 +81,15 @@ def test_reading_ahead_changes_no_gradient(given: Trial) -> None:
         executor = Executor(plan, given.graph, given.store, new_adapters(given.graph), window_bytes=window)
         losses.append([executor.step(given.ids).loss for _ in range(3)])
     assert losses == [losses[0]] * 4
+
+
+@pytest.mark.skipif(not can_group(), reason="no memory cgroup can be made here")
+def test_a_group_that_a_killed_process_left_is_swept_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    own = os.getpid
+    monkeypatch.setattr("mebp.executor.measure.limit.os.getpid", lambda: ended.pid)
+    left = make_cgroup(1 << 30)
+    monkeypatch.setattr("mebp.executor.measure.limit.os.getpid", own)
+    make_cgroup(1 << 30).remove()
+    assert not left._folder.exists()

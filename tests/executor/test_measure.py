@@ -1,7 +1,9 @@
 """The worker and its parent: what crosses between them, and every way in which a run can end without a result."""
 
 import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,6 +14,7 @@ from mebp import errors
 from mebp.errors import Disagreement, InputError, MebpError, StoreError
 from mebp.executor.measure import child, worker
 from mebp.executor.measure.job import GradientCheck, Job, Measurement
+from mebp.executor.measure.memory import Sampler, memory_now
 from mebp.executor.measure.message import failure_line, progress_line, read_message, read_request, request_line, result_line
 from mebp.executor.measure.worker import run_plan
 from mebp.models.graph import Graph
@@ -141,3 +144,45 @@ def test_a_job_without_a_plan_s_gradients_is_refused(small_graph: Graph, device:
     estimate = fixed("checkpoint-1", small_graph, device)
     with pytest.raises(InputError, match="no exact gradient"):
         run_plan(replace(estimate, exact=False), Job(store=tmp_path, check_gradients=True))
+
+
+def test_a_worker_that_met_a_file_cut_off_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ended_by(f"import os; os.kill(os.getpid(), {int(signal.SIGBUS)})", plan, monkeypatch)
+    assert isinstance(error, StoreError)
+    assert "cut off while the run used it" in str(error)
+
+
+def test_a_store_that_is_removed_while_it_is_used_is_one_line(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "store/weights.safetensors")
+
+    monkeypatch.setattr("mebp.executor.measure.session.execute", fail)
+    _give(request_line(plan, Job(store=Path("nowhere"))), monkeypatch)
+    child.main()
+    received = read_message(capsys.readouterr().out.strip())
+    assert isinstance(received, StoreError)
+    assert "store/weights.safetensors was removed" in str(received)
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    """Its stdin closes, whatever it is doing."""
+    program = "from mebp.executor.measure.child import end_with_parent; end_with_parent(); import time; time.sleep(600)"
+    running = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    assert running.stdin
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=1.5)
+    running.stdin.close()
+    assert running.wait(timeout=60) == 1
+
+
+def test_memory_above_a_limit_is_seen_while_it_is_in_use() -> None:
+    seen: list[int] = []
+    now, _ = memory_now()
+    with Sampler(now + (64 << 20), seen.append):
+        held = bytearray(128 << 20)
+        held[::4096] = b"x" * len(held[::4096])
+        time.sleep(0.1)
+    assert seen
+    assert min(seen) > now + (64 << 20)

@@ -8,8 +8,9 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.models.kind.attention import attended_pairs
+from mebp.models.kind.attention import SPANS, attended_pairs, query_tiles, score_span
 from mebp.models.kind.table import num_kernels
+from mebp.models.op import Dims
 from mebp.models.tensor import Role, TensorId
 from mebp.models.view import critical_path, dataflow, dominators, live_after
 from mebp.models.workload import Lora, parse_targets
@@ -88,9 +89,23 @@ def test_the_critical_path_is_a_path_and_as_long_as_its_ops(small_graph: Graph) 
     assert length == sum(1 + len(name) for name in path)
 
 
-def test_kernels_are_counted_by_shape_and_by_tile_of_attention() -> None:
-    """Every layer shares its shapes; twice the tokens are other shapes and no more of them, until attention takes a second tile."""
+def test_kernels_are_counted_by_shape_and_no_more_of_them_at_any_length() -> None:
+    """Every layer shares its shapes; twice the tokens are other shapes and no more of them, but for a few numbers of keys."""
     few, more = (num_kernels(build_graph(small_config(layers=n), small_workload()).ops) for n in (2, 6))
     assert few == more
-    counts = [num_kernels(build_graph(small_config(), small_workload(seq_len=n)).ops) for n in (64, 512, 1024, 2048)]
-    assert counts == [few, few, few + 1, few + 7]
+    counts = [num_kernels(build_graph(small_config(), small_workload(seq_len=n)).ops) for n in (64, 512, 1024, 2048, 8192, 32768)]
+    assert counts[:2] == [few, few]
+    assert max(counts) <= few + 3 * SPANS  # of which a last tile of fewer queries is one
+
+
+@pytest.mark.parametrize(("seq", "window"), [(256, 0), (1024, 0), (3000, 0), (3000, 512), (8192, 1024), (100, 7), (17, 1)])
+def test_tiles_of_queries_have_all_keys_that_they_see_in_a_few_sizes(seq: int, window: int) -> None:
+    dims = Dims(rows=seq, batch=1, seq=seq, heads=14, kv_heads=2, head_dim=64, window=window)
+    tiles = list(query_tiles(dims))
+    assert [tile.start for tile in tiles] == [0, *(tile.end for tile in tiles[:-1])]
+    assert tiles[-1].end == seq
+    for tile in tiles:
+        assert 0 <= tile.low <= (max(0, tile.start - window + 1) if window else 0)
+        assert tile.end <= tile.high <= seq
+        assert tile.high - tile.low <= score_span(dims)
+    assert len({tile.high - tile.low for tile in tiles}) <= SPANS + 1

@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 
+from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.planner.curve import outline
 from mebp.planner.effort import Effort, Stop
 from mebp.planner.knob import Change, knobs
 from mebp.planner.tradeoff import remedies, tradeoff
 from mebp.sim.device import Device
-from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import simulate
 from tests.plans import leanest, posed, solved
 
@@ -60,9 +60,30 @@ def test_a_stop_ends_it_with_what_there_is(small_graph: Graph, device: Device) -
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_comes_with_remedies_that_lower_the_least_budget(small_graph: Graph, device: Device) -> None:
-    found = tradeoff(small_graph, device, outside_arena(small_graph, device) + 1, QUICK)
+def test_what_does_not_fit_comes_with_settings_that_do(small_graph: Graph, device: Device) -> None:
+    graph = build_graph(small_graph.config, replace(small_graph.workload, seq_len=1024))
+    least = tradeoff(graph, device, 10**9, QUICK).least_budget_bytes
+    budget = (least + int(device.runtime.footprint_bytes)) // 2
+    found = tradeoff(graph, device, budget, QUICK)
     assert found.chosen is None
-    lower = remedies(found, QUICK)
-    assert lower
-    assert all(knob.least_budget_bytes < found.least_budget_bytes for knob in lower)
+    fitting = remedies(found, QUICK)
+    assert fitting
+    assert fitting[0].change is not None
+    assert fitting[0].change.setting == "seq_len"
+    for knob in fitting:
+        assert knob.least_budget_bytes <= budget
+    length = int(fitting[0].change.value)
+    shorter, longer = (replace(graph.workload, seq_len=tokens) for tokens in (length, length * 2))
+    assert tradeoff(build_graph(graph.config, shorter), device, budget, QUICK).chosen is not None
+    assert tradeoff(build_graph(graph.config, longer), device, budget, QUICK).chosen is None
+
+
+def test_nothing_is_offered_where_the_runtime_alone_is_too_much(small_graph: Graph, device: Device) -> None:
+    found = tradeoff(small_graph, device, 10_000, QUICK)
+    assert remedies(found, QUICK) == ()
+
+
+def test_without_time_it_is_not_said_that_nothing_fits(small_graph: Graph, device: Device) -> None:
+    found = tradeoff(small_graph, device, int(device.runtime.footprint_bytes) + 1000, QUICK)
+    assert found.chosen is None
+    assert remedies(found, replace(QUICK, until=0.0)) is None

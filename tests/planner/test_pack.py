@@ -1,17 +1,20 @@
 """Packing: no two live buffers overlap, and the height is close to what no packing can beat."""
 
+import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mebp.errors import InfeasibleBudget, InputError, InvalidPacking
-from mebp.planner.effort import Effort
+from mebp.planner.effort import Effort, Stop
 from mebp.planner.pack.check import check_packing
 from mebp.planner.pack.exact import pack_within
 from mebp.planner.pack.heuristic import Buffer, Packing, live_peak, pack
 from mebp.planner.pack.minimalloc import offsets_csv, read_instance
+from mebp.planner.pack.search import _luby, search_offsets
 
 BUFFERS = st.lists(
     st.builds(
@@ -104,6 +107,12 @@ def test_a_capacity_that_no_packing_meets_is_proven_so() -> None:
         ("id,lower,upper,size\n0,0,x,1\n", "upper = 'x'"),
         ("id,lower,upper,size\n0,0,1\n", "have the 4 fields"),
         ("id,lower,upper,size\n0,0,1,4\n0,0,1,4\n", "an id twice"),
+        ("id,lower,upper,size\n0,0,1,4\n\n\n1,0,1,0\n", ":5: size = 0"),
+        ('id,lower,upper,size\n"a\nb",0,1,4\n1,0,1,0\n', ":4: size = 0"),
+        ("id,lower,upper,size\n0,0,1,1_0\n", "size = '1_0': must be a whole number"),
+        ("id,lower,upper,size\n0,0,1,\u0664\n", "must be a whole number"),
+        ("id,lower,upper,size,offset\n0,0,1,4,0\n", "a field offset already"),
+        (f"id,lower,upper,size\n0,0,1,{'9' * 60}\n", "must be a whole number"),
     ],
 )
 def test_files_that_are_no_packing_problem_are_refused(text: str, says: str, tmp_path: Path) -> None:
@@ -119,11 +128,91 @@ def test_offsets_are_written_next_to_what_was_read(tmp_path: Path) -> None:
     assert offsets_csv(instance, pack_within(list(instance.buffers), 192, Effort())).splitlines()[0] == "id,lower,upper,size,offset"
 
 
-@pytest.mark.slow
+def cut_rectangle(draw: random.Random, pieces: int) -> list[Buffer]:
+    """Buffers that fill 64 moments x 65,536 bytes without a gap: the rectangle cut in two, again and again."""
+    found = [(0, 64, 0, 65_536)]
+    while len(found) < pieces:
+        start, end, low, high = found.pop(draw.randrange(len(found)))
+        if draw.random() < 0.5 and end - start > 1:
+            middle = draw.randrange(start + 1, end)
+            found += [(start, middle, low, high), (middle, end, low, high)]
+        elif high - low > 512:
+            middle = draw.randrange(low + 256, high - 255)
+            found += [(start, end, low, middle), (start, end, middle, high)]
+        else:
+            found.append((start, end, low, high))
+    draw.shuffle(found)
+    return [Buffer(start=start, end=end, size=high - low) for start, end, low, high in found]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_fills_a_rectangle_without_a_gap(seed: int) -> None:
+    buffers = cut_rectangle(random.Random(seed), 40)
+    offsets = search_offsets(buffers, 65_536, Effort(wall_s=30))
+    assert offsets is not None
+    check_packing(buffers, Packing(offsets=offsets, height=65_536, live_peak=65_536))
+
+
+FEW = st.lists(
+    st.builds(lambda a, n, z: Buffer(start=a, end=a + n, size=z), st.integers(0, 5), st.integers(1, 4), st.integers(1, 4)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(buffers=FEW)
+def test_the_search_finds_a_packing_exactly_where_there_is_one(buffers: list[Buffer]) -> None:
+    for capacity in range(live_peak(buffers), live_peak(buffers) + 3):
+        try:
+            offsets = search_offsets(buffers, capacity, Effort(wall_s=10))
+        except InfeasibleBudget:
+            offsets = None
+        assert (offsets is not None) == packs(buffers, capacity)
+        if offsets is not None:
+            check_packing(buffers, Packing(offsets=offsets, height=capacity, live_peak=0))
+
+
+def packs(buffers: list[Buffer], capacity: int) -> bool:
+    """Whether any choice of offsets works, tried one by one."""
+
+    def place(number: int, placed: list[int]) -> bool:
+        if number == len(buffers):
+            return True
+        b = buffers[number]
+        for low in range(capacity - b.size + 1):
+            clear = all(
+                other.end <= b.start or b.end <= other.start or at + other.size <= low or low + b.size <= at
+                for other, at in zip(buffers, placed, strict=False)
+            )
+            if clear and place(number + 1, [*placed, low]):
+                return True
+        return False
+
+    return place(0, [])
+
+
+def test_a_search_ends_at_its_limit_and_at_a_stop() -> None:
+    draw = random.Random(5)
+    buffers = [Buffer(start=a, end=a + draw.randint(2, 9), size=draw.randint(1000, 9000)) for a in range(40) for _ in range(3)]
+    least = live_peak(buffers)
+    assert search_offsets(buffers, least, Effort(wall_s=0.0)) is None
+    stop = Stop()
+    stop.ask()
+    assert search_offsets(buffers, least, Effort(wall_s=3600, stop=stop)) is None
+
+
+def test_restarts_are_as_long_as_lubys_sequence() -> None:
+    assert list(islice(_luby(), 15)) == [1, 1, 2, 1, 1, 2, 4, 1, 1, 2, 1, 1, 2, 4, 8]
+
+
+HARD = [("A", 1_048_576), ("B", 1_048_576), ("C", 1_048_576), ("C", 1_039_360), ("D", 1_031_168), ("E", 1_048_576)]
+
+
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="published instances lie in shared/data only")
-@pytest.mark.parametrize("name", ["B", "E"])
-def test_published_instances_fit_their_capacity(name: str) -> None:
+@pytest.mark.parametrize(("name", "capacity"), HARD)
+def test_published_instances_fit_their_capacity(name: str, capacity: int) -> None:
     instance = read_instance(PUBLISHED / f"{name}.1048576.csv")
-    packing = pack_within(list(instance.buffers), 1_048_576, Effort(wall_s=120))
+    packing = pack_within(list(instance.buffers), capacity, Effort(wall_s=120))
     check_packing(list(instance.buffers), packing)
-    assert packing.height <= 1_048_576
+    assert packing.height <= capacity

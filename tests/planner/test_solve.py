@@ -2,6 +2,7 @@
 chain.
 """
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mebp.check import check
-from mebp.errors import InfeasibleBudget
+from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
 from mebp.models.build import build_graph
 from mebp.models.catalogue import CATALOGUE, catalogue_model
 from mebp.models.format import weight_format
@@ -23,13 +24,14 @@ from mebp.planner.recipe.lower import lower
 from mebp.planner.recipe.recipe import Recipe, Saving, head_tile
 from mebp.planner.recipe.schedule import Run, schedule
 from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import solve
+from mebp.planner.solver.solve import solve, write_less
 from mebp.planner.tradeoff import require_fit, tradeoff
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 from mebp.sim.simulate import simulate
+from mebp.sim.uncertainty import peak_margin, uncertainty
 from tests.conftest import small_config, small_workload
 from tests.plans import leanest, posed, solved
 
@@ -199,3 +201,87 @@ def test_weights_that_outgrow_the_page_cache_are_read_from_flash_again(qwen_grap
     assert CostModel(qwen_graph, whole).unpack_ns(qwen_graph.weights[WeightId("0.up.weight")]) == CostModel(
         qwen_graph, device
     ).unpack_ns(qwen_graph.weights[WeightId("0.up.weight")])
+
+
+@pytest.mark.parametrize("seq_len", [64, 2048])
+def test_a_higher_cap_on_writes_never_raises_the_least_budget(seq_len: int, device: Device) -> None:
+    graph = build_graph(small_config(layers=6), small_workload(seq_len=seq_len))
+    least = [
+        leanest(posed(graph, override(device, [f"runtime.flash_write_cap_bytes={cap}"])), QUICK).arena_bytes
+        for cap in (0, 100_000, 10**9)
+    ]
+    assert least == sorted(least, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_least_plan_does_not_depend_on_the_seed(seed: int, device: Device) -> None:
+    graph = build_graph(small_config(layers=8, windows=(32, 0) * 4), small_workload(seq_len=1024))
+    problem = posed(graph, device)
+    first, other = (leanest(problem, replace(QUICK, seed=n)).arena_bytes for n in (0, seed))
+    assert other == pytest.approx(first, rel=0.03)
+
+
+def test_what_is_about_as_fast_and_writes_less_is_taken(device: Device) -> None:
+    """Under a budget with room to spare the fastest plan writes, and one that writes nothing is as fast within a hundredth."""
+    graph = build_graph(small_config(layers=8), small_workload(seq_len=512))
+    problem = posed(graph, device)
+    least = outside_arena(graph, device) + leanest(problem, QUICK).arena_bytes
+    for factor in (1.02, 1.2, 2.0):
+        fastest = solved(problem, int(factor * least), QUICK)
+        thrifty = write_less(problem, fastest, QUICK)
+        before, after = (simulate(plan, graph, device) for plan in (fastest, thrifty))
+        assert after.flash_written_bytes <= before.flash_written_bytes
+        assert after.step_ns <= before.step_ns * 1.01
+        assert thrifty.solver is not None
+        assert thrifty.solver.bound_ns <= after.step_ns == thrifty.solver.objective_ns
+
+
+def test_where_writing_pays_the_plan_writes(device: Device) -> None:
+    graph = build_graph(small_config(layers=8), small_workload(seq_len=512))
+    slow = override(device, ["hardware.product_flops=1e10"])
+    problem = posed(graph, slow)
+    least = outside_arena(graph, slow) + leanest(problem, QUICK).arena_bytes
+    fastest = solved(problem, least * 101 // 100, QUICK)
+    written = simulate(fastest, graph, slow).flash_written_bytes
+    dry = override(slow, ["runtime.flash_write_cap_bytes=0"])
+    try:
+        without_ns = simulate(solved(posed(graph, dry), least * 101 // 100, QUICK), graph, dry).step_ns
+    except InfeasibleBudget:
+        without_ns = 10**18
+    assert written
+    assert without_ns > simulate(fastest, graph, slow).step_ns * 1.01
+    assert simulate(write_less(problem, fastest, QUICK), graph, slow).flash_written_bytes > 0
+
+
+def test_a_table_leaves_the_margin_that_its_range_asks_for(small_graph: Graph, device: Device) -> None:
+    margin = peak_margin(small_graph, device)
+    assert margin > 0
+    sure = tradeoff(small_graph, device, 80_000_000, QUICK)
+    assert sure.chosen is not None
+    assert not sure.tight
+    assert sure.chosen.prediction.peak_bytes + margin <= 80_000_000
+    assert uncertainty(sure.chosen.plan, small_graph, device).peak_bytes[1] <= 80_000_000
+    tight = tradeoff(small_graph, device, sure.least_budget_bytes + margin // 2, QUICK)
+    assert tight.chosen is not None
+    assert tight.tight
+
+
+def test_when_the_time_is_over_there_are_the_essential_rows_and_no_claim(small_graph: Graph, device: Device) -> None:
+    found = tradeoff(small_graph, device, 10**9, replace(QUICK, until=0.0))
+    assert {row.name for row in found.rows} == {"mebp", "checkpoint-1"}
+    assert found.out_of_time
+    with pytest.raises(NoPlanInTime):
+        pose(small_graph, device, replace(QUICK, until=0.0))
+
+
+@pytest.mark.parametrize("budget", [1e9, "1GB", -5, True, None])
+def test_a_budget_that_is_no_number_of_bytes_is_one_line(budget: object, small_graph: Graph, device: Device) -> None:
+    for plan in (lambda: tradeoff(small_graph, device, budget), lambda: solve(posed(small_graph, device), budget, QUICK)):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="`budget` = "):
+            plan()
+
+
+def test_results_print_themselves_in_a_line(small_graph: Graph, device: Device) -> None:
+    found = tradeoff(small_graph, device, 10**9, QUICK)
+    for thing in (found, found.rows[0], found.rows[0].plan, found.graph, found.rows[0].prediction):
+        assert len(repr(thing)) < 200

@@ -1,13 +1,15 @@
 """Device profiles: every number has a source, and a broken file is refused by name, key and line."""
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mebp.errors import ProfileError
-from mebp.sim.device import KEYS, RANGES, SWITCHES
-from mebp.sim.profile import device_names, dump_device, load_device, override, parse_device, read_device
+from mebp.sim.device import KEYS, RANGES, SWITCHES, Source
+from mebp.sim.profile import device_names, dump_device, load_device, override, parse_device, read_device, user_device_dir
 
 TEXT = dump_device(load_device("iphone15promax"))
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "mebp/sim/devices").glob("*.toml"))
@@ -112,7 +114,8 @@ def test_an_override_that_cannot_be_is_refused(assignment: str) -> None:
 def test_every_number_has_its_range(key: str, bounds: tuple[float, float]) -> None:
     device = load_device("iphone15promax")
     for value in bounds:
-        assert override(device, [f"{key}={value}"]).value(key) == value
+        others = {"hardware.ram_bytes": ["hardware.app_limit_bytes=1e3"], "hardware.app_limit_bytes": ["hardware.ram_bytes=1e15"]}
+        assert override(device, [*others.get(key, []), f"{key}={value}"]).value(key) == value
     for value in (bounds[0] - 1, bounds[1] * 1.1 + 1):
         with pytest.raises(ProfileError, match="must be a number between"):
             override(device, [f"{key}={value}"])
@@ -122,3 +125,38 @@ def test_the_default_budget_stays_below_the_app_limit() -> None:
     assert load_device("iphone15promax").default_budget_bytes == 10**9
     small = override(load_device("iphone15promax"), ["hardware.app_limit_bytes=1e9"])
     assert small.default_budget_bytes == 800_000_000
+
+
+def test_no_app_gets_more_memory_than_there_is() -> None:
+    with pytest.raises(ProfileError, match=r"app_limit_bytes = 3e\+09 is more than hardware\.ram_bytes = 1e\+06"):
+        override(load_device("iphone15promax"), ["hardware.ram_bytes=1e6"])
+
+
+@pytest.mark.parametrize("what", ["name", "title"])
+def test_a_name_that_would_be_printed_raw_is_refused(what: str) -> None:
+    text = dump_device(load_device("iphone15promax"))
+    with pytest.raises(ProfileError, match=f"{what} = .*cannot be printed"):
+        parse_device(re.sub(f"^{what} = .*", rf'{what} = "\\u001b[31mred"', text, flags=re.MULTILINE), "x.toml")
+
+
+def test_a_mark_before_the_text_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf" + dump_device(load_device("iphone15promax")).encode())
+    assert load_device(str(tmp_path / "x.toml")) == load_device("iphone15promax")
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_a_profile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (user_device_dir() / "host.toml").mkdir(parents=True)
+    with pytest.raises(ProfileError, match=r"is no file: .*calibrate"):
+        load_device("host")
+    os.mkfifo(user_device_dir() / "pipe.toml")
+    with pytest.raises(ProfileError, match="is no file"):
+        load_device("pipe")
+
+
+def test_what_was_measured_by_shape_is_written_and_read_back() -> None:
+    device = load_device("laptop16")
+    measured = Source(kind="measured", source="a test")
+    sources = {**device.sources, "workspace.linear rows=3": measured, "shapes.linear rows=3": measured}
+    device = replace(device, workspace={"linear rows=3": 2.5e6}, shapes={"linear rows=3": 1.25}, sources=sources)
+    assert parse_device(dump_device(device), "x") == device

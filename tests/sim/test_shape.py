@@ -7,10 +7,13 @@ import pytest
 from mebp.models.build import build_graph
 from mebp.models.format import weight_format
 from mebp.models.graph import Graph
+from mebp.models.kind.table import distinct_products, num_kernels
 from mebp.models.op import OpId
 from mebp.models.workload import Lora
 from mebp.sim.cost import CostModel
-from mebp.sim.device import Device
+from mebp.sim.device import Device, Source
+from mebp.sim.footprint import library_bytes
+from mebp.sim.profile import dump_device, load_device, parse_device
 from mebp.sim.shape import head_tile_of, knows, remember, shape_of, unpacked_shape
 from tests.conftest import small_config, small_workload
 
@@ -67,3 +70,29 @@ def test_a_profile_keeps_what_it_knew_of_other_shapes(small_graph: Graph, device
 def test_names_that_no_op_has_are_not_carried_on(small_graph: Graph, device: Device) -> None:
     before = replace(device, shapes={"gone rows=3": 2.0})
     assert "gone rows=3" not in remember(machine(small_graph, device), before).shapes
+
+
+def test_what_libraries_keep_is_known_by_shape_and_stays_when_another_model_is_measured(small_graph: Graph) -> None:
+    """Measuring a model whose products keep next to nothing changes nothing for one measured before."""
+    other = build_graph(small_config(hidden=96, num_heads=6), small_workload(precision="fp32"))
+    measured = Source(kind="measured", source="a test")
+
+    def of(graph: Graph, each: float) -> Device:
+        spaces = {shape_of(op): each * op.kind.kernels(op) for op in distinct_products(graph.ops)}
+        device = load_device("laptop16").with_value("runtime.kernel_bytes", each)
+        sources = {"runtime.kernel_bytes": measured} | {f"workspace.{shape}": measured for shape in spaces}
+        return replace(device, workspace=spaces, sources={**device.sources, **sources})
+
+    first = of(small_graph, 2_280_000.0)
+    both = remember(of(other, 24_000.0), first)
+    assert library_bytes(small_graph, both) == library_bytes(small_graph, first) == 2_280_000 * num_kernels(small_graph.ops)
+    assert library_bytes(other, both) == 24_000 * num_kernels(other.ops)
+    assert parse_device(dump_device(both), "x").workspace == both.workspace
+
+
+def test_products_in_another_precision_keep_what_that_precision_does() -> None:
+    device = load_device("laptop16")
+    graphs = [build_graph(small_config(), small_workload(precision=precision)) for precision in ("bf16", "fp32")]
+    sizes = [library_bytes(graph, device) // num_kernels(graph.ops) for graph in graphs]
+    assert sizes == [device.runtime.kernel_bytes, device.runtime.kernel_bytes_fp32]
+    assert sizes[0] > 20 * sizes[1]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mebp import native
 from mebp.models.format import FORMATS
-from mebp.store import kernel as kernel_module
 from mebp.store.codec import quantise, unpack, unpack_in_torch
 from mebp.store.kernel import SWITCH, kernel, unpack_rows
 
 COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
-COMPILER = any(shutil.which(name) for name in kernel_module.COMPILERS)
+COMPILER = any(shutil.which(name) for name in native.COMPILERS)
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def test_what_is_not_contiguous_is_left_to_torch() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_module, "COMPILERS", ("no-such-compiler",))
-    assert kernel() is None
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    assert kernel().library is None
+    assert "no C compiler" in kernel().path
     fmt = FORMATS["int4-g64"]
     codes, steps = quantise(torch.randn(4, 128), fmt)
     assert not unpack_rows(codes, steps, fmt, torch.empty(4, 128))
@@ -59,21 +60,18 @@ def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("fresh")
 def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
-    assert kernel() is None
+    assert kernel().library is None
+    assert kernel().path == "in torch (MEBP_KERNEL=0)"
 
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(not COMPILER, reason="no compiler")
-def test_it_is_built_once_and_a_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cached_library_that_is_none_does_not_turn_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernel_module, "SOURCE", kernel_module.SOURCE + "\nnot C")
-    assert kernel() is None
-    assert not list(tmp_path.rglob("*.so"))
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernel().library is not None
+    (file,) = native.cache_folder().iterdir()
+    file.unlink()  # the library that is loaded stays as it is
+    file.write_bytes(b"")
     kernel.cache_clear()
-    assert kernel() is not None
-    built = list(tmp_path.rglob("*"))
-    kernel.cache_clear()
-    assert kernel() is not None
-    assert list(tmp_path.rglob("*")) == built
+    assert kernel().library is not None
+    assert kernel().path.startswith("compiled kernel")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mebp.errors import StoreError
 from mebp.executor.spill import Spill
 from mebp.models.catalogue import load_model
+from mebp.models.config import Rope
 from mebp.models.format import FORMATS, WEIGHTS_FILE
 from mebp.models.tensor import TensorId
 from mebp.store.codec import unpack_whole
@@ -62,7 +63,7 @@ def test_a_cut_tail_names_the_tensor_that_is_lost(store: Store) -> None:
 
 def test_a_foreign_file_is_refused(store: Store) -> None:
     (store.folder / WEIGHTS_FILE).write_bytes(b'\x10\0\0\0\0\0\0\0{"a": 1}        ')
-    with pytest.raises(StoreError, match="was not written by mebp-plan"):
+    with pytest.raises(StoreError, match="was written by something else than mebp-plan"):
         open_store(store.folder)
 
 
@@ -73,9 +74,9 @@ def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_a_store_of_another_model_or_format_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="not other"):
-        store.require_model(small_config(name="other", ffn=128), FMT)
+        store.header.require_model(small_config(name="other", ffn=128), FMT)
     with pytest.raises(StoreError, match="is in int4-g32"):
-        store.require_model(small_config(), FORMATS["int8"])
+        store.header.require_model(small_config(), FORMATS["int8"])
 
 
 def test_a_store_is_never_overwritten(store: Store) -> None:
@@ -133,3 +134,58 @@ def test_a_spilled_tensor_comes_back_and_the_folder_stays_empty(tmp_path: Path) 
     spill.load(TensorId("x"), back)
     assert torch.equal(back, data)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_of_an_odd_number_of_bytes_leaves_the_next_where_its_type_may_begin(tmp_path: Path) -> None:
+    """An embedding of 101 rows in 2 bits with one step per row, of 100 columns: 2,525 bytes."""
+    config = small_config(vocab=101, hidden=100, num_heads=2, num_kv_heads=1, head_dim=50, ffn=100, layers=1)
+    store = open_store(synthesize(tmp_path / "store", config, FORMATS["ternary"]))
+    assert store.matrix("embedding").codes.numel() % 2
+    assert all(bool(torch.isfinite(unpack_whole(store.matrix(name), torch.float32)).all()) for name in config.matrices())
+    assert set(load_file(store.folder / WEIGHTS_FILE)) > set(config.vectors())
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"rope": Rope(theta=5.0)}, "rope.theta is 10000.0, not 5.0"),
+        ({"norm_eps": 1.0}, "norm_eps is 1e-05, not 1.0"),
+        ({"norm_eps": float("nan")}, "norm_eps"),
+        ({"windows": (16, 0, 0, 0)}, "windows differ"),
+        ({"activation": "gelu_tanh"}, "activation"),
+    ],
+)
+def test_a_store_of_the_same_shapes_and_other_mathematics_is_refused(changes: dict[str, object], where: str, store: Store) -> None:
+    with pytest.raises(StoreError, match=where):
+        store.header.require_model(small_config(**changes), FMT)  # type: ignore[arg-type]
+    store.header.require_model(small_config(name="other"), FMT)
+
+
+def test_a_config_exchanged_for_another_is_refused(store: Store) -> None:
+    config = store.folder / "config.json"
+    config.write_text(config.read_text().replace('"norm_offset":0.0', '"norm_offset":1.0'))
+    with pytest.raises(StoreError, match="not the one that the store was written with"):
+        open_store(store.folder)
+
+
+def test_nothing_is_found_in_the_place_of_a_store_until_it_is_whole(tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+    synthesize(tmp_path / "store", small_config(), FMT, progress=lambda *_: seen.append({path.name for path in tmp_path.iterdir()}))
+    assert not any("store" in names for names in seen)
+    assert {path.name for path in tmp_path.iterdir()} == {"store"}
+
+
+def test_the_slower_of_two_writers_is_told(tmp_path: Path) -> None:
+    def other(*_: int) -> None:
+        if not (tmp_path / "store").exists():
+            synthesize(tmp_path / "store", small_config(), FMT)
+
+    with pytest.raises(StoreError, match="a store already"):
+        synthesize(tmp_path / "store", small_config(), FMT, progress=other)
+    open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["", ".", "-"])
+def test_a_store_needs_a_name(name: str) -> None:
+    with pytest.raises(StoreError, match="no name for a store"):
+        synthesize(Path(name), small_config(), FMT)

@@ -1,11 +1,12 @@
 """Whose machine a plan was made for, and on what profile it is timed here."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mebp.errors import InputError
+from mebp.errors import InputError, ProfileError
 from mebp.models.graph import Graph
 from mebp.plan import HOST, Plan
 from mebp.sim.device import Device
@@ -62,21 +63,37 @@ def test_a_plan_for_a_phone_is_timed_on_its_profile(small_graph: Graph, device: 
     assert device_of(plan) == (device, None)
 
 
-def test_a_profile_that_no_command_can_read_is_measured_again_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_cannot_be_read_names_the_command_that_mends_it() -> None:
     measured(HERE)
-    broken = host_path().read_text().replace("product_fraction = { value = ", "product_fraction = { value = 99", 1)
-    host_path().write_text(broken)
+    host_path().write_text(host_path().read_text().replace("product_fraction = { value = ", "product_fraction = { value = 99", 1))
+    with pytest.raises(ProfileError, match=r"product_fraction.*: `mebp-plan calibrate` measures this machine again"):
+        load_device(HOST)
     why = why_calibrate(small_config(), small_workload())
     assert why is not None
     assert "cannot be used" in why
-    assert "product_fraction" in why
-    absurd = replace(load_device("laptop16"), name=HOST)
-    absurd = replace(absurd, runtime=replace(absurd.runtime, product_fraction=43.1))
-    monkeypatch.setattr("mebp.task.calibrate.calibrate", lambda *_: absurd)
-    found = measure_host(small_config(), small_workload(), lambda _: None)
-    assert found.not_kept is not None
-    assert "product_fraction" in found.not_kept
-    assert host_path().read_text() == broken
+
+
+def factors(*values: float) -> Iterator[Device]:
+    """Profiles of this machine in which fp32 products take so many times as long."""
+    device = replace(load_device("laptop16"), name=HOST)
+    return (device.with_value("runtime.fp32_factor", value) for value in values)
+
+
+def test_implausible_numbers_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = factors(558.0, 2.0)
+    monkeypatch.setattr("mebp.task.calibrate.calibrate", lambda *_: next(found))
+    said: list[str] = []
+    assert measure_host(small_config(), small_workload(), said.append).device.runtime.fp32_factor == 2.0
+    assert said == ["again, since runtime.fp32_factor came out as 558"]
+    assert load_device(HOST).runtime.fp32_factor == 2.0
+
+
+def test_numbers_that_stay_implausible_are_bounded_and_said_so_in_a_profile_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = factors(*[558.0] * 9)
+    monkeypatch.setattr("mebp.task.calibrate.calibrate", lambda *_: next(found))
+    assert measure_host(small_config(), small_workload(), lambda _: None).not_kept is None
+    assert load_device(HOST).runtime.fp32_factor == 100.0
+    assert "measured as 558" in load_device(HOST).sources["runtime.fp32_factor"].source
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured() -> None:

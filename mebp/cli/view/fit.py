@@ -27,7 +27,7 @@ def print_fit(console: "Console", device: Device, found: Fit, apart: Fit | None,
     left_out = [f"{_mean(errors):.1%}" for errors in (apart.peak_errors, apart.step_errors)] if apart else ["-", "-"]
     peak_mean, step_mean = f"{_mean(found.peak_errors):.1%}", f"{_mean(found.step_errors):.1%}"
     table.add_row("mean |error|", "", "", peak_mean, left_out[0], "", "", step_mean, left_out[1])
-    print_grid(console, table)
+    print_grid(console, table, drop=("without", "fit"))
     c = found.constants
     console.print(
         f"seconds per TFLOP: forward {c.forward_s * 1e12:.3g}, backward {c.backward_s * 1e12:.3g}, head {c.head_s * 1e12:.3g};"

@@ -1,12 +1,15 @@
 """The one look of every table."""
 
+from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
 WIDEST = 1000  # columns: no table is wider
+NARROW = 12  # columns that a text needs which goes on in the next line
 
 
 def grid(*left: str, right: tuple[str, ...] = (), title: str | None = None) -> "Table":
@@ -26,17 +29,41 @@ def print_grid(console: "Console", table: "Table", *, keep: tuple[str, ...] = ()
     """Print a table; where the console is too narrow, without whole columns: those called `drop` first, in that order, then from
     the right, never the first nor those called `keep`.
     """
-    from rich.measure import Measurement  # noqa: PLC0415
-
     left_out: list[str] = []
-    options = console.options.update(width=WIDEST)
-    while Measurement.get(console, options, table).minimum > console.width:
+    while _width(console, table) > console.width:
         names = [str(column.header) for column in table.columns[1:]]
         order = [*(name for name in drop if name in names), *(name for name in reversed(names) if name not in keep)]
         if not order:
             break
-        table.columns = [column for column in table.columns if str(column.header) != order[0]]
+        table = _without(table, order[0])
         left_out.append(order[0])
     console.print(table)
     if left_out:
         console.print(f"left out for want of width: {', '.join(left_out)}", style="dim", markup=False)
+
+
+def _without(table: "Table", name: str) -> "Table":
+    """The same table without the columns called `name`, the first column apart."""
+    columns = [column for number, column in enumerate(table.columns) if number == 0 or str(column.header) != name]
+    return _of_columns(table, columns)
+
+
+def _of_columns(table: "Table", columns: Sequence["Column"]) -> "Table":
+    """A table of the same look and rows with some of its columns."""
+    found = copy(table)
+    found.columns, found.rows = [], []
+    for column in columns:
+        found.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+    for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
+        found.add_row(*cells, style=row.style, end_section=row.end_section)
+    return found
+
+
+def _width(console: "Console", table: "Table") -> int:
+    """Columns of the screen that a table needs: figures whole, words that may go on in the next line no less than a few letters."""
+    from rich.measure import Measurement  # noqa: PLC0415
+
+    whole = [column for column in table.columns if column.no_wrap]
+    options = console.options.update(width=WIDEST)
+    needed = Measurement.get(console, options, _of_columns(table, whole)).maximum if whole else 0
+    return needed + NARROW * (len(table.columns) - len(whole))

@@ -4,6 +4,7 @@ It ends with its parent: stdin is open as long as that lives.
 """
 
 import os
+import select
 import sys
 import threading
 
@@ -17,7 +18,6 @@ def main() -> None:
     """Run the request, and report how it went."""
     try:
         plan_text, job = read_request(sys.stdin.readline())
-        threading.Thread(target=_end_with_parent, name="mebp-parent", daemon=True).start()
         from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)
 
         _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)), _give_up)))
@@ -49,7 +49,13 @@ def _give_up(message: str) -> None:
     os._exit(1)
 
 
-def _end_with_parent() -> None:
-    """End at once when the parent has."""
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
+def end_with_parent() -> None:
+    """From now on, end at once when the parent has: stdin's other end is closed then."""
+    waiting = select.poll()
+    waiting.register(sys.stdin.fileno(), 0)  # nothing but the end of it
+
+    def wait() -> None:
+        waiting.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="mebp-parent", daemon=True).start()

@@ -19,7 +19,7 @@ from mebp.executor.measure.limit import Cgroup, make_cgroup
 from mebp.executor.measure.message import read_message, request_line
 from mebp.plan import Plan
 
-CHILD = "from mebp.executor.measure.child import main; main()"
+CHILD = "from mebp.executor.measure.child import end_with_parent, main; end_with_parent(); main()"
 # Threads that spin long at a barrier starve a shared core: with a busy neighbour a step took 39 x as long, with this 2.6 x.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "2000"}
 

@@ -13,7 +13,7 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.plan import Plan, SolverFacts
 from mebp.planner.effort import Effort, Phase
 from mebp.planner.recipe.lower import lower
-from mebp.planner.recipe.recipe import Recipe
+from mebp.planner.recipe.recipe import Recipe, Saving
 from mebp.planner.solver.bound import distinct_menus
 from mebp.planner.solver.hint import hint_start
 from mebp.planner.solver.model import Model, most_room
@@ -35,6 +35,8 @@ UNLIMITED = 1e6  # times a step's own time: effectively unlimited
 CONCURRENT = (1.0, 0.5, 0.2, 0.0)  # tried in order while the plan stalls on flash
 STALLING = (1.5, 2.0, 4.0, UNLIMITED)  # the same where nothing fits without stalling
 
+LEAST_SEARCHES = (False, True, True)  # whether each writes; the last one is left out where the others were slow
+QUICK = 0.2  # of the wall seconds: what the first searches for the least plan take where that is quick
 SLACK = 0.01  # of a step: what a plan that writes less may take longer
 WRITTEN_PARTS = (0.0, 0.125, 0.25, 0.5)  # of what the fastest writes, tried in order
 STALL = 2e-3  # of a step: less is too little to look for another plan
@@ -88,19 +90,20 @@ def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
     It begins with plans that write nothing, from which it goes on under the cap: more freedom never makes it larger.
     """
     problem = replace(problem, flash_share=UNLIMITED)
-    found: list[Plan] = []
-    known: Mapping[str, int] = {}
-    for number, cap_bytes in enumerate((0, problem.cap_bytes, problem.cap_bytes)):
-        if found and (effort.over or not problem.cap_bytes):
+    begin = time.monotonic()
+    found: list[_Least] = []
+    for number, writes in enumerate(LEAST_SEARCHES):
+        slow = number == len(LEAST_SEARCHES) - 1 and time.monotonic() - begin > QUICK * effort.wall_s
+        if found and (effort.over or slow or not problem.cap_bytes):
             break
         share = effort.of(Phase.LEAST)
-        least = _least_recipe(problem, cap_bytes, known, replace(share, seed=share.seed + number))
-        if least is not None:
-            recipe, known = least
-            found.append(_smallest_written(problem, recipe, budget_bytes))
+        least = _least(problem, writes * problem.cap_bytes, found[-1] if found else None, replace(share, seed=share.seed + number))
+        found += [least] if least is not None else []
     if not found:
         raise NoPlanInTime("the solver found no plan in time: raise `time_limit`")
-    best = min(found, key=lambda plan: plan.arena_bytes)
+    best = _smallest_written(problem, found[-1].recipe, budget_bytes)
+    if len(found) > 1 and found[0].room < best.arena_bytes:  # written out, the plan without writes may be the smaller one
+        best = min(best, _smallest_written(problem, found[0].recipe, budget_bytes), key=lambda plan: plan.arena_bytes)
     for _ in range(DESCENTS):  # the model counts some workspace twice: what it calls too small may still be written smaller
         placement = _placed_below(problem, best.arena_bytes, effort.of(Phase.DESCENT))
         smaller = _smallest_written(problem, placement.recipe, budget_bytes) if placement else best
@@ -110,21 +113,24 @@ def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
     return best
 
 
-def _least_recipe(
-    problem: Problem, cap_bytes: int, known: Mapping[str, int], effort: Effort
-) -> tuple[Recipe, Mapping[str, int]] | None:
-    """The recipe of least room that writes at most `cap_bytes`, looked for from `known` decisions, and its own decisions; None
-    where none is found.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Least:
+    """A placement in few bytes: its room as the model counts it, its recipe, and the decisions behind it by name."""
+
+    room: int
+    recipe: Recipe
+    values: Mapping[str, int]
+
+
+def _least(problem: Problem, cap_bytes: int, known: _Least | None, effort: Effort) -> _Least | None:
+    """The placement of least room that writes at most `cap_bytes`, looked for from a `known` one; None where none is found."""
     limited = replace(problem, written_cap_bytes=cap_bytes)
     start = min(starts(limited), key=lambda plan: (plan.room, plan.stored), default=None)
-    shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, None)
+    shortlists = shortlists_of([smallest(menu) for menu in distinct_menus(problem.stretches)], problem, start)
     floor = max(min(o.peak for o in stretch.menu.options) for stretch in problem.stretches)
-    if start is not None:
-        shortlists = [sorted({*numbers, at}) for numbers, at in zip(shortlists, start.choice, strict=True)]
     model = Model(limited, shortlists, (floor, most_room(problem)), residence=False)
     if known:
-        model.variables.hint(known)
+        model.variables.hint(known.values)
     elif start is not None:
         hint_start(model.cp, model.variables, start, 0)
         model.cp.add_hint(model.room, start.room)
@@ -132,7 +138,8 @@ def _least_recipe(
     with suppress(NoPlanInTime):
         solution = search(model.cp, effort)
         if solution is not None:
-            return model.recipe(solution), model.values(solution)
+            room = round(solution.solver.objective_value)
+            return _Least(room=room, recipe=model.recipe(solution), values=model.values(solution))
     return None
 
 
@@ -148,7 +155,7 @@ def _smallest_written(problem: Problem, recipe: Recipe, budget_bytes: int) -> Pl
     """The plan of a recipe with transfers ahead of time or waited for, whichever takes less memory."""
     written = (
         lower(problem.graph, problem.device, recipe, name="least", budget_bytes=budget_bytes, waits=waits)
-        for waits in (False, True)
+        for waits in ((False, True) if Saving.STORE in recipe.saving.values() else (False,))
     )
     return min(written, key=lambda plan: plan.arena_bytes)
 

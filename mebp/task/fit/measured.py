@@ -32,7 +32,7 @@ class Measured:
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.method}, {self.seq_len} tokens, r={self.lora_r}"
+        return f"{self.model} {self.method} {self.seq_len} r{self.lora_r}"
 
 
 def paper_figures() -> tuple[Measured, ...]:

@@ -65,6 +65,12 @@ def test_whole_costs_are_counted_in_small_parts_where_asked() -> None:
         (linked([node(0, cost_cpu="much")]), "'much'"),
         (linked([node(0, cost_cpu=float("nan"))]), "nan"),
         (linked(["x"]), "an object"),
+        (linked([node(0)]) | {"directed": False}, "directed = False"),
+        (linked([node(0), node(1)], (0, 1)) | {"edges": [{"source": 0, "target": 1}]}, "both links and edges"),
+        (linked([node(0, cost_cpu=1e-300)]), "1e-300: must be 0, or 1e-30 at least"),
+        (linked([node(0, cost_cpu=10**60)]), "must be a number from 0"),
+        (linked([node(n) for n in range(5000)], *((n, (n + 1) % 5000) for n in range(5000))), "4994 more"),
+        (linked([node("x" * 10**5, cost_cpu=None)]), "has no cost_cpu"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_graph_is_refused(raw: Any, says: str) -> None:
@@ -72,6 +78,12 @@ def test_what_is_no_graph_is_refused(raw: Any, says: str) -> None:
         parse_dag(raw, "g.json")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_edges_count_where_links_are_empty() -> None:
+    raw = linked([node(0), node(1)]) | {"edges": [{"source": 0, "target": 1}]}
+    assert parse_dag(raw, "x").inputs == ((), (0,))
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])

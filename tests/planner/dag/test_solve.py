@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
+from mebp.planner.dag.anneal import Task, anneal
 from mebp.planner.dag.evict import EvictionWeights, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
@@ -124,6 +126,70 @@ def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
         runs = evict(dag, int(peak * part), list(range(dag.num_nodes)), EvictionWeights())
         assert runs is not None
         assert measure(dag, runs).peak <= peak * part
+
+
+def layered(num_forward: int, width: int, seed: int) -> Dag:
+    """A wide layered forward, each node reading up to three of the layer before, and its backward in reverse."""
+    draw = random.Random(seed)
+    forward: list[tuple[int, ...]] = []
+    for v in range(num_forward):
+        low = (v // width - 1) * width
+        forward.append(tuple(sorted(draw.sample(range(low, low + width), draw.randint(1, 3)))) if low >= 0 else ())
+    readers: list[list[int]] = [[] for _ in forward]
+    for v, reads in enumerate(forward):
+        for u in reads:
+            readers[u].append(v)
+    last = 2 * num_forward - 1
+    backward = [tuple(sorted({*forward[v], v, *(last - w for w in readers[v])})) for v in reversed(range(num_forward))]
+    costs, sizes = ([draw.randint(1, 50) for _ in range(last + 1)] for _ in range(2))
+    return Dag(ids=tuple(map(str, range(last + 1))), costs=tuple(costs), sizes=tuple(sizes), inputs=(*forward, *backward))
+
+
+@pytest.mark.parametrize(("part", "over"), [(0.9, 0.02), (0.8, 0.04)])
+def test_a_wide_layered_graph_in_its_order_with_two_runs_a_node_gets_a_good_order(part: float, over: float) -> None:
+    dag = layered(125, 15, 0)
+    budget = int(part * measure(dag, [Run(node=v) for v in range(dag.num_nodes)]).peak)
+    found = solve_dag(Problem(dag=dag, budget=budget, fixed_order=True, copies=2), allowed(8))
+    assert found.measured.peak <= budget
+    assert found.measured.cost <= (1 + over) * dag.total_cost
+    assert max(Counter(run.node for run in found.runs).values()) <= 2
+    assert list(dict.fromkeys(run.node for run in found.runs)) == list(range(dag.num_nodes))
+
+
+def test_annealing_goes_from_an_order_that_does_not_fit_to_one_that_does() -> None:
+    dag = layered(60, 10, 1)
+    start = [Run(node=v) for v in range(dag.num_nodes)]
+    budget = int(0.85 * measure(dag, start).peak)
+    for free in (False, True):
+        for flash in (None, Flash(bytes_per_cost=5.0)):
+            task = Task(dag=dag, budget=budget, copies=2, free_order=free, flash=flash)
+            found = anneal(task, start, allowed(0.5))
+            assert found
+            assert found == anneal(task, start, allowed(0.5))  # the same input gives the same order
+            for runs in found:
+                assert measure(dag, runs, flash).peak <= budget
+                assert max(Counter(run.node for run in runs).values()) <= 2
+
+
+def test_what_recomputing_everything_fits_is_found() -> None:
+    """A chain and its backward, twelve results of ten bytes, each read again: in thirty bytes all is recomputed from scratch."""
+    n = 12
+    forward = [(v - 1,) if v else () for v in range(n)]
+    backward = [tuple(sorted({*((n + at - 1,) if at else ()), n - 1 - at})) for at in range(n)]
+    dag = Dag(ids=tuple(range(2 * n)), costs=(1,) * (2 * n), sizes=(10,) * (2 * n), inputs=(*forward, *backward))
+    assert dag.least_budget == 30
+    for fixed in (True, False):
+        found = solve_dag(Problem(dag=dag, budget=30, fixed_order=fixed), allowed(5))
+        assert found.measured.peak <= 30
+
+
+def test_a_chain_of_thousands_is_recomputed_without_recursion() -> None:
+    n = 3000
+    inputs = tuple((v - 1,) if v else () for v in range(n - 1))
+    dag = Dag(ids=tuple(range(n)), costs=(1,) * n, sizes=(1,) * n, inputs=(*inputs, (0, n - 2)))
+    runs = evict(dag, 3, list(range(n)), EvictionWeights(), most_runs=100_000)
+    assert runs is not None
+    assert measure(dag, runs).peak <= 3
 
 
 @pytest.mark.slow
