@@ -75,7 +75,7 @@ def test_one_measurement_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixt
     source = tmp_path / "m.csv"
     source.write_text("model,method,seq_len,lora_r,peak_mb,step_s\n0.5b,mebp,256,8,320,3.85\n")
     assert command("validate", "--from", str(source)) == 0
-    assert "cannot tell forward, backward, head apart" in capsys.readouterr().err
+    assert "1 measurement leaves open: forward, backward, head" in capsys.readouterr().err
 
 
 def test_validate_needs_something_to_compare_with(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,7 @@ def test_least_squares_never_goes_below_zero() -> None:
 def test_too_few_or_contradicting_measurements_are_warned_of(paper: tuple[Case, ...]) -> None:
     one = fit(paper[:1])
     assert one.warnings == (
-        "1 measurement leave open: forward, backward, head, footprint, logits, heads: they stay near the base profile;"
+        "1 measurement leaves open: forward, backward, head, footprint, logits, heads: they stay near the base profile;"
         " measure other models or lengths",
     )
     assert one.step_errors[0] == pytest.approx(0, abs=1e-6)

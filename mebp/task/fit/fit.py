@@ -100,8 +100,8 @@ def fit(cases: Sequence[Case]) -> Fit:
 def _warnings(cases: Sequence[Case], left_open: Sequence[str], *, settled: bool) -> tuple[str, ...]:
     found = _contradictions([case.measured for case in cases])
     if left_open:
-        count = f"{len(cases)} measurement{'s' * (len(cases) > 1)}"
-        found += (f"{count} leave open: {', '.join(left_open)}: they stay near the base profile; measure other models or lengths",)
+        count = f"{len(cases)} measurements leave" if len(cases) > 1 else "1 measurement leaves"
+        found += (f"{count} open: {', '.join(left_open)}: they stay near the base profile; measure other models or lengths",)
     if not settled:
         found += ("which moment has the highest peak did not settle: the constants of peaks are one of several fits",)
     return found
