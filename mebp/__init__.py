@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mebp.plan import Plan, dump_plan, read_plan
     from mebp.planner.effort import Effort
     from mebp.planner.recipe.strategies import STRATEGIES
-    from mebp.planner.tradeoff import Row, Tradeoff, tradeoff
+    from mebp.planner.row import Row
+    from mebp.planner.tradeoff import Tradeoff, tradeoff
     from mebp.sim.device import Device
     from mebp.sim.profile import load_device
     from mebp.sim.simulate import Prediction, simulate
@@ -37,7 +38,7 @@ _HOMES = {
     "Measurement": "mebp.executor.measure.job",
     "Plan": "mebp.plan",
     "Prediction": "mebp.sim.simulate",
-    "Row": "mebp.planner.tradeoff",
+    "Row": "mebp.planner.row",
     "STRATEGIES": "mebp.planner.recipe.strategies",
     "Tradeoff": "mebp.planner.tradeoff",
     "Workload": "mebp.models.workload",

@@ -4,20 +4,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from mebp.check import check
 from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.curve import Corner, best_step_ns, outline
 from mebp.planner.effort import Effort, Phase
 from mebp.planner.knob import Knob, knobs, longest_sequence
-from mebp.planner.recipe.strategies import STRATEGIES, Strategy
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.row import Row, row_of, strategy_row
 from mebp.planner.solver.problem import Problem, pose
 from mebp.planner.solver.solve import SLACK, least_plan, solve, write_less
 from mebp.sim.device import Device
-from mebp.sim.simulate import Prediction, simulate
+from mebp.sim.simulate import simulate
 from mebp.sim.uncertainty import Uncertainty, peak_margin
-from mebp.unit import require_budget, show_nbytes, show_ns
+from mebp.unit import require_budget, show_nbytes
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
@@ -27,58 +27,6 @@ SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | 
     SOLVED: "the fastest plan that CP-SAT finds",
     LEAST: "the plan with the least memory found",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One plan, checked and simulated. It `fits` where its peak and its writes stay within budget and cap; `surely` where its peak
-    does at the upper end of its range too, `margin_bytes` above.
-    """
-
-    plan: Plan
-    graph: Graph
-    prediction: Prediction
-    margin_bytes: int
-    within_cap: bool
-
-    def __repr__(self) -> str:
-        peak, step = show_nbytes(self.prediction.peak_bytes), show_ns(self.prediction.step_ns)
-        return f"<Row {self.name}: {peak}, {step} per step, {'fits' if self.fits else 'does not fit'}>"
-
-    @property
-    def fits(self) -> bool:
-        return self.prediction.peak_bytes <= self.plan.budget_bytes and self.within_cap
-
-    @property
-    def surely(self) -> bool:
-        return self.fits and self.prediction.peak_bytes + self.margin_bytes <= self.plan.budget_bytes
-
-    @property
-    def name(self) -> str:
-        return self.plan.name
-
-    @property
-    def status(self) -> str | None:
-        """`optimal` where the simulated step meets the solver's bound, else `feasible`; None for fixed strategies."""
-        return None if self.gap is None else "optimal" if self.gap == 0 else "feasible"
-
-    @property
-    def proven(self) -> bool:
-        """Whether the solver's bounds hold for this time: it is the one that they were proven for."""
-        solver = self.plan.solver
-        return solver is not None and solver.objective_ns == self.prediction.step_ns
-
-    @property
-    def gap(self) -> float | None:
-        """How far the simulated step can be above the optimum of the solver's class; None where nothing is proven."""
-        solver = self.plan.solver
-        return 1 - solver.bound_ns / self.prediction.step_ns if solver and self.proven else None
-
-    @property
-    def whole_gap(self) -> float | None:
-        """How far the simulated step is above a bound on every plan of the language; None where nothing is proven."""
-        solver = self.plan.solver
-        return 1 - solver.whole_bound_ns / self.prediction.step_ns if solver and self.proven else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,19 +236,3 @@ def remedies(found: Tradeoff, effort: Effort) -> tuple[Knob, ...] | None:
     others = [knob for knob in tried if knob.least_budget_bytes <= found.budget_bytes]
     fitting = (*([longest] if longest else []), *sorted(others, key=lambda knob: knob.least_budget_bytes))
     return None if not fitting and effort.over else fitting
-
-
-def strategy_row(strategy: Strategy, graph: Graph, device: Device, budget_bytes: int) -> Row:
-    """Plan, check and simulate one fixed strategy, for the budget less the margin by which predictions may be too low."""
-    own = strategy.graph(graph)
-    plan = strategy.plan(own, device, max(0, budget_bytes - peak_margin(own, device)))
-    return row_of(replace(plan, budget_bytes=budget_bytes), own, device)
-
-
-def row_of(plan: Plan, graph: Graph, device: Device) -> Row:
-    """Check and simulate a plan."""
-    check(plan, graph)
-    prediction = simulate(plan, graph, device)
-    within_cap = prediction.flash_written_bytes <= device.runtime.flash_write_cap_bytes
-    margin = peak_margin(graph, device)
-    return Row(plan=plan, graph=graph, prediction=prediction, margin_bytes=margin, within_cap=within_cap)

@@ -10,9 +10,9 @@ from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.row import strategy_row
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import least_plan, solve
-from mebp.planner.tradeoff import strategy_row
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.task.run import RunResult, run

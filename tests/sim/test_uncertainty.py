@@ -10,7 +10,8 @@ from mebp.errors import ProfileError
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.planner.recipe.strategies import STRATEGIES
-from mebp.planner.tradeoff import Tradeoff, row_of
+from mebp.planner.row import row_of
+from mebp.planner.tradeoff import Tradeoff
 from mebp.sim.device import Device, Source
 from mebp.sim.profile import dump_device, load_device, override, parse_device
 from mebp.sim.simulate import simulate

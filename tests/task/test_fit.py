@@ -12,8 +12,10 @@ from mebp.errors import InputError
 from mebp.sim.device import Device
 from mebp.sim.uncertainty import number_range
 from mebp.task.fit.case import Case, pose_cases, simulated
-from mebp.task.fit.fit import Constants, doubts, fit, fitted_device, leave_one_out, non_negative, predict
+from mebp.task.fit.fit import Constants, fit, leave_one_out, predict
+from mebp.task.fit.least_squares import non_negative
 from mebp.task.fit.measured import paper_figures, read_measurements, read_rows
+from mebp.task.fit.runtime import doubts, fitted_device
 
 HEADER = "model,method,seq_len,lora_r,peak_mb,step_s\n"
 

@@ -58,8 +58,9 @@ def _calibrate_from(measurements: Path, device_name: str, output: Path) -> None:
     from mebp.cli.view.fit import print_fit, print_simulated  # noqa: PLC0415
     from mebp.sim.profile import dump_device, load_device  # noqa: PLC0415
     from mebp.task.fit.case import pose_cases, simulated  # noqa: PLC0415
-    from mebp.task.fit.fit import doubts, fit, fitted_device, leave_one_out  # noqa: PLC0415
+    from mebp.task.fit.fit import fit, leave_one_out  # noqa: PLC0415
     from mebp.task.fit.measured import read_measurements  # noqa: PLC0415
+    from mebp.task.fit.runtime import doubts, fitted_device  # noqa: PLC0415
     from mebp.text import require_writable, write_file  # noqa: PLC0415
 
     profile_file = [Path(device_name)] if Path(device_name).is_file() else []

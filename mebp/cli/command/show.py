@@ -10,7 +10,7 @@ from mebp.cli.screen import note, stdout, working
 from mebp.errors import InputError
 
 if TYPE_CHECKING:
-    from mebp.planner.tradeoff import Row
+    from mebp.planner.row import Row
     from mebp.sim.device import Device
 
 
@@ -41,6 +41,6 @@ def load_row(path: Path, device_name: str | None) -> "tuple[Row, Device]":
     if whose:
         note(f"{path} was {spell(whose)}")
     with working("loading"):
-        from mebp.planner.tradeoff import row_of  # noqa: PLC0415  (the solver takes half a second to import)
+        from mebp.planner.row import row_of  # noqa: PLC0415  (the solver takes half a second to import)
 
     return row_of(plan, graph, device), device

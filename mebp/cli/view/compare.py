@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mebp.cli.view.fields import row_fields, verdict_word
 from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.show import profile_name
-from mebp.planner.tradeoff import Row, Tradeoff
+from mebp.planner.row import Row
+from mebp.planner.tradeoff import Tradeoff
 from mebp.sim.device import Device
 from mebp.unit import show_nbytes, show_ns
 

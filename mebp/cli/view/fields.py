@@ -7,7 +7,8 @@ from typing import Any
 from mebp.cli.view.curve import change_text
 from mebp.models.build import num_trainable
 from mebp.models.graph import Graph
-from mebp.planner.tradeoff import Row, Tradeoff
+from mebp.planner.row import Row
+from mebp.planner.tradeoff import Tradeoff
 from mebp.sim.device import Device
 from mebp.sim.simulate import Prediction
 from mebp.sim.uncertainty import Uncertainty

@@ -6,7 +6,7 @@ from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.words import does, labelled, live, memory, print_wrapped, proof, time, uses
 from mebp.plan import listing
 from mebp.planner.explain import fates
-from mebp.planner.tradeoff import Row
+from mebp.planner.row import Row
 from mebp.sim.device import Device
 from mebp.unit import show_nbytes, show_ns
 

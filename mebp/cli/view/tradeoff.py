@@ -7,7 +7,8 @@ from mebp.cli.view.grid import grid, print_grid
 from mebp.cli.view.words import does, labelled, memory, print_wrapped, time, weights
 from mebp.models.config import LINEARS
 from mebp.plan import HOST
-from mebp.planner.tradeoff import MORE_BYTES, PAPER, SUMMARIES, Row, Tradeoff, chosen_of
+from mebp.planner.row import Row
+from mebp.planner.tradeoff import MORE_BYTES, PAPER, SUMMARIES, Tradeoff, chosen_of
 from mebp.sim.device import Device
 from mebp.sim.uncertainty import Uncertainty
 from mebp.unit import show_nbytes, show_ns, show_number, show_range

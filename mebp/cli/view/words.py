@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mebp.plan import Compute, Load, Plan, Unpack
 from mebp.planner.explain import counts, kept_bytes, live_at_peak
-from mebp.planner.tradeoff import Row
+from mebp.planner.row import Row
 from mebp.sim.simulate import Prediction
 from mebp.unit import show_count, show_nbytes, show_ns
 

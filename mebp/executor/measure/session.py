@@ -34,16 +34,11 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
     """Run the job's steps and measure them; `give_up(message)` ends the process, from whatever thread. The baseline is the process
     with torch imported and its threads started.
     """
-    fix_allocator()
-    require_device(job.device)
-    _start_threads()
-    baseline, _ = memory_now()
+    baseline = _begin(job)
     plan = parse_plan(plan_text, "the plan")
     if job.check_gradients and not plan.exact:
         raise InputError(f"{plan.name} has no exact gradient to check: leave `check_gradients` out")
-    if job.enforce:
-        limit_data(max(0, plan.budget_bytes - baseline))
-    most_bytes = int(plan.budget_bytes * OVER_BUDGET) if job.enforce else 0
+    most_bytes = _enforced(plan.budget_bytes, baseline) if job.enforce else 0
     graph = graph_of(plan, "the plan")
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
@@ -84,6 +79,20 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
         unpacking=kernel().path if job.device == "cpu" else "in torch",
         gradients=check,
     )
+
+
+def _begin(job: Job) -> int:
+    """Bytes of the process before anything of the model is there: torch imported, its threads started."""
+    fix_allocator()
+    require_device(job.device)
+    _start_threads()
+    return memory_now()[0]
+
+
+def _enforced(budget_bytes: int, baseline_bytes: int) -> int:
+    """Have the system refuse what goes far beyond a budget, and say at how many bytes the run has to be stopped."""
+    limit_data(max(0, budget_bytes - baseline_bytes))
+    return int(budget_bytes * OVER_BUDGET)
 
 
 def _steps(

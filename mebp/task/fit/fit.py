@@ -10,32 +10,23 @@ lengths vary. No constant belongs to a model.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
-from mebp.errors import InputError
-from mebp.sim.device import RANGES, Device, Provenance, Source
-from mebp.task.fit.case import ATTENTION_SHARE, Case
+from mebp.task.fit.case import Case
+from mebp.task.fit.least_squares import Floats, indistinct, non_negative, pulled
 from mebp.task.fit.measured import Measured
 
-Floats = npt.NDArray[np.float64]
 UNPACK_SHARE = 0.37  # of a layer's forward: the middle of the 32-42% that readers of the paper report
 ROUNDS = 20
 PAPER_IN_MEMORY = (0.67, 1.73)  # logits and compressed heads, as fitting the paper's figures finds them
 LEAST_FOOTPRINT = 1e6
 PULL = 0.3  # what the base profile says against one measurement: errors of 7% against those of a quarter
 GENTLE_PULL = 1e-3  # the same where measurements leave only some directions open
-TAKES_PART = 0.1  # of a direction, in units of the constants' own effect
 TIMES = ("forward", "backward", "head")
 PEAKS = ("footprint", "logits", "heads", "scores")
 ADAPTER_BYTES = (4.0, 2.0)  # of an adapter's value, as runtimes hold it
 LENGTHS_APART = 2  # times: nearer ones do not tell what goes with the square of the length
-SAME_DIRECTION = 1e-3  # singular values this far apart: what was measured cannot tell two constants apart
-NAMES = {"product": "forward products", "backward": "backward products", "head": "the head"}
-CONTAINED = ("kernel_bytes", "kernel_bytes_fp32", "op_bytes")
-NOT_MEASURED = ("unpack_rate", "attention_fraction", "kept_scores", "kept_adapter_bytes")  # a share of what is
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
 
 
@@ -139,92 +130,17 @@ def leave_one_out(cases: Sequence[Case]) -> Fit:
     return replace(whole, peak_bytes=peaks, step_s=seconds, warnings=(*whole.warnings, *warnings))
 
 
-def fitted_device(cases: Sequence[Case], device: Device, source: str) -> Device:
-    """`device` with the runtime fitted to `cases`: each pass over a weight takes its unpacking time and, in what is left, its
-    product. A number's range is two standard errors either way, by the jackknife over models (Efron & Stein, 1981); with one
-    model it is that of an assumed one. What the footprint contains (libraries, the plan) is not counted again, and the hardware's
-    rate of products, to which the fractions are fitted, is not uncertain on top of them.
-    """
-    values = _runtime(fit(cases), device)
-    without = [_runtime(fit(rest), device) for rest in _without_each_model(cases)]
-    sources = {}
-    for name, value in values.items():
-        kind: Provenance = "assumed" if name in NOT_MEASURED or not without else "measured"
-        ends = None
-        if kind == "measured":
-            spread = _two_errors([other[name] for other in without])
-            ends = _ends(max(RANGES[f"runtime.{name}"][0], value - spread), value, value + spread)
-        sources[f"runtime.{name}"] = Source(kind=kind, source=source, range=ends)
-    contained = Source(kind="assumed", source="contained in the fitted footprint_bytes")
-    sources |= {f"runtime.{name}": contained for name in CONTAINED}
-    peak = device.hardware.product_flops
-    sources["hardware.product_flops"] = replace(device.sources["hardware.product_flops"], range=(peak, peak))
-    runtime = replace(device.runtime, **values, **dict.fromkeys(CONTAINED, 0.0))
-    return replace(device, runtime=runtime, sources={**device.sources, **sources})
-
-
-def doubts(device: Device) -> list[str]:
-    """What a fitted profile says that cannot be, one line for each."""
-    rates = {name: getattr(device.runtime, f"{name}_fraction") for name in NAMES}
-    above = {name: value for name, value in rates.items() if value > 1}
-    if not above:
-        return []
-    most = max(above.values())
-    listed = ", ".join(f"{name}_fraction {value:.3g}" for name, value in above.items())
-    return [f"{listed}: more than all of hardware.product_flops, which is too low by {most:.2f} x at least: set it"]
-
-
-def _runtime(found: Fit, device: Device) -> dict[str, float]:
-    """The numbers of a runtime that constants make on a device's hardware, four digits of each."""
-    constants, peak = found.constants, device.hardware.product_flops
-    unpack_s = UNPACK_SHARE * constants.forward_s
-    passes = {"product": constants.forward_s, "backward": constants.backward_s, "head": constants.head_s}
-    slow = [name for name, seconds in passes.items() if seconds <= unpack_s]
-    if slow:
-        raise InputError(
-            f"the measurements leave {NAMES[slow[0]]} no time for products after unpacking: measure more models or methods"
-        )
-    fractions = {f"{name}_fraction": 1 / ((seconds - unpack_s) * peak) for name, seconds in passes.items()}
-    fractions["attention_fraction"] = ATTENTION_SHARE * fractions["product_fraction"]
-    flops_per_weight = 2 * median(measured.seq_len for measured in found.measured)
-    values = fractions | {"footprint_bytes": constants.footprint_bytes, "unpack_rate": 1 / (unpack_s * flops_per_weight)}
-    values |= {"kept_logits": constants.logits, "kept_heads": constants.heads, "kept_scores": constants.scores}
-    values |= {"kept_adapter_bytes": constants.adapter_bytes}
-    for name, value in values.items():
-        low, high = RANGES[f"runtime.{name}"]
-        if not low <= value <= high:
-            raise InputError(f"the measurements make {name} {value:.3g}: must be between {low:g} and {high:g}: check their units")
-    return {name: float(f"{value:.4g}") for name, value in values.items()}
-
-
-def _without_each_model(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases without those of each model in turn; none where there is one model."""
-    models = dict.fromkeys(case.measured.model for case in cases)
-    return [[case for case in cases if case.measured.model != model] for model in models] if len(models) > 1 else []
-
-
-def _two_errors(values: Sequence[float]) -> float:
-    """Two standard errors of an estimate from its values with each model left out."""
-    count = len(values)
-    return 2 * float(np.std(values)) * float(np.sqrt(count - 1))
-
-
-def _ends(low: float, value: float, high: float) -> tuple[float, float]:
-    """Three digits of a range's ends, with its value between them."""
-    return min(value, float(f"{low:.3g}")), max(value, float(f"{high:.3g}"))
-
-
 def _fit_times(cases: Sequence[Case]) -> tuple[Floats, tuple[str, ...]]:
     """Seconds per FLOP, and what the measurements leave open: those stay near the proportions of the base profile."""
     seconds = np.array([case.measured.step_s for case in cases])
     work = np.array([case.work for case in cases]) / seconds[:, None]
     small = np.array([case.small_s for case in cases]) / seconds
-    found, left_open = non_negative(work, 1 - small), _indistinct(work, TIMES)
+    found, left_open = non_negative(work, 1 - small), indistinct(work, TIMES)
     if not left_open and (found > UNPACK_SHARE * found[0]).all():
         return found, ()
     base = np.array(cases[0].base)  # in its proportions, scaled to the measurements
     base *= float(np.median((1 - small) / (work @ base)))
-    return non_negative(*_pulled(work, 1 - small, base, PULL)), left_open or TIMES
+    return non_negative(*pulled(work, 1 - small, base, PULL)), left_open or TIMES
 
 
 def _fit_peaks(cases: Sequence[Case], width: float) -> tuple[Floats, tuple[str, ...], bool, float]:
@@ -235,7 +151,7 @@ def _fit_peaks(cases: Sequence[Case], width: float) -> tuple[Floats, tuple[str, 
     found, rows, settled = _settled(cases, width, None)
     lengths = [case.measured.seq_len for case in cases]
     names = PEAKS if max(lengths) >= LENGTHS_APART * min(lengths) else PEAKS[:3]
-    left_open = _indistinct(rows[:, : len(names)], names)
+    left_open = indistinct(rows[:, : len(names)], names)
     if left_open or found[0] < LEAST_FOOTPRINT:
         found, _, settled = _settled(cases, width, np.array((cases[0].base_footprint_bytes, *PAPER_IN_MEMORY, 1.0)))
         found[0] = max(found[0], LEAST_FOOTPRINT)
@@ -259,7 +175,7 @@ def _settled(cases: Sequence[Case], width: float, prior: Floats | None) -> tuple
         rows = np.array([_peak_row(case, block) for case, block in zip(cases, in_block, strict=True)]) / peaks[:, None]
         rows[:, 3] *= varied
         known = np.array([_known_bytes(case, block, width) for case, block in zip(cases, in_block, strict=True)])
-        A, b = (rows, 1 - known / peaks) if prior is None else _pulled(rows, 1 - known / peaks, prior, GENTLE_PULL)
+        A, b = (rows, 1 - known / peaks) if prior is None else pulled(rows, 1 - known / peaks, prior, GENTLE_PULL)
         found = non_negative(A, b)
         found[3] *= varied
         now = np.array([_at_moments(found, case, width)[1] > _at_moments(found, case, width)[0] for case in cases])
@@ -267,11 +183,6 @@ def _settled(cases: Sequence[Case], width: float, prior: Floats | None) -> tuple
             return found, rows, True
         in_block = now
     return found, rows, False
-
-
-def _pulled(A: Floats, b: Floats, prior: Floats, pull: float) -> tuple[Floats, Floats]:
-    """The same system with each unknown drawn a little towards what is known of it beforehand."""
-    return np.vstack([A, pull * np.diag(1 / prior)]), np.concatenate([b, np.full(len(prior), pull)])
 
 
 def _peak_row(case: Case, in_block: bool) -> tuple[float, float, float, float]:
@@ -289,28 +200,6 @@ def _at_moments(constants: Floats, case: Case, width: float) -> tuple[float, flo
     """Bytes at the head and in a block's backward, where there is one."""
     at_head, in_block = (float(np.dot(constants, _peak_row(case, b))) + _known_bytes(case, b, width) for b in (False, True))
     return at_head, in_block if case.moments.in_block_bytes else 0.0
-
-
-def non_negative(A: Floats, b: Floats) -> Floats:
-    """Least squares with x >= 0: the best of the solutions on every subset of columns (of three there are seven)."""
-    best, best_error = np.zeros(A.shape[1]), float("inf")
-    for count in range(1, A.shape[1] + 1):
-        for columns in combinations(range(A.shape[1]), count):
-            x = np.zeros(A.shape[1])
-            x[list(columns)] = np.linalg.lstsq(A[:, columns], b, rcond=None)[0]
-            error = float(((A @ x - b) ** 2).sum())
-            if (x >= 0).all() and error < best_error:
-                best, best_error = x, error
-    return best
-
-
-def _indistinct(rows: Floats, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The constants that the rows leave open: those that take part in a direction along which nothing was measured."""
-    scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
-    _, values, directions = np.linalg.svd(scaled)
-    values = np.concatenate([values, np.zeros(len(names) - len(values))])
-    flat = directions[values <= SAME_DIRECTION * values[0]]
-    return tuple(name for name, part in zip(names, np.abs(flat).max(axis=0, initial=0.0), strict=True) if part > TAKES_PART)
 
 
 def _contradictions(measured: Sequence[Measured]) -> tuple[str, ...]:
