@@ -6,7 +6,7 @@ reports is the highest byte that any instruction touches.
 
 from dataclasses import dataclass
 
-from mebp.errors import InvalidPlan
+from mebp.errors import InputError, InvalidPlan
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.models.op import Op, OpId
@@ -55,7 +55,10 @@ def check(plan: Plan, graph: Graph) -> Checked:
 
 def graph_of(plan: Plan, what: str) -> Graph:
     """Build the graph that `plan` is for; refuse a plan whose model or workload was changed since (`what` names it)."""
-    graph = build_graph(plan.config, plan.workload)
+    try:
+        graph = build_graph(plan.config, plan.workload)
+    except InputError as error:
+        raise InputError(f"{what}: {str(error).replace('`', '')}: plan again") from None
     require_signature(plan, graph.signature, f"what {what} says of its model")
     return graph
 

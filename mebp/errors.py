@@ -8,9 +8,9 @@
     │   └── StoreError           a file of weights or activations cannot be used: missing, cut off, of another model
     ├── InvalidPlan              a plan breaks a rule of the plan language (2)
     ├── InvalidPacking           two buffers that live together overlap (2)
-    ├── InfeasibleBudget         no plan fits; carries the least feasible budget (1)
+    ├── InfeasibleBudget         no plan fits; carries the least budget found (1)
     ├── NoPlanInTime             the solver met its limit without any plan (3)
-    ├── NotFinite            a loss or a gradient is nan or infinite; the step was not taken (2)
+    ├── NotFinite            a loss or a gradient is nan or infinite; the step was abandoned (2)
     ├── Disagreement             measured differs from predicted beyond tolerance (4)
     └── Interrupted              Ctrl-C cut a search short; what was found is given (130)
 
@@ -80,7 +80,7 @@ class NoPlanInTime(MebpError):
 
 
 class NotFinite(MebpError):
-    """A loss or a gradient is nan or infinite; the step was not taken."""
+    """A loss or a gradient is nan or infinite; the step was abandoned."""
 
 
 class Disagreement(MebpError):

@@ -1,4 +1,5 @@
-"""Files and folders that are still being written: named after their process, so that a later one can tell what nobody finishes.
+"""Files and folders that are still being written: named after their process, so that a later process can tell what was
+abandoned.
 
 A process that is killed leaves them behind; whoever writes next in the same place sweeps them.
 """
@@ -24,12 +25,16 @@ def part_name(name: str) -> str:
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what processes of this machine that have ended left of `name` in `folder` (None: of anything)."""
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if match is None or match["host"] != _host() or is_alive(int(match["process"])):
-                continue
-            if name in (None, match["name"]):
+    try:
+        paths = list(folder.iterdir())
+    except OSError:
+        return
+    for path in paths:
+        match = _NAME.fullmatch(path.name)
+        if match is None or match["host"] != _host() or is_alive(int(match["process"])):
+            continue
+        if name in (None, match["name"]):
+            with suppress(OSError):  # another user's
                 _remove(path)
 
 

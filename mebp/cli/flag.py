@@ -197,7 +197,7 @@ class SearchFlags(FlagGroup):
 
     time_limit: Annotated[
         float | None,
-        Flag("--time-limit", help="Seconds that planning may take. Default: 30 (a curve: 120).", rich_help_panel=SEARCH),
+        Flag("--time-limit", help="Seconds to plan in, measuring not counted. Default: 30 (a curve: 120).", rich_help_panel=SEARCH),
     ] = None
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
 

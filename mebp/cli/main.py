@@ -1,6 +1,7 @@
 """The entry point: commands by name, `plan` where none is named, and every expected error as one line with its exit code.
 
-0 fits · 1 does not fit · 2 usage or input · 3 no plan in time · 4 measured disagrees with predicted · 130 Ctrl-C
+0 fits · 1 does not fit · 2 usage or input · 3 no plan in time · 4 measured disagrees with predicted
+130 Ctrl-C · 129 hang-up · 143 SIGTERM
 """
 
 import errno
@@ -22,7 +23,7 @@ from mebp.text import shortened
 
 INTERRUPTED, SIGNALLED = 130, 128  # by Ctrl-C; by another signal, its number added
 ALLOCATIONS = 200_000  # between collections: plans are many small objects without cycles (a seventh of the time to plan 4b)
-NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # as the parser says it: as this command does
+NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # the parser's words -> this command's
 LONGEST = 1000  # characters of a line that says what is wrong
 GROUP_FLAGS = ("--help", "-h", "--version")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -112,7 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(MebpError.exit_code)
     gc.set_threshold(ALLOCATIONS, 10, 10)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _end)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0].startswith("-") and given[0] not in GROUP_FLAGS:
         given.insert(0, "plan")

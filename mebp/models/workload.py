@@ -95,6 +95,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     if not isinstance(workload.lora.alpha, int | float) or not 0 < workload.lora.alpha < float("inf"):
         raise InputError(f"`alpha` = {workload.lora.alpha}: must be a positive number")
     require_whole("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
+    require_whole("`evaluations`", workload.evaluations, 1, 2)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
     _require_choice("`precision`", workload.precision, get_args(Precision))

@@ -92,12 +92,12 @@ class Search(Protocol):
         """End with what there is."""
 
 
-def always() -> None:
+def no_limit() -> None:
     """What a search without a limit calls now and then, where one with a limit calls `Effort.require_time`."""
 
 
-class Flag:
-    """A number in memory that compiled searches look at: not 0 where they are to end. `address` is where it lies."""
+class StopFlag:
+    """A number in memory that compiled searches look at: anything but 0 tells them to end. `address` is where it lies."""
 
     def __init__(self) -> None:
         self._value = ctypes.c_int32(0)
@@ -111,7 +111,7 @@ class Flag:
         return bool(self._value.value)
 
     def stop_search(self) -> None:
-        """Put it up."""
+        """Raise it."""
         self._value.value = 1
 
 
@@ -155,9 +155,9 @@ class Effort:
         )
 
     @contextmanager
-    def flag(self) -> Iterator[Flag]:
+    def flag(self) -> Iterator[StopFlag]:
         """A flag that goes up when the wall seconds are over, and when a stop is asked for."""
-        flag = Flag()
+        flag = StopFlag()
         timer = threading.Timer(self.left_s, flag.stop_search)
         timer.daemon = True
         timer.start()

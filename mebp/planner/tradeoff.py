@@ -153,7 +153,7 @@ def require_fit(found: Tradeoff) -> Row:
     least = found.least
     binding = max(least.prediction.peak_breakdown.items(), key=lambda item: item[1])[0]
     raise InfeasibleBudget(
-        f"does not fit {found.budget_bytes} bytes: the least budget that was found to do is {found.least_budget_bytes} bytes"
+        f"does not fit {found.budget_bytes} bytes: the least budget found is {found.least_budget_bytes} bytes"
         f" (plan {least.name}; most of it {binding}): raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
         found.budget_bytes,
         found.least_budget_bytes,
@@ -211,7 +211,8 @@ def _writing(fastest: Plan, row: Row, device: Device) -> Writing | None:
     """What the fastest plan writes and saves in addition to the one that was chosen for writing less."""
     before = simulate(fastest, row.graph, device)
     more = before.flash_written_bytes - row.prediction.flash_written_bytes
-    return Writing(more_bytes=more, saves_ns=row.prediction.step_ns - before.step_ns) if more > 0 else None
+    saves = row.prediction.step_ns - before.step_ns
+    return Writing(more_bytes=more, saves_ns=saves) if more > 0 and saves > 0 else None
 
 
 def _in_time(search: Callable[[], Plan]) -> Plan | None:

@@ -4,6 +4,7 @@ from mebp.models.graph import Graph
 from mebp.models.kind.table import distinct_products
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.sim.device import Device
+from mebp.sim.published import published_bytes
 from mebp.sim.shape import shape_of
 from mebp.unit import require_budget
 
@@ -29,6 +30,13 @@ def library_bytes(graph: Graph, device: Device) -> int:
 def outside_arena(graph: Graph, device: Device) -> int:
     """Bytes of the footprint that no plan can change."""
     return sum(outside_bytes(graph, device).values())
+
+
+def footprint_bytes(arena_bytes: int, graph: Graph, device: Device) -> int:
+    """The footprint of a plan with an arena of so many bytes: its own, or what the published implementation of it was measured to
+    take, where that is more.
+    """
+    return max(arena_bytes + outside_arena(graph, device), published_bytes(graph, device))
 
 
 def arena_budget(graph: Graph, device: Device, budget_bytes: int) -> int:

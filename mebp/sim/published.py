@@ -1,7 +1,7 @@
-"""What published implementations of the rows `mebp` and `mezo` keep in memory beyond what their recipes need.
+"""The footprint of the published implementations behind the rows `mebp` and `mezo`, at its two fullest moments.
 
-They are at their fullest either at the head or in the backward of a block. At both they have, beside the runtime's own, so many
-compressed heads; at the head so many full fp32 logits, the adapters and the widest weight, unpacked; in a block's backward the
+They are at their fullest either at the head or in the backward of a block. At both they have, in addition to the runtime's own, so
+many compressed heads; at the head so many full fp32 logits, the adapters and the widest weight, unpacked; in a block's backward the
 adapters, their gradients, all weights of the layer unpacked, its activations, and so many of its fp32 attention scores. The numbers
 are fitted to measurements (mebp/task/fit) and stand in the profile of the device that they were taken on; 0 elsewhere.
 """
@@ -13,12 +13,12 @@ from mebp.models.graph import Graph
 from mebp.models.tensor import FLOAT_BYTES, Role, Weight
 from mebp.sim.device import Device
 
-HALF = 2  # bytes of an unpacked weight
+UNPACKED_BYTES = 2  # bytes of an unpacked weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Bytes of each thing that a moment may hold; `in_block_bytes` is 0 where there is no backward."""
+    """Bytes of each thing that is in memory at a moment; `in_block_bytes` is 0 where there is no backward."""
 
     logits_bytes: int
     head_bytes: int
@@ -35,7 +35,7 @@ def is_published(graph: Graph) -> bool:
 
 
 def moments(graph: Graph) -> Moments:
-    """What a step's two moments hold, the adapters counted and not sized."""
+    """What is live at a step's two moments; adapters are counted, not sized."""
     head, config = graph.head, graph.config
     weight = graph.weights[head.weights[0]]
     layer = [found for found in graph.weights.values() if found.layer == 0]
@@ -65,4 +65,4 @@ def published_bytes(graph: Graph, device: Device) -> int:
 
 
 def _unpacked(weight: Weight) -> int:
-    return HALF * weight.count
+    return UNPACKED_BYTES * weight.count

@@ -13,8 +13,7 @@ from mebp.order import predecessors
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
-from mebp.sim.footprint import outside_bytes
-from mebp.sim.published import published_bytes
+from mebp.sim.footprint import footprint_bytes, outside_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ def simulate(plan: Plan, graph: Graph, device: Device) -> Prediction:
     step_ns = max((piece.end_ns for piece in timeline), default=0)
     outside = outside_bytes(graph, device)
     own_bytes = sum((outside | arena_breakdown).values())
-    kept = {"kept as published": max(0, published_bytes(graph, device) - own_bytes)}
+    kept = {"kept as published": footprint_bytes(plan.arena_bytes, graph, device) - own_bytes}
     peak_breakdown = {name: nbytes for name, nbytes in (outside | kept | arena_breakdown).items() if nbytes}
     sizes = {tid: tensor.nbytes for tid, tensor in graph.tensors.items()}
     return Prediction(

@@ -14,7 +14,7 @@ from mebp.order import predecessors
 from mebp.plan import Plan
 from mebp.sim.cost import CostModel
 from mebp.sim.device import RANGES, Device, Provenance, Source
-from mebp.sim.footprint import outside_arena
+from mebp.sim.footprint import footprint_bytes
 from mebp.sim.simulate import step_ends
 
 SHARE: dict[Provenance, float] = {"measured": 0.05, "vendor": 0.10, "assumed": 0.30}
@@ -37,6 +37,10 @@ UNCERTAIN = (
     "runtime.kernel_bytes",
     "runtime.kernel_bytes_fp32",
     "runtime.op_bytes",
+    "runtime.kept_logits",
+    "runtime.kept_heads",
+    "runtime.kept_scores",
+    "runtime.kept_adapter_bytes",
 )
 
 
@@ -75,11 +79,11 @@ def number_range(device: Device, key: str) -> tuple[float, float]:
 
 def peak_margin(graph: Graph, device: Device) -> int:
     """Bytes by which the footprint of any plan of `graph` may be above its prediction: what lies outside the arena is uncertain."""
-    now = outside_arena(graph, device)
+    now = footprint_bytes(0, graph, device)
     ends = []
     for key in UNCERTAIN:
         low, high = number_range(device, key)
-        ends.append(tuple(outside_arena(graph, device.with_value(key, value)) for value in (low, high)))
+        ends.append(tuple(footprint_bytes(0, graph, device.with_value(key, value)) for value in (low, high)))
     return _spread(now, ends)[1] - now
 
 
@@ -88,7 +92,7 @@ def uncertainty(plan: Plan, graph: Graph, device: Device) -> Uncertainty:
     before = predecessors(plan)
 
     def outcome(changed: Device) -> tuple[int, int]:
-        peak = plan.arena_bytes + outside_arena(graph, changed)
+        peak = footprint_bytes(plan.arena_bytes, graph, changed)
         return peak, max(step_ends(plan, CostModel(graph, changed), before), default=0)
 
     peak, step = outcome(device)

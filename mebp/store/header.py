@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mebp.errors import StoreError
+from mebp.errors import InputError, StoreError
 from mebp.models.config import ModelConfig, first_difference
 from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat, weight_format
 from mebp.text import read_text
@@ -80,19 +80,26 @@ def read_header(folder: Path) -> Header:
     facts = entries.pop("__metadata__", {})
     if not isinstance(facts, dict) or facts.get("mebp_store") != STORE_VERSION:
         version = facts.get("mebp_store") if isinstance(facts, dict) else None
-        whose = "by another version of mebp-plan" if version else "by something else than mebp-plan"
+        whose = "by another version of mebp-plan" if version else "by something other than mebp-plan"
         raise StoreError(f"{file} was written {whose}: write the store again")
     if facts.get(MATHEMATICS) != config.mathematics:
         raise StoreError(f"{folder / CONFIG_FILE} is not the one that the store was written with: write the store again")
     return Header(
         folder=folder,
         config=config,
-        format=weight_format(str(facts.get("format"))),
+        format=_format_of(facts, file),
         facts=facts,
         entries={name: entry for name, entry in entries.items() if not name.startswith(PADDING)},
         start=start,
         nbytes=size,
     )
+
+
+def _format_of(facts: dict[str, Any], file: Path) -> WeightFormat:
+    try:
+        return weight_format(str(facts.get("format")))
+    except InputError as error:
+        raise StoreError(f"{file}: {error}: write the store again") from None
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -111,7 +118,7 @@ def _read_entries(prefix: bytes, read: Callable[[int], bytes], size: int, file: 
         raise StoreError(f"{file} is cut off: its header takes {length} of {size} bytes: remove the folder and write it again")
     try:
         header = json.loads(read(length))
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (ValueError, RecursionError):
         raise StoreError(f"{file} is not a safetensors file: write a store with `mebp-plan synthesize`") from None
     if not isinstance(header, dict):
         raise StoreError(f"{file} is not a safetensors file: write a store with `mebp-plan synthesize`")

@@ -1,4 +1,4 @@
-"""Write a store (see reader.py) tensor by tensor: in a folder next to where it will be, renamed when whole, so that nothing
+"""Write a store (see header.py) tensor by tensor: in a folder next to where it will be, renamed when whole, so that nothing
 half-written is ever found there.
 """
 

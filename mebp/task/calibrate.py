@@ -46,7 +46,7 @@ VOCAB = 49_152
 STEPS, ROUNDS = 3, 2
 LONG_TOKENS = 1024  # above them a step is long enough to be timed once
 SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to run
-LARGEST_FRACTION = 2.0  # of what dense products attain alone: more is no noise
+LARGEST_FRACTION = 2.0  # of what dense products attain alone: above it the difference is not noise
 LEAST_SPREAD = 1.05
 SPEEDS = ("hardware.product_flops", "hardware.memory_bandwidth", "runtime.unpack_rate")  # what a clock moves
 ANY_DEVICE = "iphone15promax"
@@ -92,7 +92,7 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
 
 
 def implausible(device: Device) -> list[str]:
-    """Numbers of a measured profile that no profile may have: a neighbour was in the way, or the model is too small to time."""
+    """Keys whose measured values are out of range: a disturbed measurement, or a model too small to time."""
     return [key for key in device.sources if not range_of(key)[0] <= device.value(key) <= range_of(key)[1]]
 
 
@@ -192,8 +192,8 @@ def _small_store(graph: Graph, folder: Path) -> Path:
 
 
 def _peak(runs: Runs, dense: float) -> float:
-    """FLOP/s of dense products, `dense` as timed alone. Products of tiny models take less within a step than alone, where all is
-    overhead: then what they attained there, by more than noise.
+    """FLOP/s of dense products, `dense` as timed alone. Tiny products are mostly overhead when timed alone: where a step
+    attains more than LARGEST_FRACTION times that, its rate counts.
     """
     fastest = max(attained(runs).rates[rate] for rate in FRACTIONS)
     return fastest if fastest > LARGEST_FRACTION * dense else dense

@@ -1,8 +1,10 @@
 """This machine as device `host`: its profile, measured when a model's shapes are met for the first time, and kept."""
 
+import fcntl
+import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,23 @@ def why_calibrate(config: ModelConfig, workload: Workload) -> str | None:
     return None
 
 
+@contextmanager
+def measuring_alone() -> Iterator[None]:
+    """Wait while another process of this user measures the machine: two at once would each measure the other."""
+    folder = user_device_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:  # no place for a profile either
+        yield
+        return
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
 def measure_host(
     config: ModelConfig, workload: Workload, report: Report, *, spill_dir: Path | None = None, target: Path | None = None
 ) -> HostProfile:
@@ -56,12 +75,13 @@ def measure_host(
     from mebp.task.calibrate import bounded, calibrate, implausible  # noqa: PLC0415  (torch)
 
     device = calibrate(config, workload, report, spill_dir)
-    for attempt in range(ATTEMPTS):
+    for _ in range(ATTEMPTS - 1):
         wrong = implausible(device)
         if not wrong:
             break
         report(f"again, since {wrong[0]} came out as {device.value(wrong[0]):.3g}")
-        device = calibrate(config, workload, report, spill_dir) if attempt < ATTEMPTS - 1 else bounded(device)
+        device = calibrate(config, workload, report, spill_dir)
+    device = bounded(device)
     with suppress(ProfileError):  # none yet, or one that no longer reads: this one takes its place
         device = remember(device, load_device(HOST))
     path = target or host_path()

@@ -48,3 +48,14 @@ def host(tmp_path: Path) -> None:
 @pytest.fixture
 def store(tiny: str, tmp_path: Path) -> Path:
     return synthesize(tmp_path / "store", load_model(tiny), weight_format("int4-g32"))
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a search nor a calibration may begin."""
+
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("work had begun before the input was looked at")
+
+    for work in ("mebp.planner.tradeoff.tradeoff", "mebp.task.host.measure_host", "mebp.planner.dag.solve.solve_dag"):
+        monkeypatch.setattr(work, begun)

@@ -19,4 +19,4 @@ def test_the_curve_prints_rows_and_writes_csv(tiny: str, tmp_path: Path, capsys:
 
 def test_a_curve_above_the_budget_exits_with_1_under_its_old_name_too(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("frontier", "--model", tiny, "--points", "2", "--budget", "1MB", *QUICK) == 1
-    assert "nothing fits 1.00 MB: the least budget found to do is" in capsys.readouterr().err
+    assert "nothing fits 1.00 MB: the least budget found is" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_json_sums_and_speaks_whole_bytes_and_microseconds(tiny: str, capsys: py
 
 def test_what_does_not_fit_exits_with_1_and_the_least_budget(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--model", tiny, "--budget", "1MB", *QUICK) == 1
-    assert "does not fit 1.00 MB: the least budget found to do is" in capsys.readouterr().out
+    assert "does not fit 1.00 MB: the least budget found is" in capsys.readouterr().out
 
 
 def test_the_least_budget_that_is_named_is_one_that_fits(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,8 +213,8 @@ def test_a_higher_cap_on_writes_never_raises_the_least_budget(seq_len: int, devi
     assert least == sorted(least, reverse=True)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_least_plan_does_not_depend_on_the_seed(seed: int, device: Device) -> None:
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_the_least_plan_hardly_depends_on_the_seed(seed: int, device: Device) -> None:
     graph = build_graph(small_config(layers=8, windows=(32, 0) * 4), small_workload(seq_len=1024))
     problem = posed(graph, device)
     first, other = (leanest(problem, replace(QUICK, seed=n)).arena_bytes for n in (0, seed))

@@ -63,7 +63,7 @@ def test_a_cut_tail_names_the_tensor_that_is_lost(store: Store) -> None:
 
 def test_a_foreign_file_is_refused(store: Store) -> None:
     (store.folder / WEIGHTS_FILE).write_bytes(b'\x10\0\0\0\0\0\0\0{"a": 1}        ')
-    with pytest.raises(StoreError, match="was written by something else than mebp-plan"):
+    with pytest.raises(StoreError, match="was written by something other than mebp-plan"):
         open_store(store.folder)
 
 

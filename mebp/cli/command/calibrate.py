@@ -35,14 +35,14 @@ def calibrate(
         return
     if device is not None:
         raise InputError("calibrate measures this machine: leave --device out, or fit a phone to a CSV with --from")
-    from mebp.task.host import host_path, measure_host, require_writable  # noqa: PLC0415
+    from mebp.task.host import host_path, measure_host, measuring_alone, require_writable  # noqa: PLC0415
     from mebp.task.run import require_spill_dir  # noqa: PLC0415
 
     target = output or host_path()
     require_spill_dir(spill_dir)
     require_writable(target)
     config, workload = model.config(), step.workload()
-    with working("calibrating this machine") as status:
+    with working("calibrating this machine") as status, measuring_alone():
         report = lambda what: status.update(f"calibrating: {what}")  # noqa: E731
         found = measure_host(config, workload, report, spill_dir=spill_dir, target=target)
     if found.not_kept:

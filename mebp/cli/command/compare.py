@@ -45,6 +45,8 @@ def compare(
         typer.echo(tables_json(tables), nl=False)
     else:
         print_tables(stdout(), tables)
+    if any(table.out_of_time for table in tables):
+        note("no solved plan was found in time for some of these: raise --time-limit")
     if any(table.interrupted for table in tables):
         raise Interrupted("interrupted: these are the rows so far")
     if not any(table.chosen for table in tables):

@@ -33,7 +33,7 @@ def compress(
     name, error = found.worst
     if found.rounded:
         worst = max(found.rounded.values())
-        note(f"{len(found.rounded)} tensors that are kept as bf16 (norms, biases) were rounded to it: {worst:.2%} at worst")
+        note(f"rounded to bf16: {len(found.rounded)} norms and biases, by {worst:.2%} at worst")
     if name:
         mean = sum(found.errors.values()) / len(found.errors)
         typer.echo(f"error of a weight, relative root mean square: {mean:.2%} on average, worst {error:.2%} ({name})")

@@ -33,7 +33,7 @@ def curve(
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the points to this CSV file.")] = None,
     as_json: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Solve for a series of budgets: step time against memory, from the least feasible budget to where everything is kept."""
+    """Solve for a series of budgets: step time against memory, from the least budget found to where everything is kept."""
     from mebp.cli.view.curve import curve_json, points_csv, print_curve  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
 
@@ -63,7 +63,7 @@ def _require_complete(found: "Curve", budget: int) -> None:
         raise Interrupted("interrupted: these are the points so far")
     if found.knobs and found.knobs[0].best_step_ns is None:
         least = show_nbytes(found.knobs[0].least_budget_bytes, up=True)
-        note(f"nothing fits {show_nbytes(budget)}: the least budget found to do is {least}: raise --budget")
+        note(f"nothing fits {show_nbytes(budget)}: the least budget found is {least}: raise --budget")
         raise typer.Exit(InfeasibleBudget.exit_code)
 
 

@@ -55,10 +55,10 @@ def plan(
     require_writable({"-o": output, "--trace": trace})
     if views.with_curve and views.as_json:
         raise InputError("--curve with --json: one document at a time: take `mebp-plan curve --json`")
+    require_row(choose)
     graph = _graph(model, step)
     device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
-    require_row(choose)
     effort = search.effort()
     found = _with_details(pick(solved(graph, device, budget, effort), choose), effort)
     _write(found, output, trace)
@@ -125,7 +125,8 @@ def _with_details(found: "Tradeoff", effort: "Effort") -> "Tradeoff":
     if found.out_of_time or found.interrupted:
         return found
     with working("looking for what would fit"):
-        return replace(found, remedies=interruptible(lambda: remedies(found, effort), effort.stop))
+        helps = interruptible(lambda: remedies(found, effort), effort.stop)
+    return replace(found, remedies=helps, interrupted=effort.stop.asked)
 
 
 def _write(found: "Tradeoff", output: Path | None, trace: Path | None) -> None:

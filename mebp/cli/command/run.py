@@ -46,7 +46,7 @@ class RunFlags(FlagGroup):
         bool, Flag("--check-gradients", help="Compare every adapter gradient with autograd's.", rich_help_panel=RUN)
     ] = False
     enforce: Annotated[
-        bool, Flag("--enforce", help="Let the kernel refuse memory beyond the plan's budget.", rich_help_panel=RUN)
+        bool, Flag("--enforce", help="Stop the run where its memory exceeds the plan's budget.", rich_help_panel=RUN)
     ] = False
     limit: Annotated[
         str | None,
@@ -111,9 +111,10 @@ def run(
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     job = flags.job(search.seed)
     require_row(choose)
-    written = {"the plan": plan_file, "--ids": flags.ids, "-o": outputs.output, "--trace": outputs.trace}
-    require_apart(written, [*model.files(), *target.files(), *folder_files(flags.store)])
-    require_writable({"-o": outputs.output, "--trace": outputs.trace})
+    written = {"-o": outputs.output, "--trace": outputs.trace}
+    read = [path for path in (plan_file, flags.ids) if path is not None]
+    require_apart(written, [*read, *model.files(), *target.files(), *folder_files(flags.store)])
+    require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
     require_inputs(job, config, workload)

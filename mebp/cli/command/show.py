@@ -7,7 +7,7 @@ import typer
 
 from mebp.cli.flag import Flag, spell
 from mebp.cli.screen import note, stdout, working
-from mebp.errors import InputError
+from mebp.errors import InputError, InvalidPlan
 
 if TYPE_CHECKING:
     from mebp.planner.row import Row
@@ -43,4 +43,7 @@ def load_row(path: Path, device_name: str | None) -> "tuple[Row, Device]":
     with working("loading"):
         from mebp.planner.row import row_of  # noqa: PLC0415  (the solver takes half a second to import)
 
-    return row_of(plan, graph, device), device
+    try:
+        return row_of(plan, graph, device), device
+    except InvalidPlan as error:
+        raise InputError(f"{path}: {error}: plan again") from None

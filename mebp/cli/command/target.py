@@ -23,15 +23,17 @@ def target_device(target: TargetFlags, profile: ProfileFlags, config: "ModelConf
 
 
 def this_machine(config: "ModelConfig", workload: "Workload", spill_dir: Path | None = None) -> "Device":
-    """This machine's profile, measured first where a model's shapes are new to it: their times could be off by far."""
+    """This machine's profile, measured first where a model's shapes are new to it: their predicted times could be far off."""
     from mebp.sim.profile import load_device  # noqa: PLC0415
-    from mebp.task.host import measure_host, why_calibrate  # noqa: PLC0415
+    from mebp.task.host import measure_host, measuring_alone, why_calibrate  # noqa: PLC0415
 
     why = why_calibrate(config, workload)
     if why is None:
         return load_device(HOST)
     note(f"{why}: calibrating first (under a minute)")
-    with working("calibrating this machine") as status:
+    with working("calibrating this machine") as status, measuring_alone():
+        if why_calibrate(config, workload) is None:  # another process was the first
+            return load_device(HOST)
         measured = measure_host(config, workload, lambda what: status.update(f"calibrating: {what}"), spill_dir=spill_dir)
     if measured.not_kept:
         note(f"mebp-plan: the profile is not kept: {measured.not_kept}")

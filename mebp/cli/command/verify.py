@@ -24,7 +24,8 @@ def verify(
     from mebp.task.run import require_inputs, require_job  # noqa: PLC0415
 
     require_job(steps, spill_dir)
-    config, workload, effort = model.config(), step.workload(), search.effort()
+    config, workload = model.config(), step.workload()
+    search.effort()  # refused before anything is measured, if it is
     from mebp.cli.view.verify import print_verified, verified_json  # noqa: PLC0415
     from mebp.executor.measure.job import Job  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
@@ -41,7 +42,7 @@ def verify(
         machine = calibrate(config, workload, lambda what: status.update(f"calibrating: {what}"), spill_dir)
     device = override(machine, profile.overrides())
     job = Job(store=folder, steps=steps, spill_dir=spill_dir, seed=search.seed)
-    found = compare(graph, machine, device, job, effort, note)
+    found = compare(graph, machine, device, job, search.effort(), note)
     if as_json:
         typer.echo(verified_json(found), nl=False)
     else:

@@ -41,7 +41,7 @@ def print_curve(console: "Console", graph: Graph, device: Device, budget: int, f
 def _print_points(console: "Console", points: tuple[Point, ...]) -> None:
     """A row per budget: time as a bar, and what 64 MiB more would have bought up to there."""
     table = grid(right=("budget", "peak", "step", "gap", "64 MiB save"))
-    table.add_column("step", no_wrap=True)
+    table.add_column("from 0", no_wrap=True)
     slowest = max((point.prediction.step_ns for point in points), default=1)
     budgets = [point.budget_bytes for point in points]
     priced = [MORE_BYTES, *(min(MORE_BYTES, high - low) for low, high in pairwise(budgets))]

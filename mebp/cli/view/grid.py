@@ -31,21 +31,16 @@ def print_grid(console: "Console", table: "Table", *, keep: tuple[str, ...] = ()
     """
     left_out: list[str] = []
     while _width(console, table) > console.width:
-        names = [str(column.header) for column in table.columns[1:]]
-        order = [*(name for name in drop if name in names), *(name for name in reversed(names) if name not in keep)]
+        names = {number: str(column.header) for number, column in enumerate(table.columns) if number}
+        order = [number for name in drop for number in names if names[number] == name]
+        order += [number for number in reversed(names) if names[number] not in keep]
         if not order:
             break
-        table = _without(table, order[0])
-        left_out.append(order[0])
+        left_out.append(names[order[0]])
+        table = _of_columns(table, [column for number, column in enumerate(table.columns) if number != order[0]])
     console.print(table)
     if left_out:
         console.print(f"left out for want of width: {', '.join(left_out)}", style="dim", markup=False)
-
-
-def _without(table: "Table", name: str) -> "Table":
-    """The same table without the columns called `name`, the first column apart."""
-    columns = [column for number, column in enumerate(table.columns) if number == 0 or str(column.header) != name]
-    return _of_columns(table, columns)
 
 
 def _of_columns(table: "Table", columns: Sequence["Column"]) -> "Table":

@@ -199,7 +199,7 @@ def verdict(found: Tradeoff) -> str:
     sure = min(row.prediction.peak_bytes + row.margin_bytes for row in found.rows if row.plan.exact and row.within_cap)
     sizes = show_range((peak_low(found, row), row.prediction.peak_bytes + row.margin_bytes), show_nbytes)
     return (
-        f"fits: {facts}; tight, since the prediction is {sizes}: --budget {show_nbytes(sure, up=True).replace(' ', '')} is sure to"
+        f"fits: {facts}; tight, since it may take {sizes}: --budget {show_nbytes(sure, up=True).replace(' ', '')} fits for certain"
     )
 
 
@@ -220,7 +220,7 @@ def refusal(found: Tradeoff) -> str:
     if found.out_of_time or found.interrupted:
         unknown = f"no plan for {budget} found in time, nor a proof that there is none"
         return f"{unknown}; {least} is known to suffice: raise --time-limit"
-    text = f"does not fit {budget}: the least budget found to do is {least}"
+    text = f"does not fit {budget}: the least budget found is {least}"
     runtime = int(found.device.runtime.footprint_bytes)
     if runtime >= found.budget_bytes:
         return f"{text}; the runtime alone takes {show_nbytes(runtime)}: raise --budget"

@@ -1,4 +1,4 @@
-"""Limits that the kernel enforces on the process that runs a plan, so that a plan that takes more than it says fails.
+"""Limits on the process that runs a plan, so that a plan that takes more than it says fails.
 
 Two kinds. Data: RLIMIT_DATA, on private writable memory, set by the process itself once torch is imported; it counts what is only
 reserved too, so it has some slack, and the sampler of memory.py ends the process where what is in use goes beyond the budget. All:

@@ -86,6 +86,8 @@ def _begin(job: Job) -> int:
     fix_allocator()
     require_device(job.device)
     _start_threads()
+    gc.collect()
+    trim()  # what imports left is no part of it
     return memory_now()[0]
 
 

@@ -93,7 +93,7 @@ def mezo_update(io: Io) -> None:
 
 
 def take_back(env: Env) -> None:
-    """Undo the perturbation of a step that was not taken."""
+    """Undo the perturbation of a step that was abandoned."""
     if env.displaced:
         most = max(parameter.numel() for adapter in env.adapters.values() for parameter in _parameters(adapter))
         _along_noise(env, env.adapters, -env.displaced, torch.empty(most, device=env.device))

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define NEVER (INT64_C(1) << 61) /* a transfer that costs this is not made */
+
 typedef struct {
     int32_t nodes, slots;           /* slots: runs of a node in addition to its first */
     int32_t free_order;
@@ -118,7 +120,7 @@ static Change set_extra(const Dag *d, State *s, Room *r, int32_t v, int32_t stag
     const int32_t k = v * d->slots + below(r, d->slots);
     const Change old = {k, s->before[k], -1, -1, s->loaded[k]};
     s->before[k] = stage;
-    s->loaded[k] = d->moving != NULL && d->moving[v] < INT64_MAX && draw(r) >> 63;
+    s->loaded[k] = d->moving != NULL && d->moving[v] < NEVER && draw(r) >> 63;
     return old;
 }
 

@@ -1,7 +1,7 @@
 """Simulated annealing over orders with recomputation (as FastSA, 2023, does): add, move and take out extra runs, move nodes.
 
-What an order costs is its own cost and a price on every byte above the budget at every run, so a search may begin with an order
-that does not fit, and first lowers what is too much. Rounds are played by a compiled function (anneal.c).
+The objective adds a penalty per byte above the budget at each run, so a search may start from an order that does
+not fit. Rounds are played by a compiled function (anneal.c).
 """
 
 import ctypes
@@ -18,15 +18,16 @@ import numpy.typing as npt
 from mebp.native import NoLibraryError, load_library
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.order import Flash, Run
-from mebp.planner.effort import Effort, Flag
+from mebp.planner.effort import Effort, StopFlag
 
 SOURCE = resources.files("mebp.planner.dag").joinpath("anneal.c").read_text(encoding="utf-8")
-VISITS_PER_S = 250e6  # nodes and reads played in a second: so the number of rounds does not depend on the clock
-EXTRA = 0.3  # extra runs of a node, about
+VISITS_PER_S = 250e6  # nodes and reads played in a second, about: the number of rounds follows from it
+EXTRA = 0.3  # extra runs per node, estimated
 HOT, COLD = 1.0, 0.01  # temperatures, in costs of a node on average
 EXCESS_COST = 3.0  # the same for as many bytes above the budget as a node has on average
 SEARCHES = 2
-NEVER = 2**62  # a transfer that costs this is not made
+NEVER = 2**61  # a transfer that costs this is not made; twice as much is still a 64-bit number (see anneal.c)
+NO_MEMORY = -2
 
 Array = npt.NDArray[np.int32] | npt.NDArray[np.int64] | npt.NDArray[np.uint8]
 
@@ -55,7 +56,7 @@ def anneal(task: Task, start: Sequence[Run], effort: Effort) -> list[list[Run]]:
     return [runs for runs in found if runs is not None]
 
 
-def _search(task: Task, start: Sequence[Run], wall_s: float, seed: int, flag: Flag) -> list[Run] | None:
+def _search(task: Task, start: Sequence[Run], wall_s: float, seed: int, flag: StopFlag) -> list[Run] | None:
     dag, state, library = task.dag, _State(task.dag, start, task.copies - 1), _library()
     assert library is not None
     cost, size = (max(1.0, total / dag.num_nodes) for total in (dag.total_cost, sum(dag.sizes)))
@@ -79,9 +80,6 @@ def _search(task: Task, start: Sequence[Run], wall_s: float, seed: int, flag: Fl
     if result == NO_MEMORY:
         raise MemoryError("no memory for the search")
     return list(state.runs()) if result >= 0 else None
-
-
-NO_MEMORY = -2
 
 
 class _State:

@@ -5,14 +5,14 @@ farthest from now, and cheapest to bring back.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.order import Flash, Run, measure
 
 FARTHEST = 32  # nodes to recompute for one result; beyond, it is as good as lost
-MOST_RUNS = 3  # a node on average; an order that needs more is thrashing
+MOST_RUNS = 3  # per node, on average; an order that needs more is thrashing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class _NoRoom(Exception):
 def evict(
     dag: Dag, budget: int, order: Sequence[int], weights: EvictionWeights, flash: Flash | None = None, most_runs: int = 0
 ) -> list[Run] | None:
-    """Runs of all nodes whose first runs stand in `order`, within `budget` bytes; None where this rule finds none, or none of
-    `most_runs` (default: a few for each node).
+    """Runs of all nodes whose first runs stand in `order`, within `budget` bytes; None where it finds none with
+    at most `most_runs` runs (0: MOST_RUNS per node).
     """
     machine = _Machine(dag, budget, order, weights, flash)
     machine.most_runs = most_runs or MOST_RUNS * dag.num_nodes
@@ -45,8 +45,10 @@ def evict(
     return machine.runs
 
 
-def drop_needless(dag: Dag, budget: int, runs: list[Run], flash: Flash | None = None) -> list[Run]:
-    """Take out, last first, every second run without which the order still fits."""
+def drop_needless(
+    dag: Dag, budget: int, runs: list[Run], flash: Flash | None = None, *, over: Callable[[], bool] = lambda: False
+) -> list[Run]:
+    """Remove, last first, every extra run without which the order still fits, until the time is `over`."""
     first: set[int] = set()
     extras = []
     for at, run in enumerate(runs):
@@ -54,6 +56,8 @@ def drop_needless(dag: Dag, budget: int, runs: list[Run], flash: Flash | None = 
             extras.append(at)
         first.add(run.node)
     for at in reversed(extras):
+        if over():
+            break
         without = runs[:at] + runs[at + 1 :]
         if measure(dag, without, flash).peak <= budget:
             runs = without

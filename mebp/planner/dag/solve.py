@@ -19,7 +19,7 @@ from mebp.planner.dag.evict import EvictionWeights, drop_needless, evict
 from mebp.planner.dag.graph import Dag
 from mebp.planner.dag.model import Model
 from mebp.planner.dag.order import Flash, Measured, Run, measure
-from mebp.planner.effort import Effort, Progress, Stop
+from mebp.planner.effort import Effort, Progress
 
 EXACT_COPIES, MOST_COPIES = 2, 8
 EXACT_NODES = 200  # in larger graphs the exact model comes last, around the best order
@@ -99,8 +99,10 @@ class _Best:
 
 
 def solve_dag(problem: Problem, effort: Effort) -> Solution:
-    """The cheapest order found in the wall seconds of `effort`: numbers of rounds follow from them, the clock only stops what runs
-    far over; InfeasibleBudget below the largest working set, NoPlanInTime where none was found."""
+    """The cheapest order found in the wall seconds of `effort`.
+
+    InfeasibleBudget below the largest working set, NoPlanInTime where no order was found.
+    """
     clock = _Clock(effort.wall_s)
     dag = problem.dag
     if problem.budget < dag.least_budget:
@@ -110,7 +112,7 @@ def solve_dag(problem: Problem, effort: Effort) -> Solution:
             dag.least_budget,
         )
     best = _Best(problem=problem, progress=effort.progress, bound=dag.total_cost)
-    _start(best, effort.stop, clock)
+    _start(best, effort, clock)
     bound, scope = (_fixed_order if problem.fixed_order else _free_order)(best, effort, clock)
     if best.runs is None and effort.stop.asked:
         raise Interrupted("interrupted before an order was found")
@@ -170,23 +172,32 @@ def _most_runs(runs: Sequence[Run]) -> int:
     return max(Counter(run.node for run in runs).values(), default=0)
 
 
-def _start(best: _Best, stop: Stop, clock: _Clock) -> None:
-    """Play eviction in a few orders; where none fits, without a limit on runs: at worst all is recomputed for each reader."""
+def _start(best: _Best, effort: Effort, clock: _Clock) -> None:
+    """Play eviction in a few orders; where none fits, without a limit on runs: in the worst case everything is recomputed
+    for each reader.
+    """
     problem = best.problem
     orders = [list(range(problem.dag.num_nodes))]
     if not problem.fixed_order:
         orders.append(least_memory_order(problem.dag))
     for order, weights in product(orders, EVICTION_WEIGHTS):
-        best.offer(_played(problem, order, weights))
-        if best.cost == problem.dag.total_cost or stop.asked or clock.spent_s > START_SHARE * clock.wall_s:
+        best.offer(_played(problem, order, weights, effort, clock))
+        if best.cost == problem.dag.total_cost or effort.stop.asked or clock.spent_s > START_SHARE * clock.wall_s:
             break
-    if best.runs is None and problem.copies is None and not stop.asked:
-        best.offer(_played(problem, orders[-1], EVICTION_WEIGHTS[-1], MANY_RUNS))
+    if best.runs is None and problem.copies is None and not effort.stop.asked:
+        best.offer(_played(problem, orders[-1], EVICTION_WEIGHTS[-1], effort, clock, MANY_RUNS))
 
 
-def _played(problem: Problem, order: Sequence[int], weights: EvictionWeights, most_runs: int = 0) -> list[Run] | None:
+def _played(
+    problem: Problem, order: Sequence[int], weights: EvictionWeights, effort: Effort, clock: _Clock, most_runs: int = 0
+) -> list[Run] | None:
     runs = evict(problem.dag, problem.budget, order, weights, problem.flash, most_runs)
-    return None if runs is None else drop_needless(problem.dag, problem.budget, runs, problem.flash)
+    return None if runs is None else _needed(problem, runs, effort, clock)
+
+
+def _needed(problem: Problem, runs: list[Run], effort: Effort, clock: _Clock) -> list[Run]:
+    """The runs without those that are not needed, as far as there is time to look."""
+    return drop_needless(problem.dag, problem.budget, runs, problem.flash, over=lambda: effort.stop.asked or clock.left_s <= 0)
 
 
 def least_memory_order(dag: Dag) -> list[int]:
@@ -219,7 +230,7 @@ def _anneal(best: _Best, effort: Effort, seconds: float, clock: _Clock) -> None:
     start = best.runs or [Run(node=node) for node in range(problem.dag.num_nodes)]
     task = Task(dag=problem.dag, budget=problem.budget, copies=copies, free_order=not problem.fixed_order, flash=problem.flash)
     for runs in anneal(task, start, replace(effort, wall_s=min(seconds, clock.left_s))):
-        best.offer(drop_needless(problem.dag, problem.budget, runs, problem.flash))
+        best.offer(_needed(problem, runs, effort, clock))
 
 
 def _play_and_evict(best: _Best, effort: Effort, clock: _Clock) -> None:
@@ -240,7 +251,7 @@ def _play_and_evict(best: _Best, effort: Effort, clock: _Clock) -> None:
         if found <= cost or (temperature > 0 and draw.random() < exp(min(0.0, (cost - found) / temperature))):
             order, weights, cost = candidate, other, found
             if runs is not None and found <= best.cost + temperature:
-                best.offer(drop_needless(dag, problem.budget, runs, problem.flash))
+                best.offer(_needed(problem, runs, effort, clock))
 
 
 def _cost_of(problem: Problem, runs: list[Run] | None) -> int:

@@ -53,9 +53,9 @@ class Stretch:
         return self.layers[at].weights[role]
 
 
-def stretches(graph: Graph, cost: CostModel, alive: Callable[[], None], *, segmented: bool) -> tuple[Stretch, ...]:
+def stretches(graph: Graph, cost: CostModel, require_time: Callable[[], None], *, segmented: bool) -> tuple[Stretch, ...]:
     """Split a graph into stretches, the last layer one of its own; layers that are alike share a menu wherever they stand. Where
-    `segmented` it offers segments too. `alive` is called now and then, and raises where there is no time to go on.
+    `segmented` it offers segments too. `require_time` is called now and then, and raises where there is no time to go on.
     """
     *below, last = graph.layers
     shapes = {layer.number: layer_shape(graph, cost, layer) for layer in below}
@@ -65,10 +65,10 @@ def stretches(graph: Graph, cost: CostModel, alive: Callable[[], None], *, segme
         source = alike[0]
         shape = shapes[source.number]
         if shape not in menus:
-            options = menu_options(graph, cost, source, alive)
-            options += segments(graph, cost, alike, options, alive) if segmented else []
+            options = menu_options(graph, cost, source, require_time)
+            options += segments(graph, cost, alike, options, require_time) if segmented else []
             menus[shape] = make_menu(len(menus), source, options, layer_candidates(graph, cost, source))
-    options = menu_options(graph, cost, last, alive, last=True)
+    options = menu_options(graph, cost, last, require_time, last=True)
     at_the_head = make_menu(len(menus), last, options, layer_candidates(graph, cost, last))
     found = [Stretch(layers=alike, menu=menus[shapes[alike[0].number]]) for alike in groups]
     return (*found, Stretch(layers=(last,), menu=at_the_head))

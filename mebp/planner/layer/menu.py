@@ -14,7 +14,7 @@ from ortools.sat.python import cp_model
 from mebp.models.graph import Graph, Layer
 from mebp.models.op import Op
 from mebp.models.tensor import TensorId, align
-from mebp.planner.effort import always
+from mebp.planner.effort import no_limit
 from mebp.planner.layer.option import Option, input_ops, make_option, recomputed_ops, undominated
 from mebp.planner.recipe.recipe import Saving
 from mebp.sim.cost import CostModel
@@ -30,14 +30,14 @@ def layer_shape(graph: Graph, cost: CostModel, layer: Layer) -> tuple[object, ..
 
 
 def menu_options(
-    graph: Graph, cost: CostModel, layer: Layer, alive: Callable[[], None] = always, *, last: bool = False
+    graph: Graph, cost: CostModel, layer: Layer, require_time: Callable[[], None] = no_limit, *, last: bool = False
 ) -> list[Option]:
     """Every undominated option of `layer`; the `last` one has no layer above it during whose backward its first load could run."""
     lead_ns = _lead_ns(graph, cost) if last else None
     backward_weights = {weight for op in layer.backward for weight in op.weights}
     found: list[Option] = []
     for saved in saved_sets(graph, cost, layer):
-        alive()
+        require_time()
         for saving in _savings(saved, layer):
             recomputed = {weight for op in recomputed_ops(graph, layer, saving) for weight in op.weights}
             shareable = (recomputed & backward_weights) - cost.ahead

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from mebp.models.graph import Graph, Layer
 from mebp.models.tensor import TensorId
-from mebp.planner.effort import always
+from mebp.planner.effort import no_limit
 from mebp.planner.layer.option import Option, make_option, relabel, undominated
 from mebp.planner.recipe.recipe import Saving
 from mebp.sim.cost import CostModel
@@ -21,13 +21,13 @@ BASES = 10  # options of a single layer that segments are made of
 
 
 def segments(
-    graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Sequence[Option], alive: Callable[[], None] = always
+    graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Sequence[Option], require_time: Callable[[], None] = no_limit
 ) -> list[Option]:
     """Undominated segments of `alike` layers, written for the first of them; none where there are fewer than two."""
     bases = _bases(alike[0], options)
     found: list[Option] = []
     for length in (length for length in LENGTHS if length <= len(alike)):
-        alive()
+        require_time()
         unit = joined(alike[:length])
         savings = [saving for base in bases for saving in _savings(base, alike[:length])]
         found += undominated(

@@ -105,13 +105,13 @@ static int fits(Search *s, const int32_t *open, int32_t count, int64_t last, int
 
 static Failure *failure_of(const Search *s, const int32_t *open, int32_t count, uint64_t *key) {
     *key = 1;
-    for (int32_t i = 0; i < count; i++) *key ^= mixed(((uint64_t)open[i] << 44) ^ (uint64_t)s->low[open[i]]);
+    for (int32_t i = 0; i < count; i++) *key ^= mixed(mixed((uint64_t)open[i] + 1) ^ (uint64_t)s->low[open[i]]);
     return &s->failures[*key % TABLE];
 }
 
 static int place(Search *s, const int32_t *open, int32_t count, int64_t last, int32_t rank);
 
-/* Place what no buffer joins in time apart; `open` is sorted by start. */
+/* Place groups that share no moment independently; `open` is sorted by start. */
 static int place_parts(Search *s, const int32_t *open, int32_t count, int64_t last, int32_t rank) {
     int32_t begin = 0, end = 0;
     for (int32_t i = 0; i < count; i++) {
@@ -209,7 +209,10 @@ static int prepare(Search *s, int32_t horizon) {
     int64_t met = 0, lived = 0;
     int32_t *which = malloc(sizeof(int32_t) * ((size_t)horizon + 1)), born = 0;
     char *births = calloc((size_t)horizon + 1, 1), *deaths = calloc((size_t)horizon + 1, 1);
-    if (!which || !births || !deaths) return 0;
+    if (!which || !births || !deaths) {
+        free(which), free(births), free(deaths);
+        return 0;
+    }
     for (int32_t a = 0; a < n; a++) births[s->start[a]] = deaths[s->end[a]] = 1;
     for (int32_t moment = 0; moment < horizon; moment++) {
         born |= births[moment];

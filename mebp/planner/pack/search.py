@@ -1,4 +1,4 @@
-"""Give buffers addresses within a capacity: a backtracking search made for it, where first fit falls short.
+"""Give buffers addresses within a capacity: a dedicated backtracking search, used where first fit fails.
 
 After MiniMalloc (Moffitt, 2023). Only stable packings are looked at, in which no buffer could move down: they are built from the
 bottom up, each buffer on top of what is placed below it, in the order of addresses (and of ranks where those are equal). A branch
@@ -6,11 +6,11 @@ ends where
 
     a moment's buffers cannot all fit above where each may still lie,
     a buffer would leave room below it for another one, or one that was passed over is never covered,
-    a buffer above which nothing can lie was placed and the others failed all the same,
+    the buffer tried has nothing above it and the rest failed anyway,
     the same buffers failed before from the same heights.
 
-Parts that no buffer joins in time are placed independently. The search starts again after some nodes (in the Luby sequence), those
-buffers first that were most often in the way.
+Groups of buffers that share no moment are placed independently. The search starts again after some nodes (in the Luby sequence),
+those buffers first that were most often in the way.
 """
 
 import ctypes
@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from mebp.errors import InfeasibleBudget
 from mebp.native import NoLibraryError, load_library
-from mebp.planner.effort import Effort, Flag
+from mebp.planner.effort import Effort, StopFlag
 from mebp.planner.pack.heuristic import Buffer, live_peak
 
 SOURCE = resources.files("mebp.planner.pack").joinpath("search.c").read_text(encoding="utf-8")
 NONE, FOUND, NO_MEMORY = 0, 1, -2
-NODES = 20_000  # of the shortest restart
+FIRST_RESTART_NODES = 20_000  # of the shortest restart
 DECAY = 0.9  # of blame from one restart to the next
 NOISES = (0.0, 0.3)  # of the ranks, one search for each
 MOST_BUFFERS = 5_000  # the search compares all pairs
@@ -41,7 +41,8 @@ Floats = npt.NDArray[np.float64]
 def search_offsets(buffers: Sequence[Buffer], capacity: int, effort: Effort) -> tuple[int, ...] | None:
     """Offsets within `capacity`, in the buffers' order; None where none were found in time or nothing can be compiled here.
 
-    InfeasibleBudget where no packing exists.
+    InfeasibleBudget where no packing exists. Two threads search in different orders, and which of them is the first, so
+    which packing is returned, may differ from run to run.
     """
     if _library() is None or len(buffers) > MOST_BUFFERS:
         return None
@@ -82,14 +83,14 @@ class _Instance:
             (late, area, fullest),
         )
 
-    def restarts(self, flag: Flag, draw: np.random.Generator, noise: float) -> tuple[int, ...] | None:
+    def restarts(self, flag: StopFlag, draw: np.random.Generator, noise: float) -> tuple[int, ...] | None:
         """Search until offsets are found or the flag is up: first in each order, then with what was in the way before others."""
         blamed: Floats = np.zeros(len(self.buffers))
         for number, length in enumerate(_luby()):
             keys = self.orders[number % len(self.orders)]
             if number >= len(self.orders):
                 keys = (blamed * np.exp(draw.normal(0.0, noise, len(blamed))), *keys)
-            result, offsets, blame = self._restart(keys, NODES * length, flag)
+            result, offsets, blame = self._restart(keys, FIRST_RESTART_NODES * length, flag)
             if result == FOUND:
                 return tuple(offsets.tolist())
             if result == NONE:
@@ -101,7 +102,9 @@ class _Instance:
             blamed = DECAY * blamed + blame / max(1, blame.max())
         raise AssertionError("restarts have no end of their own")
 
-    def _restart(self, keys: Sequence[Floats], nodes: int, flag: Flag) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _restart(
+        self, keys: Sequence[Floats], nodes: int, flag: StopFlag
+    ) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """One restart with the largest `keys` first."""
         rank = np.empty(len(self.buffers), dtype=np.int32)
         rank[np.lexsort(tuple(-key for key in reversed(keys)))] = np.arange(len(rank), dtype=np.int32)

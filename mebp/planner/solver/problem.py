@@ -7,7 +7,7 @@ from mebp.errors import InputError
 from mebp.models.graph import Graph
 from mebp.models.tensor import WeightId, align
 from mebp.models.tile import stream_rows
-from mebp.planner.effort import Effort, always
+from mebp.planner.effort import Effort, no_limit
 from mebp.planner.layer.chain import Candidate, Stretch, head_candidate, stretches
 from mebp.planner.recipe.lower import live_profile
 from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking, head_tile, whole_blocks
@@ -104,11 +104,11 @@ class Problem:
 
 def pose(graph: Graph, device: Device, effort: Effort | None = None) -> Problem:
     """Work out the menus: one exact model per distinct layer. NoPlanInTime where the time of `effort` is over before."""
-    alive = effort.require_time if effort else always
-    problem = _pose(graph, CostModel(graph, device), alive)
+    require_time = effort.require_time if effort else no_limit
+    problem = _pose(graph, CostModel(graph, device), require_time)
     if not device.unpacks_concurrently:
         return problem
-    ahead = (_pose(graph, CostModel(graph, device, weights), alive) for weights in _ahead_sets(graph, problem.cost))
+    ahead = (_pose(graph, CostModel(graph, device, weights), require_time) for weights in _ahead_sets(graph, problem.cost))
     return replace(problem, ahead=tuple(ahead))
 
 
@@ -121,7 +121,7 @@ def _ahead_sets(graph: Graph, cost: CostModel) -> Iterator[frozenset[WeightId]]:
         yield frozenset(weight.id for weight in weights if weight.count <= most)
 
 
-def _pose(graph: Graph, cost: CostModel, alive: Callable[[], None]) -> Problem:
+def _pose(graph: Graph, cost: CostModel, require_time: Callable[[], None]) -> Problem:
     device, head = cost.device, graph.head
     times = {op.id: cost.op_ns(op, streamed=bool(op.weights)) for op in graph.ops if op is not head}
     heads = head_options(graph, cost)
@@ -135,7 +135,7 @@ def _pose(graph: Graph, cost: CostModel, alive: Callable[[], None]) -> Problem:
         graph=graph,
         device=device,
         cost=cost,
-        stretches=stretches(graph, cost, alive, segmented=not _flash_takes_every_input(graph, device, cost, forward_ns)),
+        stretches=stretches(graph, cost, require_time, segmented=not _flash_takes_every_input(graph, device, cost, forward_ns)),
         heads=heads,
         head_weight=head_candidate(graph, cost),
         base_ns=sum(times.values()),

@@ -94,14 +94,20 @@ def least_plan(problem: Problem, budget_bytes: int, effort: Effort) -> Plan:
     found: list[_Least] = []
     for number, writes in enumerate(LEAST_SEARCHES):
         slow = number == len(LEAST_SEARCHES) - 1 and time.monotonic() - begin > QUICK * effort.wall_s
-        if found and (effort.over or slow or not problem.cap_bytes):
+        if number and (not problem.cap_bytes or (found and (effort.over or slow))):
             break
         share = effort.of(Phase.LEAST)
-        least = _least(problem, writes * problem.cap_bytes, found[-1] if found else None, replace(share, seed=share.seed + number))
+        least = _least(
+            problem,
+            writes * problem.cap_bytes,
+            min(found, key=lambda one: one.room) if found else None,
+            replace(share, seed=share.seed + number),
+        )
         found += [least] if least is not None else []
     if not found:
         raise NoPlanInTime("the solver found no plan in time: raise `time_limit`")
-    best = _smallest_written(problem, found[-1].recipe, budget_bytes)
+    smallest_room = min(found, key=lambda one: one.room)
+    best = _smallest_written(problem, smallest_room.recipe, budget_bytes)
     if len(found) > 1 and found[0].room < best.arena_bytes:  # written out, the plan without writes may be the smaller one
         best = min(best, _smallest_written(problem, found[0].recipe, budget_bytes), key=lambda plan: plan.arena_bytes)
     for _ in range(DESCENTS):  # the model counts some workspace twice: what it calls too small may still be written smaller

@@ -25,7 +25,7 @@ LONGEST_STEP_S = 600.0  # of the models and lengths that anybody measured on a p
 class Case:
     """The regressors of one measurement.
 
-    `work` are FLOPs of forward, backward and head, `base` seconds per FLOP of each on the profile as it was (and its footprint),
+    `work` are FLOPs of forward, backward and head, `base` seconds per FLOP of each on the profile before the fit,
     `small_s` the seconds of everything else; a peak is the fuller of two `moments` (see sim/published.py).
     """
 

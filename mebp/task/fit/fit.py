@@ -25,7 +25,7 @@ PULL = 0.3  # what the base profile says against one measurement: errors of 7% a
 GENTLE_PULL = 1e-3  # the same where measurements leave only some directions open
 TIMES = ("forward", "backward", "head")
 PEAKS = ("footprint", "logits", "heads", "scores")
-ADAPTER_BYTES = (4.0, 2.0)  # of an adapter's value, as runtimes hold it
+ADAPTER_BYTES = (4.0, 2.0)  # of an adapter's value: fp32 or 16 bits
 LENGTHS_APART = 2  # times: nearer ones do not tell what goes with the square of the length
 CONTRADICTION = 0.25  # relative difference of two measurements of the same thing that is no noise
 
@@ -122,7 +122,7 @@ def leave_one_out(cases: Sequence[Case]) -> Fit:
     for model in dict.fromkeys(case.measured.model for case in cases):
         left_out = [number for number, case in enumerate(cases) if case.measured.model == model]
         rest = fit([case for case in cases if case.measured.model != model])
-        needed += [model] if set(rest.warnings) - set(whole.warnings) and not whole.warnings else []
+        needed += [model] if rest.warnings and not whole.warnings else []
         apart = predict(rest.constants, [cases[number] for number in left_out])
         found |= dict(zip(left_out, zip(apart.peak_bytes, apart.step_s, strict=True), strict=True))
     peaks, seconds = zip(*(found[number] for number in range(len(cases))), strict=True)

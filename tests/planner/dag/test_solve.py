@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
-from mebp.planner.dag.anneal import Task, anneal
-from mebp.planner.dag.evict import EvictionWeights, evict
+from mebp.planner.dag.anneal import NEVER, Task, anneal, can_anneal
+from mebp.planner.dag.evict import EvictionWeights, drop_needless, evict
 from mebp.planner.dag.graph import Dag, read_dag
 from mebp.planner.dag.order import Flash, Run, measure
 from mebp.planner.dag.solve import Problem, least_memory_order, moved, solve_dag
@@ -128,6 +128,9 @@ def test_eviction_keeps_within_any_budget_that_it_accepts() -> None:
         assert measure(dag, runs).peak <= peak * part
 
 
+needs_compiler = pytest.mark.skipif(not can_anneal(), reason="no C compiler")
+
+
 def layered(num_forward: int, width: int, seed: int) -> Dag:
     """A wide layered forward, each node reading up to three of the layer before, and its backward in reverse."""
     draw = random.Random(seed)
@@ -145,6 +148,7 @@ def layered(num_forward: int, width: int, seed: int) -> Dag:
     return Dag(ids=tuple(map(str, range(last + 1))), costs=tuple(costs), sizes=tuple(sizes), inputs=(*forward, *backward))
 
 
+@needs_compiler
 @pytest.mark.parametrize(("part", "over"), [(0.9, 0.02), (0.8, 0.04)])
 def test_a_wide_layered_graph_in_its_order_with_two_runs_a_node_gets_a_good_order(part: float, over: float) -> None:
     dag = layered(125, 15, 0)
@@ -156,7 +160,9 @@ def test_a_wide_layered_graph_in_its_order_with_two_runs_a_node_gets_a_good_orde
     assert list(dict.fromkeys(run.node for run in found.runs)) == list(range(dag.num_nodes))
 
 
-def test_annealing_goes_from_an_order_that_does_not_fit_to_one_that_does() -> None:
+@needs_compiler
+def test_annealing_goes_from_an_order_that_does_not_fit_to_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mebp.planner.dag.anneal.VISITS_PER_S", 25e6)  # a tenth: the clock ends no search
     dag = layered(60, 10, 1)
     start = [Run(node=v) for v in range(dag.num_nodes)]
     budget = int(0.85 * measure(dag, start).peak)
@@ -171,7 +177,7 @@ def test_annealing_goes_from_an_order_that_does_not_fit_to_one_that_does() -> No
                 assert max(Counter(run.node for run in runs).values()) <= 2
 
 
-def test_what_recomputing_everything_fits_is_found() -> None:
+def test_a_budget_that_only_full_recomputation_meets_is_met() -> None:
     """A chain and its backward, twelve results of ten bytes, each read again: in thirty bytes all is recomputed from scratch."""
     n = 12
     forward = [(v - 1,) if v else () for v in range(n)]
@@ -190,6 +196,33 @@ def test_a_chain_of_thousands_is_recomputed_without_recursion() -> None:
     runs = evict(dag, 3, list(range(n)), EvictionWeights(), most_runs=100_000)
     assert runs is not None
     assert measure(dag, runs).peak <= 3
+
+
+def test_nothing_more_is_taken_out_when_the_time_is_over() -> None:
+    """A budget that only full recomputation meets makes thousands of runs, and looking at each takes time of its own."""
+    dag = training(40, 3)
+    runs = [Run(node=v) for v in range(dag.num_nodes) for _ in range(2)]
+    asked: list[None] = []
+
+    def over() -> bool:
+        asked.append(None)
+        return len(asked) > 3
+
+    peak = measure(dag, runs).peak
+    assert len(drop_needless(dag, peak, runs, over=over)) == len(runs) - 3
+
+
+@needs_compiler
+def test_a_transfer_that_costs_more_than_any_order_is_not_made() -> None:
+    dag = layered(60, 10, 1)
+    start = [Run(node=v) for v in range(dag.num_nodes)]
+    budget = int(0.85 * measure(dag, start).peak)
+    flash = Flash(bytes_per_cost=1e-18)
+    assert flash.cost(max(dag.sizes)) > NEVER
+    task = Task(dag=dag, budget=budget, copies=2, free_order=False, flash=flash)
+    for runs in anneal(task, start, allowed(0.5)):
+        assert measure(dag, runs, flash).peak <= budget
+        assert not any(run.loaded for run in runs)
 
 
 @pytest.mark.slow
