@@ -59,7 +59,7 @@ def test_what_does_not_fit_names_remedies(tiny: str, capsys: pytest.CaptureFixtu
 
 
 def test_a_curve(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "curve", "--model", tiny, "--points", "2", *QUICK)
+    found = document(capsys, "curve", "--model", tiny, "--points", "2", *QUICK, "--time-limit", "60")
     assert list(found) == ["schema_version", "budget_bytes", "points", "knobs"]
     point = ["budget_bytes", "peak_bytes", "step_time_us", "bound_us", "recompute_time_us", "flash_written_bytes"]
     assert all(list(one) == point for one in found["points"])

@@ -6,7 +6,7 @@ from mebp.cli.main import main
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 320}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-QUICK = ["--seq-len", "16", "--weights", "int4-g32", "--time-limit", "5"]
+QUICK = ["--seq-len", "16", "--weights", "int4-g32", "--time-limit", "10"]
 
 
 def command(*arguments: str) -> int:
