@@ -52,3 +52,20 @@ def test_processes_are_told_from_numbers(dead: int) -> None:
     assert is_alive(os.getpid())
     assert is_alive(1)
     assert not is_alive(dead)
+
+
+def test_what_may_not_be_removed_stops_no_sweep(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that several users share."""
+    one, other = (tmp_path / part_name(name).replace(str(os.getpid()), str(dead)) for name in ("a", "b"))
+    for path in (one, other):
+        path.write_text("x")
+    unlink = Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path == one:
+            raise PermissionError
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [one]

@@ -1,10 +1,14 @@
 """compress, verify and the limits of run, as a person meets them."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mebp.errors import InputError
+from mebp.sim.device import Device
 from mebp.sim.profile import dump_device, load_device
 from tests.cli.typed import QUICK, command, refused
 from tests.executor.families import hf_config
@@ -88,3 +92,23 @@ def test_a_limit_below_the_plan_s_own_memory_is_refused_before_it_runs(
     assert "--limit 1.00 MB is below what the process takes by itself" in capsys.readouterr().err.splitlines()[-1]
     assert "no such folder" in refused(capsys, "run", "--model", tiny, "--spill-dir", str(tmp_path / "none"), *QUICK)
     assert "must be one of cpu, cuda, mps" in refused(capsys, "run", "--model", tiny, "--torch-device", "xyz", *QUICK)
+
+
+def test_the_time_to_search_begins_when_the_machine_is_measured(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calibrating takes longer than the limit here; the plans are searched for all the same."""
+    seen: list[float] = []
+
+    def slow(*_: object) -> Device:
+        time.sleep(1.1)
+        return load_device("laptop16")
+
+    def compare(*given: Any) -> None:
+        seen.append(given[4].left_s)
+        raise InputError("as far as this goes")
+
+    monkeypatch.setattr("mebp.task.calibrate.calibrate", slow)
+    monkeypatch.setattr("mebp.task.verify.verify", compare)
+    assert command("verify", "--model", tiny, *QUICK, "--time-limit", "1") == 2
+    assert seen[0] > 0

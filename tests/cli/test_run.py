@@ -201,3 +201,25 @@ def test_a_store_is_written_to_a_new_folder_only(tiny: str, tmp_path: Path, caps
     (tmp_path / "full" / "mine.txt").write_text("mine")
     assert "is not empty: name a new folder" in refused(capsys, "synthesize", "--model", tiny, "-o", str(tmp_path / "full"))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_what_a_plan_says_of_itself_is_refused_under_the_name_of_its_file(
+    plan_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.loads(Path(plan_file).read_text())
+    changed = (("lora", {**whole["workload"]["lora"], "alpha": 0.0}), ("clip_norm", -1.0), ("evaluations", 0))
+    for key, value in changed:
+        (tmp_path / "h.json").write_text(json.dumps(whole | {"workload": whole["workload"] | {key: value}}))
+        line = refused(capsys, "show", str(tmp_path / "h.json"))
+        assert "h.json: " in line
+        assert line.endswith("plan again")
+        assert "--" not in line
+
+
+def test_a_store_that_is_the_plan_or_nothing_is_called_that(
+    plan_file: str, host: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store in ("", plan_file):
+        assert "no store at" in refused(capsys, "run", plan_file, "--store", store)
+    assert "name another file" in refused(capsys, "run", plan_file, "-o", plan_file)

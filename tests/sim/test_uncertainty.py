@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from mebp.errors import ProfileError
 from mebp.models.build import build_graph
+from mebp.models.catalogue import load_model
+from mebp.models.format import weight_format
 from mebp.models.graph import Graph
+from mebp.models.workload import Lora, Workload
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.row import row_of
 from mebp.planner.tradeoff import Tradeoff
@@ -91,3 +94,15 @@ def test_a_range_that_is_none_is_refused(given_range: str, says: str, device: De
     text = dump_device(replace(device, sources={**device.sources, "runtime.footprint_bytes": source}))
     with pytest.raises(ProfileError, match=says):
         parse_device(text.replace("[1000000, 90000000]", given_range), "text")
+
+
+@pytest.mark.parametrize("name", ["mebp", "mezo"])
+def test_the_range_of_a_published_implementation_holds_its_peak(name: str) -> None:
+    """Its footprint is what was measured of it, and so is the range: 4b takes 1.02 GB on the phone that the paper used."""
+    device = load_device("iphone15promax")
+    workload = Workload(lora=Lora(), weights=weight_format("int4-g64"))
+    graph = STRATEGIES[name].graph(build_graph(load_model("4b"), workload))
+    plan = STRATEGIES[name].plan(graph, device, 0)
+    found = uncertainty(plan, graph, device)
+    assert found.peak_bytes[0] < simulate(plan, graph, device).peak_bytes < found.peak_bytes[1]
+    assert "runtime.kept_heads" in {effect.key for effect in found.effects if effect.peak_bytes[0] != effect.peak_bytes[1]}

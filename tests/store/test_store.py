@@ -189,3 +189,17 @@ def test_the_slower_of_two_writers_is_told(tmp_path: Path) -> None:
 def test_a_store_needs_a_name(name: str) -> None:
     with pytest.raises(StoreError, match="no name for a store"):
         synthesize(Path(name), small_config(), FMT)
+
+
+@pytest.mark.parametrize("header", [b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000], ids=["a long number", "deep nesting"])
+def test_a_header_that_no_reader_can_take_is_refused(header: bytes, store: Store) -> None:
+    (store.folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(StoreError, match="is not a safetensors file"):
+        open_store(store.folder)
+
+
+def test_a_store_in_a_format_that_nobody_knows_is_refused(store: Store) -> None:
+    file = store.folder / WEIGHTS_FILE
+    file.write_bytes(file.read_bytes().replace(b'"format": "int', b'"format": "nin', 1))
+    with pytest.raises(StoreError, match="write the store again"):
+        open_store(store.folder)
