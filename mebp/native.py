@@ -25,7 +25,7 @@ WHOLE = b"whole, says mebp"  # the end of a library's file: one that was cut off
 
 
 class NoLibraryError(Exception):
-    """No library could be built or loaded; the message says why, in a few words."""
+    """No library could be built or loaded; the message says why, in a few words. No MebpError: every caller has another way."""
 
 
 def load_library(name: str, source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:

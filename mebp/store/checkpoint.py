@@ -268,7 +268,7 @@ def _ignored(name: str) -> bool:
 
 
 def _head_name(files: Mapping[str, str], prefix: str) -> str:
-    """The head's name: beside the decoder, whose names begin with `prefix`, or at the top."""
+    """The head's name: next to the decoder, whose names begin with `prefix`, or at the top."""
     return next((name for name in (f"{prefix.removesuffix('model.')}{HEAD}", f"{COMPILED}{HEAD}") if name in files), HEAD)
 
 

@@ -78,7 +78,7 @@ def require_new(folder: Path) -> None:
 
 
 def _known(config: ModelConfig, fmt: WeightFormat) -> dict[str, str]:
-    """What the header says beside what a writer adds to it."""
+    """What the header says before a writer's own facts."""
     return {"mebp_store": STORE_VERSION, "format": fmt.name, MATHEMATICS: config.mathematics}
 
 
