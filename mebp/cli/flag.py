@@ -149,6 +149,9 @@ class ProfileFlags(FlagGroup):
         Flag("--set", help="Override a profile entry: --set runtime.unpack_rate=2e9. Repeatable.", rich_help_panel=TARGET),
     ] = None
 
+    def __post_init__(self) -> None:
+        self.overrides()  # what cannot be read is refused before anything is measured
+
     def overrides(self) -> tuple[str, ...]:
         """--set as it is, and --max-flash-write as an entry of the profile."""
         if self.max_flash_write is None:
@@ -177,6 +180,10 @@ class TargetFlags(FlagGroup):
             raise InputError("--device is empty: take a name that `mebp-plan devices` lists, or a .toml file")
         return override(load_device(self.device or default), profile.overrides())
 
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            parse_nbytes(self.budget, "--budget")  # refused before anything is measured
+
     def budget_on(self, device: "Device", say: Callable[[str], None]) -> int:
         """The budget named, or the device's own; never more than the device gives an app, which is said."""
         if self.budget is None:
@@ -200,6 +207,9 @@ class SearchFlags(FlagGroup):
         Flag("--time-limit", help="Seconds to plan in, measuring not counted. Default: 30 (a curve: 120).", rich_help_panel=SEARCH),
     ] = None
     seed: Annotated[int, Flag("--seed", help="Seed of the search, and of random tokens.", rich_help_panel=SEARCH)] = 0
+
+    def __post_init__(self) -> None:
+        require_search(TIME_LIMIT if self.time_limit is None else self.time_limit, self.seed)
 
     def effort(self, progress: "Progress | None" = None, default: float = TIME_LIMIT) -> "Effort":
         """What the flags allow a command that begins to search now; `default` seconds where no limit was given."""

@@ -105,7 +105,7 @@ def test_app_limits_above_memory_are_refused(tiny: str, capsys: pytest.CaptureFi
 
 def test_a_plan_whose_bound_was_tampered_with_is_refused(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
-    assert command("--model", tiny, "-o", str(path), "--plan", "solved", *QUICK) == 0
+    assert command("--model", tiny, "-o", str(path), "--plan", "solved", *QUICK, "--time-limit", "60") == 0
     plan = json.loads(path.read_text())
     plan["solver"]["bound_ns"] = 10**15
     path.write_text(json.dumps(plan))
@@ -118,3 +118,14 @@ def test_a_budget_below_the_runtime_offers_nothing(tiny: str, capsys: pytest.Cap
     out = " ".join(capsys.readouterr().out.split())
     assert "no setting that was tried fits 10.0 kB" in out
     assert "the runtime alone takes 63.6 MB: raise --budget" in out
+
+
+@pytest.mark.usefixtures("never")
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--budget", "10XB"), ("--max-flash-write", "much"), ("--time-limit", "0"), ("--seed", "-1")]
+)
+def test_a_flag_that_cannot_be_read_costs_no_calibration(
+    flag: str, value: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start in (("run", "--model", tiny), ("--model", tiny, "-d", "host"), ("curve", "--model", tiny, "-d", "host")):
+        assert flag in refused(capsys, *start, *QUICK, flag, value)

@@ -10,7 +10,7 @@ import typer
 from mebp.cli.command.target import target_device
 from mebp.cli.flag import OUTPUT, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
-from mebp.errors import InputError, Interrupted
+from mebp.errors import InputError, Interrupted, NoPlanInTime
 from mebp.text import require_writable, shortened, write_file
 from mebp.unit import show_ns
 
@@ -111,6 +111,8 @@ def pick(found: "Tradeoff", name: str | None) -> "Tradeoff":
     try:
         return found.pick(name.removesuffix("*"))  # the table marks what is not exact
     except KeyError:
+        if found.out_of_time:
+            raise NoPlanInTime(f"no {name} plan was found in time: raise `time_limit`") from None
         raise InputError(f"--plan = {name!r}: no such row: take one of {', '.join(r.name for r in found.rows)}") from None
 
 

@@ -25,7 +25,6 @@ def verify(
 
     require_job(steps, spill_dir)
     config, workload = model.config(), step.workload()
-    search.effort()  # refused before anything is measured, if it is
     from mebp.cli.view.verify import print_verified, verified_json  # noqa: PLC0415
     from mebp.executor.measure.job import Job  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
