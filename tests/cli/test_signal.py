@@ -14,6 +14,7 @@ ENDED = """
 import os, signal, sys
 from mebp.cli.main import main
 from mebp.store import writer
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 pieces, seen = writer._write_pieces, []
 def write(*given):
     seen.append(None)

@@ -87,7 +87,7 @@ def test_validate_needs_something_to_compare_with(capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_numbers_are_ranked_by_what_their_ranges_change(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("--model", "0.5b", "--time-limit", "0.5", "--sensitivity") == 0
+    assert command("--model", "0.5b", "--budget", "100MB", "--time-limit", "20", "--sensitivity") == 0
     out = capsys.readouterr().out
     assert out.index("head_fraction") < out.index("launch_seconds")
     assert max(map(len, out.splitlines())) <= 80

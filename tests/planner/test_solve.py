@@ -156,7 +156,7 @@ def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
     graph = build_graph(catalogue_model(name), workload)
     found = tradeoff(graph, device, budget, Effort(deterministic_s=0.05))
     if found.chosen is None:
-        with pytest.raises(InfeasibleBudget, match="least feasible budget") as caught:
+        with pytest.raises(InfeasibleBudget, match="least budget found") as caught:
             require_fit(found)
         assert caught.value.least_bytes > budget
     else:
