@@ -57,9 +57,7 @@ def _times_reference(
     doubtful gradients, root mean square. One gradient's rounding may be several times another's; one that is wrong outweighs them.
     """
     _, exact = reference_gradients(graph, store, adapters, ids, torch.float64)
-    own, theirs = (
-        sum(_relative_error(found[name].double(), exact[name]) ** 2 for name in doubtful) for found in (ours, expected)
-    )
+    own, theirs = (sum(_relative_error(found[name].double(), exact[name]) ** 2 for name in doubtful) for found in (ours, expected))
     return sqrt(own / max(theirs, torch.finfo(torch.float32).tiny))
 
 
