@@ -44,6 +44,12 @@ def require_whole(what: str, value: object, low: int, high: int, why: str = "") 
         raise InputError(f"{what} = {shortened(str(value))}: must be between {low} and {high}{why}")
 
 
+def require_kind(what: str, value: object, *kinds: type, remedy: str) -> None:
+    """Refuse a value of another type than `kinds`: InputError naming `what`, the value and the `remedy`."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{what} = {shortened(repr(value))}: must be a {kinds[0].__name__}: {remedy}")
+
+
 def require_budget(budget_bytes: object) -> None:
     """Refuse what is no number of bytes that a plan may be made for."""
     require_whole("`budget`", budget_bytes, 0, MAX_BYTES)

@@ -13,10 +13,13 @@ from mebp.models.op import Op
 from mebp.models.step import adapter_shapes
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 from mebp.models.workload import Workload, require_workload
+from mebp.unit import require_kind
 
 
 def build_graph(config: ModelConfig, workload: Workload) -> Graph:
     """Build one step of `workload` on `config`; raises InputError where the two do not fit."""
+    require_kind("`config`", config, ModelConfig, remedy="load_model makes one")
+    require_kind("`workload`", workload, Workload, remedy="Workload(lora=Lora(), weights=weight_format(...)) makes one")
     require_workload(config, workload)
     step = _Builder(config, workload)
     if workload.method == "mezo":

@@ -13,6 +13,7 @@ from typing import Any
 from mebp.errors import ModelError
 from mebp.models.config import ModelConfig
 from mebp.models.huggingface import config_from_dict, read_model
+from mebp.unit import require_kind
 
 ALIASES = {
     "0.5b": "qwen2.5-0.5b",
@@ -107,6 +108,7 @@ def load_model(spec: str) -> ModelConfig:
     """Find the model that `spec` names: an alias, a catalogue name, the Hugging Face id of a catalogue model, or a config.json or
     folder in Hugging Face form.
     """
+    require_kind("`model`", spec, str, remedy="name a model, or the path of a config.json")
     if not spec.strip():
         raise ModelError("`model` is empty: take a name that `mebp-plan models` lists, or a folder with config.json")
     name = ALIASES.get(spec.lower(), spec.lower())

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from mebp.errors import InputError
 from mebp.models.config import LINEARS, LinearName, ModelConfig
 from mebp.models.format import WeightFormat
-from mebp.unit import require_whole
+from mebp.unit import require_kind, require_whole
 
 Precision = Literal["bf16", "fp32"]
 Optimizer = Literal["sgd", "adamw"]
@@ -88,6 +88,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     require_whole("`seq_len`", workload.seq_len, 2, MAX_TOKENS)
     require_whole("`batch_size`", workload.batch_size, 1, 4096)
     require_whole("tokens (`seq_len` x `batch_size`)", workload.tokens, 2, MAX_TOKENS)
+    require_kind("`targets`", workload.lora.targets, tuple, list, remedy="name linears, such as ('q', 'v')")
     if not workload.lora.targets:
         raise InputError("`targets` is empty: take all-linear or some of " + ",".join(LINEARS))
     widest = min(min(config.linear_shape(name)) for name in workload.lora.targets)

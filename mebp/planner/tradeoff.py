@@ -17,7 +17,7 @@ from mebp.planner.solver.solve import SLACK, least_plan, solve, write_less
 from mebp.sim.device import Device
 from mebp.sim.simulate import simulate
 from mebp.sim.uncertainty import Uncertainty, peak_margin
-from mebp.unit import require_budget, show_nbytes
+from mebp.unit import require_budget, require_kind, show_nbytes
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
@@ -94,6 +94,8 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
     Plans are made for the budget less the margin by which predictions may be too low; where none is found, for all of it. The
     solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
     """
+    require_kind("`graph`", graph, Graph, remedy="build_graph makes one")
+    require_kind("`device`", device, Device, remedy="load_device makes one")
     require_budget(budget_bytes)
     effort = effort or Effort()
     with ThreadPoolExecutor(max_workers=1) as pool:

@@ -23,6 +23,7 @@ from mebp.errors import ProfileError
 from mebp.plan import HOST
 from mebp.sim.device import KEYS, MEASURED_BY_SHAPE, SECTIONS, SWITCHES, Device, Provenance, Source, range_of
 from mebp.text import read_text, shortened
+from mebp.unit import require_kind
 
 
 def user_device_dir() -> Path:
@@ -39,6 +40,7 @@ def device_names() -> list[str]:
 
 def load_device(spec: str) -> Device:
     """Find the profile that `spec` names: a shipped or calibrated device, or a TOML file."""
+    require_kind("`device`", spec, str, remedy="name a device, or the path of a .toml file")
     if spec.endswith(".toml") or "/" in spec:
         return read_device(Path(spec))
     own = user_device_dir() / f"{spec}.toml"
@@ -91,7 +93,9 @@ def parse_device(text: str, source: str) -> Device:
     name = raw.get("name")
     if not isinstance(name, str) or not name:
         raise ProfileError(f"{source}: name is missing: a short word such as iphone15promax")
-    title = str(raw.get("title", name))
+    title = raw.get("title", name)
+    if not isinstance(title, str):
+        raise ProfileError(f"{source}:{_line('title', text)}: title = {shortened(repr(title))}: must be a text, in quotes")
     for what, given in (("name", name), ("title", title)):
         if not given.isprintable():
             raise ProfileError(f"{source}:{_line(what, text)}: {what} = {shortened(given)}: holds what cannot be printed")
