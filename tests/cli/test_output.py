@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from mebp.cli.view.grid import grid, print_grid
 from mebp.plan import dump_plan, parse_plan
 from mebp.sim.profile import dump_device, load_device
 from tests.cli.typed import QUICK, command, refused
@@ -87,3 +89,12 @@ def test_tables_keep_whole_figures_and_the_column_that_says_what_fits(
     assert "\u2026" not in out
     assert ("left out for want of width" in " ".join(out.split())) or columns > 50
     assert max(map(len, out.splitlines())) <= columns
+
+
+def test_of_columns_of_one_name_only_the_one_for_which_there_is_no_room_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    table = grid("plan", right=("step", "error", "peak", "error"))
+    table.add_row("mebp", "26.7 s", "-6.7%", "1.02 GB", "-0.7%")
+    print_grid(Console(width=30), table)
+    out = capsys.readouterr().out
+    assert ("-6.7%" in out, "1.02 GB" in out, "-0.7%" in out) == (True, True, False)
+    assert "left out for want of width: error" in " ".join(out.split())

@@ -13,6 +13,7 @@ from mebp.executor.env import dtype_of
 from mebp.models.graph import Graph
 
 REPEATS = 5
+ENOUGH_S = 0.5  # of one product: what takes longer is timed less often
 LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
 
 
@@ -31,7 +32,7 @@ def floor_seconds(graph: Graph) -> float:
 
 
 def _product_seconds(rows: int, cols: int, outs: int, transposed: bool, dtype: torch.dtype) -> float:
-    """(rows, cols) x (outs, cols)^T, or (rows, outs) x (outs, cols); the median of a few."""
+    """(rows, cols) x (outs, cols)^T, or (rows, outs) x (outs, cols); the median of a few, fewer where one takes long."""
     slice_outs = max(1, min(outs, LARGEST_BYTES // (cols * dtype.itemsize)))
     weight = torch.empty(slice_outs, cols, dtype=dtype).normal_()
     given = torch.empty(rows, cols if transposed else slice_outs, dtype=dtype).normal_()
@@ -42,4 +43,6 @@ def _product_seconds(rows: int, cols: int, outs: int, transposed: bool, dtype: t
         begin = time.perf_counter()
         torch.mm(given, factor, out=made)
         seconds.append(time.perf_counter() - begin)
+        if sum(seconds) > ENOUGH_S:
+            break
     return median(seconds) * outs / slice_outs
