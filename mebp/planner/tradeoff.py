@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from mebp.errors import InfeasibleBudget, Interrupted, NoPlanInTime
+from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
 from mebp.planner.curve import Corner, best_step_ns, outline
@@ -21,7 +21,7 @@ from mebp.unit import require_budget, require_kind, show_nbytes
 
 CORNERS = 6  # budgets of the outline
 MORE_BYTES = 64 << 20
-ESSENTIAL = ("mebp", "checkpoint-1")  # recipes that are planned however little time there is
+ESSENTIAL = ("mebp", "checkpoint-1")  # recipes that are planned however little time there is, and after a stop
 SOLVED, LEAST, PAPER = "solved", "least", "mebp"
 SUMMARIES = {name: strategy.summary for name, strategy in STRATEGIES.items()} | {
     SOLVED: "the fastest plan that CP-SAT finds",
@@ -89,7 +89,7 @@ class Writing:
 
 
 def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None) -> Tradeoff:
-    """Plan `graph` every way there is. A stop ends the search with the best plans so far; Interrupted where there is none.
+    """Plan `graph` every way there is. A stop ends the search with the best plans so far, the essential recipes among them.
 
     Plans are made for the budget less the margin by which predictions may be too low; where none is found, for all of it. The
     solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
@@ -103,12 +103,10 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
         rows = [
             strategy_row(strategy, graph, device, budget_bytes)
             for strategy in sorted(STRATEGIES.values(), key=lambda strategy: strategy.name not in ESSENTIAL)
-            if not effort.stop.asked and (strategy.name in ESSENTIAL or not effort.over)
+            if strategy.name in ESSENTIAL or not (effort.stop.asked or effort.over)
         ]
         solved = solver.result()
     rows += solved.rows
-    if not rows:
-        raise Interrupted("interrupted")
     exact = [row for row in rows if row.plan.exact]
     chosen = chosen_of(exact)
     return Tradeoff(

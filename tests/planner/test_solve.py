@@ -18,7 +18,7 @@ from mebp.models.graph import Graph
 from mebp.models.tensor import WeightId
 from mebp.models.workload import Lora, Workload
 from mebp.plan import Engine
-from mebp.planner.effort import Effort
+from mebp.planner.effort import Effort, Stop
 from mebp.planner.layer.menu import menu_options
 from mebp.planner.recipe.lower import lower
 from mebp.planner.recipe.recipe import Recipe, Saving, head_tile
@@ -272,6 +272,15 @@ def test_when_the_time_is_over_there_are_the_essential_rows_and_no_claim(small_g
     assert found.out_of_time
     with pytest.raises(NoPlanInTime):
         pose(small_graph, device, replace(QUICK, until=0.0))
+
+
+def test_a_stop_before_the_search_leaves_the_essential_rows(small_graph: Graph, device: Device) -> None:
+    stop = Stop()
+    stop.ask()
+    found = tradeoff(small_graph, device, 10**9, replace(QUICK, stop=stop))
+    assert found.interrupted
+    assert found.chosen is not None
+    assert {"mebp", "checkpoint-1"} <= {row.name for row in found.rows}
 
 
 @pytest.mark.parametrize("budget", [1e9, "1GB", -5, True, None])
