@@ -141,7 +141,7 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(sorted(CATALOGUE)),
     seq=st.integers(32, 8192),
@@ -164,7 +164,7 @@ def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(220, 2.7e9), (400, 2.7e9), (400, 2e8), (900, 2.7e9)])
+@pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(220, 2.7e9), (400, 2e8), (900, 2.7e9)])
 def test_an_engine_for_unpacking_is_used_where_there_is_one(
     budget_mb: int, unpack_rate: float, qwen_graph: Graph, device: Device
 ) -> None:
