@@ -47,6 +47,11 @@ class Workspace:
         """A declared buffer, None where this op has none of that name."""
         return self.take(name) if name in self._scratch.places else None
 
+    def take_all(self) -> None:
+        """Every declared buffer."""
+        for name in self._scratch.places:
+            self.take(name)
+
     @property
     def untouched(self) -> list[str]:
         """Declared buffers that the op never took: the plan gave it bytes for nothing."""

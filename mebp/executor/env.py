@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import TYPES, Arena, Workspace
+from mebp.kernel.product import multiply
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
 from mebp.models.op import Op, float_type
@@ -21,6 +22,7 @@ from mebp.store.codec import read_rows
 from mebp.store.reader import Frozen, Store
 
 P = TypeVar("P")
+ALL = slice(None)
 
 
 def dtype_of(graph: Graph) -> torch.dtype:
@@ -110,6 +112,10 @@ class Io:
         """A buffer of the op's scratch."""
         return self._workspace.take(name)
 
+    def leave_scratch(self) -> None:
+        """Say that the op ran without its scratch: a kernel did what needs it in torch."""
+        self._workspace.take_all()
+
     def finish(self) -> None:
         """Every byte of scratch that the plan gave must have been taken."""
         assert not self._workspace.untouched, f"{self.op.id} left {self._workspace.untouched} of its scratch untouched"
@@ -120,22 +126,36 @@ class Io:
     def adapter(self) -> Adapter:
         return self.env.adapters[self.op.adapters[0]]
 
-    def weight_tiles(self, rows: int | None = None) -> Iterator[tuple[int, int, Tensor]]:
+    def weight_tiles(self) -> Iterator[tuple[int, int, Tensor]]:
         """(first row, end row, rows of the weight): all of it where it is unpacked, tile by tile where it is streamed."""
-        wid = self.op.weights[0]
-        weight = self.env.graph.weights[wid]
-        if not self.streamed:
-            whole = self._tensor(TensorId(wid))
-            step = rows or weight.rows
-            for start in range(0, weight.rows, step):
-                yield start, min(start + step, weight.rows), whole[start : start + step]
-            return
-        frozen = self.env.frozen(wid)
-        step = min(rows or stream_rows(weight.cols), stream_rows(weight.cols))
-        tile, codes = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
+        weight = self.env.graph.weights[self.op.weights[0]]
+        step = stream_rows(weight.cols) if self.streamed else weight.rows
         for start in range(0, weight.rows, step):
             end = min(start + step, weight.rows)
-            yield start, end, read_rows(frozen, slice(start, end), tile, codes, self.env.device)
+            yield start, end, self.weight_rows(start, end)
+
+    def weight_rows(self, start: int, end: int) -> Tensor:
+        """Rows [start, end) of the weight: a part of it where it is unpacked, decompressed to the scratch's tile where streamed."""
+        wid = self.op.weights[0]
+        if not self.streamed:
+            return self._tensor(TensorId(wid))[start:end]
+        tile, codes = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
+        return read_rows(self.env.frozen(wid), slice(start, end), tile, codes, self.env.device)
+
+    def multiply(
+        self, x: Tensor, out: Tensor, *, transposed: bool, rows: slice = ALL, add: bool = False, bias: Tensor | None = None
+    ) -> bool:
+        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight by the compiled kernel, in the room of its tile; False, and
+        nothing is computed, where the kernel cannot.
+        """
+        frozen = self.env.frozen(self.op.weights[0]) if self.streamed else None
+        if frozen is None or frozen.steps is None:
+            return False
+        room, _ = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
+        codes, steps = frozen.codes[rows], frozen.steps[rows]
+        return room is not None and multiply(
+            x, codes, steps, frozen.format.bits, out, room, transposed=transposed, add=add, bias=bias
+        )
 
     def gather(self, ids: Tensor, out: Tensor) -> None:
         """Decompress the weight's rows `ids` into `out` (len(ids), cols), a few hundred at a time."""

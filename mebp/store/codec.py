@@ -1,5 +1,5 @@
-"""Quantise weights into a format's codes and steps, and unpack rows of them again, in torch or with the compiled kernel of
-kernel.py.
+"""Quantise weights into a format's codes and steps, and unpack rows of them again, in torch or with the compiled kernel
+(mebp/kernel).
 
 A code is shifted to the top bits of a signed byte, where that byte times the group's step is the weight: no zero point has to be
 subtracted, and every pass runs over contiguous rows (see mebp/models/format.py).
@@ -8,8 +8,8 @@ subtracted, and every pass runs over contiguous rows (see mebp/models/format.py)
 import torch
 from torch import Tensor
 
+from mebp.kernel.unpack import unpack_rows
 from mebp.models.format import WeightFormat
-from mebp.store.kernel import unpack_rows
 from mebp.store.reader import Frozen
 
 
@@ -43,7 +43,7 @@ def join_codes(codes: Tensor, fmt: WeightFormat) -> Tensor:
 
 def unpack(codes: Tensor, steps: Tensor, fmt: WeightFormat, out: Tensor, scratch: Tensor | None) -> None:
     """Decompress rows into `out` (rows, cols): codes (rows, bytes) int8, steps (rows, groups), scratch of the codes' size."""
-    if not unpack_rows(codes, steps, fmt, out):
+    if not unpack_rows(codes, steps, fmt.bits, out):
         unpack_in_torch(codes, steps, fmt, out, scratch)
 
 

@@ -18,9 +18,9 @@ from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
 from mebp.executor.measure.limit import limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
 from mebp.executor.measure.reference import compare_gradients
+from mebp.kernel.library import library
 from mebp.models.graph import Graph
 from mebp.plan import parse_plan
-from mebp.store.kernel import kernel
 from mebp.store.reader import open_store
 from mebp.unit import show_nbytes
 
@@ -76,7 +76,7 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
         durations_ns=tuple(int(median(durations)) for durations in zip(*recent, strict=True)),
         memory=tuple(sampler.curve),
         floor_s=floor_s,
-        unpacking=kernel().path if job.device == "cpu" else "in torch",
+        unpacking=library().path if job.device == "cpu" else "in torch",
         gradients=check,
     )
 
@@ -157,4 +157,4 @@ def _start_threads() -> None:
     x = torch.zeros(256, 256, dtype=torch.bfloat16)
     torch.mm(x, x)
     torch.mm(x.float(), x.float())
-    kernel()
+    library()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.kernel import elementwise as kernel
 from mebp.models.kind.elementwise import GluParams
 
 aten = torch.ops.aten
@@ -15,6 +16,8 @@ def residual(io: Io) -> None:
 
 def glu(io: Io) -> None:
     gate, up, y = io["gate"], io["up"], io["y"]  # (N, f)
+    if kernel.glu(gate, up, y, io.params(GluParams).activation):
+        return
     _activate(io, gate, y)
     y.mul_(up)
 
@@ -22,6 +25,8 @@ def glu(io: Io) -> None:
 def glu_backward(io: Io) -> None:
     """dup = dy act(gate); dgate = dy up act'(gate)."""
     dy, gate, up, dgate, dup = (io[slot] for slot in ("dy", "gate", "up", "dgate", "dup"))
+    if kernel.glu_backward(dy, gate, up, dgate, dup, io.params(GluParams).activation):
+        return
     _activate(io, gate, dup)
     dup.mul_(dy)
     torch.mul(dy, up, out=dgate)

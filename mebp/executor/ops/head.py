@@ -6,7 +6,6 @@ The head is frozen, so nothing else is needed, and no (tokens, V) tensor exists 
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from mebp.errors import NotFinite
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
+from mebp.kernel.softmax import Sums, softmax_tile
 from mebp.models.tile import stream_rows
 
 
@@ -28,59 +28,62 @@ def head(io: Io) -> None:
     rows = min(io.tile, stream_rows(d))
     logits, typed = io.take("logits"), io.take("typed")
     weighted, product = (io.take("weighted").zero_(), io.take("product")) if backward else (None, None)  # (N, d)
-    for low, high, tiles in _vocabulary_tiles(io, rows):
-        tile = logits[: N * (high - low)].view(N, high - low)
-        whole = _logits(x, tile, low, typed, tiles)
-        here = ((labels >= low) & (labels < high)).nonzero().squeeze(1)
-        picked[here] = tile[here, labels[here] - low]
-        torch.maximum(highest, torch.amax(tile, dim=1), out=row)
-        highest.sub_(row).exp_()  # how much the sums so far shrink
-        total.mul_(highest)
-        if weighted is not None:
-            weighted.mul_(highest[:, None])
-        highest.copy_(row)
-        total.add_(torch.sum(tile.sub_(highest[:, None]).exp_(), dim=1))
+    for low in range(0, io.dims.outs, io.tile):
+        tile = logits[: N * min(io.tile, io.dims.outs - low)].view(N, -1)
+        whole = _logits(io, x, tile, low, typed, rows)
+        exps = _room_for_exps(tile, typed, rows) if weighted is not None else None
+        sums = Sums(highest=highest, total=total, picked=picked, weighted=weighted)
+        if not softmax_tile(tile, low, labels, sums, exps):
+            _softmax_in_torch(tile, low, labels, sums, row, exps)
         if weighted is not None and product is not None:
-            _add_weighted(io, weighted, product, tile, low, typed, rows, whole)
+            _add_weighted(io, weighted, product, tile, low, typed, whole, exps)
     _finish(io, highest.add_(total.log()).sub_(picked), total, weighted, typed)
 
 
-def _vocabulary_tiles(
-    io: Io, rows: int
-) -> Iterator[tuple[int, int, list[tuple[int, int, Tensor]] | Iterator[tuple[int, int, Tensor]]]]:
-    """Tiles of logits [low, high), each with its weight's rows: one piece where a tile of weights is enough, else a stream."""
-    vocab = io.dims.outs
-    if io.tile <= rows:
-        for low, high, tile in io.weight_tiles(io.tile):
-            yield low, high, [(low, high, tile)]
-        return
-    assert io.tile >= vocab, "a tile of logits is one of weights at most, or the whole vocabulary"
-    yield 0, vocab, io.weight_tiles(rows)
+def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
+    """Where the exponentials of a tile of logits go at once in the activations' type; None where they take the logits' place."""
+    return typed[: tile.numel()].view(tile.shape) if tile.shape[1] <= rows and typed.dtype is not tile.dtype else None
 
 
-def _logits(
-    x: Tensor,
-    out: Tensor,
-    low: int,
-    typed: Tensor,
-    tiles: list[tuple[int, int, Tensor]] | Iterator[tuple[int, int, Tensor]],
-) -> Tensor | None:
-    """Fill `out` (N, high - low) in fp32; returns the weight's rows where one piece contains them all."""
-    only = tiles[0][2] if isinstance(tiles, list) else None
-    for start, end, weight in tiles:
-        piece = typed[: len(x) * (end - start)].view(len(x), end - start)
-        out[:, start - low : end - low].copy_(torch.mm(x, weight.T, out=piece))
-    return only
+def _softmax_in_torch(tile: Tensor, low: int, labels: Tensor, sums: Sums, row: Tensor, exps: Tensor | None) -> None:
+    """What the kernel softmax_tile does; `row` (N,) is overwritten."""
+    here = ((labels >= low) & (labels < low + tile.shape[1])).nonzero().squeeze(1)
+    sums.picked[here] = tile[here, labels[here] - low]
+    torch.maximum(sums.highest, torch.amax(tile, dim=1), out=row)
+    sums.highest.sub_(row).exp_()  # how much the sums so far shrink
+    sums.total.mul_(sums.highest)
+    if sums.weighted is not None:
+        sums.weighted.mul_(sums.highest[:, None])
+    sums.highest.copy_(row)
+    sums.total.add_(torch.sum(tile.sub_(sums.highest[:, None]).exp_(), dim=1))
+    if exps is not None:
+        exps.copy_(tile)
+
+
+def _logits(io: Io, x: Tensor, out: Tensor, low: int, typed: Tensor, rows: int) -> Tensor | None:
+    """Fill `out` (N, tile) in fp32; returns the weight's rows where they were unpacked and one piece contains them all."""
+    N, count = out.shape
+    if io.multiply(x, out, transposed=True, rows=slice(low, low + count)):
+        return None
+    for start in range(0, count, rows):
+        weight = io.weight_rows(low + start, low + min(start + rows, count))
+        piece = typed[: N * len(weight)].view(N, len(weight))
+        out[:, start : start + len(weight)].copy_(torch.mm(x, weight.T, out=piece))
+    return weight if count <= rows else None
 
 
 def _add_weighted(
-    io: Io, weighted: Tensor, product: Tensor, exps: Tensor, low: int, typed: Tensor, rows: int, whole: Tensor | None
+    io: Io, weighted: Tensor, product: Tensor, tile: Tensor, low: int, typed: Tensor, whole: Tensor | None, exps: Tensor | None
 ) -> None:
-    """weighted += exps W, from the rows at hand or streaming them once more."""
-    pieces = [(low, low + exps.shape[1], whole)] if whole is not None else io.weight_tiles(rows)
-    for start, end, weight in pieces:
-        piece = typed[: len(exps) * (end - start)].view(len(exps), end - start)
-        piece.copy_(exps[:, start - low : end - low])
+    """weighted += e^(logit - highest) W: of `exps` where they are in the activations' type already, else of `tile` in pieces."""
+    N, count = tile.shape
+    rows = count if exps is not None else len(typed) // N
+    for start in range(0, count, rows):
+        end = min(start + rows, count)
+        piece = exps if exps is not None else typed[: N * (end - start)].view(N, -1).copy_(tile[:, start:end])
+        if whole is None and io.multiply(piece, weighted, transposed=False, rows=slice(low + start, low + end), add=True):
+            continue
+        weight = whole if whole is not None else io.weight_rows(low + start, low + end)
         torch.mm(piece, weight, out=product)
         add_across(weighted, product, typed)
 

@@ -4,12 +4,16 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.kernel import elementwise as kernel
 from mebp.models.kind.norm import NormParams, norm_rows
 
 
 def norm(io: Io) -> None:
-    C = io.dims.cols
+    C, params = io.dims.cols, io.params(NormParams)
     x, y = io["x"].view(-1, C), io["y"].view(-1, C)
+    if kernel.norm(x, io.vector(), y, params.eps, params.offset):
+        io.leave_scratch()
+        return
     w, rows = _weight(io), norm_rows(io.dims)
     x32, square, r = (io.take(name) for name in ("x", "square", "r"))  # (rows, C), (rows, C), (rows, 1)
     for start in range(0, len(x), rows):
@@ -21,9 +25,12 @@ def norm(io: Io) -> None:
 
 def norm_backward(io: Io) -> None:
     """dx = r (g - xhat mean(g xhat)) with g = dy w and xhat = x r. Fresh, added to the stream's gradient, or in dy's place."""
-    C = io.dims.cols
+    C, params = io.dims.cols, io.params(NormParams)
     x, dy = io["x"].view(-1, C), io["dy"].view(-1, C)
     dx = (io["dx"] if io.has("dx") else io["dy"]).view(-1, C)
+    if kernel.norm_backward(x, io.vector(), dy, dx, params.eps, params.offset, add="dx" in io.op.updates):
+        io.leave_scratch()
+        return
     w, rows = _weight(io), norm_rows(io.dims)
     xhat, g, product = (io.take(name) for name in ("x", "g", "product"))  # (rows, C)
     r, mean = io.take("r"), io.take("mean")  # (rows, 1)

@@ -1,0 +1,578 @@
+/* The compiled kernels: see library.py for how they are built, and mebp/models/format.py for how codes lie.
+
+   unpack_bf16, unpack_fp32   rows of a compressed weight
+   multiply                   activations times a compressed weight, unpacked block by block where it is multiplied
+   softmax_tile               one tile of the head's logits taken into its running sums
+*/
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads(void) { return 1; }
+static int omp_get_thread_num(void) { return 0; }
+#endif
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
+
+/* A compressed matrix (rows, cols): a byte has 8 / bits slots, and slot s of byte b is column s x width + b of the row. */
+typedef struct {
+    const int8_t *codes;   /* (rows, width) */
+    const uint16_t *steps; /* (rows, cols / group) bf16 */
+    int64_t rows, cols, group, bits;
+} Weight;
+
+static inline int64_t slots_of(const Weight *w) { return 8 / w->bits; }
+static inline int64_t width_of(const Weight *w) { return w->cols * w->bits / 8; }
+static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
+static inline int64_t whole(int64_t count, int64_t size) { return pieces(count, size) * size; }
+
+static inline float from_bf16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+static inline uint16_t to_bf16(float value) { /* round to nearest, ties to even; values are finite */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* ---- unpacking ---- */
+
+#define AS_IS(value) (value)
+
+#if defined(__AVX512BW__)
+static inline __m256i rounded(__m512 values) { /* as to_bf16 does */
+    const __m512i bits = _mm512_castps_si512(values);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+}
+
+/* A group has no more than 16 different weights: round each once, then look 32 up with one instruction. */
+static inline int64_t lookup_bf16(const int8_t *codes, uint16_t *out, int64_t count, float step, int bits, int low) {
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i tops = _mm512_srai_epi32(_mm512_slli_epi32(order, 32 - bits), 24); /* codes at the top of a byte */
+    const __m512 exact = _mm512_mul_ps(_mm512_cvtepi32_ps(tops), _mm512_set1_ps(step));
+    const __m512i weights = _mm512_castsi256_si512(rounded(exact));
+    const __m512i mask = _mm512_set1_epi16((short)((1 << bits) - 1));
+    const __m128i shift = _mm_cvtsi32_si128(low);
+    int64_t j = 0;
+    for (; j + 32 <= count; j += 32) {
+        const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(codes + j)));
+        const __m512i index = _mm512_and_si512(_mm512_srl_epi16(wide, shift), mask);
+        _mm512_storeu_si512(out + j, _mm512_permutexvar_epi16(index, weights));
+    }
+    return j;
+}
+#define LOOKUP_bf16 lookup_bf16
+#else
+#define LOOKUP_bf16(codes, out, count, step, bits, low) 0
+#endif
+#define LOOKUP_fp32(codes, out, count, step, bits, low) 0
+
+/* A code shifted to the top bits of a byte: byte x step is the weight. */
+#define GROUP(SHIFT, MASK, STORE)                                                                    \
+    for (int64_t j = done; j < count; j++) {                                                         \
+        float value = (float)(int8_t)(uint8_t)(((uint8_t)codes[j] << (SHIFT)) & (MASK)) * step;      \
+        to[j] = STORE(value);                                                                        \
+    }
+
+/* run_x: the weights of one slot at bytes [first, end) of a row. unpack_x: rows of a weight, whole. */
+#define UNPACK(NAME, TYPE, STORE)                                                                    \
+static void run_##NAME(const Weight *w, int64_t row, int64_t slot, int64_t first, int64_t end, TYPE *out) { \
+    const int bits = (int)w->bits, shift = (int)(8 - bits * (slot + 1));                             \
+    const uint8_t mask = (uint8_t)(0xff << (8 - bits));                                              \
+    const int64_t width = width_of(w), before = slot * width;                                        \
+    const uint16_t *steps = w->steps + row * (w->cols / w->group);                                   \
+    for (int64_t byte = first; byte < end;) {                                                        \
+        const int64_t group = (before + byte) / w->group;                                            \
+        const int64_t count = lesser((group + 1) * w->group - before, end) - byte;                   \
+        const float step = from_bf16(steps[group]);                                                  \
+        const int8_t *restrict codes = w->codes + row * width + byte;                                \
+        TYPE *restrict to = out + (byte - first);                                                    \
+        const int64_t done = bits > 4 ? 0 : LOOKUP_##NAME(codes, to, count, step, bits, bits * (int)slot); \
+        if (shift == 0) { GROUP(0, mask, STORE) }                                                    \
+        else if (shift == 4) { GROUP(4, mask, STORE) }                                               \
+        else { GROUP(shift, mask, STORE) }                                                           \
+        byte += count;                                                                               \
+    }                                                                                                \
+}                                                                                                    \
+void unpack_##NAME(const int8_t *codes, const uint16_t *steps, TYPE *out, int64_t rows, int64_t cols, int64_t group, \
+                   int64_t bits) {                                                                   \
+    const Weight w = {codes, steps, rows, cols, group, bits};                                        \
+    _Pragma("omp parallel for schedule(static)")                                                     \
+    for (int64_t row = 0; row < rows; row++)                                                         \
+        for (int64_t slot = 0; slot < slots_of(&w); slot++)                                          \
+            run_##NAME(&w, row, slot, 0, width_of(&w), out + row * cols + slot * width_of(&w));      \
+}
+
+UNPACK(bf16, uint16_t, to_bf16)
+UNPACK(fp32, float, AS_IS)
+
+/* ---- products ---- */
+
+/* A block product: c (m, n) fp32 (+)= a (m, k) b, b with pairs of k interleaved: (k / 2, n, 2); n a multiple of 16. oneDNN's as torch
+   exports it, or ours; and what a thread calls when it is through. */
+typedef void (*Product)(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a,
+                        const uint16_t *b, float *c, bool interleaved);
+typedef void (*Release)(bool interleaved);
+
+#if defined(__AVX512F__)
+enum { WIDE = 16, TALL = 8 };
+#else
+enum { WIDE = 8, TALL = 4 };
+#endif
+typedef float Floats __attribute__((vector_size(4 * WIDE), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDE), aligned(4)));
+
+/* Rows [0, TALL) of a with 16 columns of b, every operand widened to fp32 where it is used. */
+static inline void corner(int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a, const uint32_t *b, float *c,
+                          int64_t tall) {
+    enum { PARTS = 16 / WIDE };
+    Floats sums[TALL][PARTS];
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < PARTS; j++) sums[i][j] = add && i < tall ? *(const Floats *)(c + i * ldc + j * WIDE) : (Floats){0};
+    const uint16_t *rows[TALL];
+    for (int i = 0; i < TALL; i++) rows[i] = a + lesser(i, tall - 1) * lda;
+    for (int64_t p = 0; p < k / 2; p++) {
+        Floats low[PARTS], high[PARTS];
+        for (int j = 0; j < PARTS; j++) {
+            const Words pair = *(const Words *)(b + p * ldb + j * WIDE);
+            low[j] = (Floats)(pair << 16);
+            high[j] = (Floats)(pair & 0xffff0000u);
+        }
+        for (int i = 0; i < TALL; i++) {
+            uint32_t both;
+            memcpy(&both, rows[i] + 2 * p, 4);
+            const Words pair = both - (Words){0};
+            for (int j = 0; j < PARTS; j++) {
+                sums[i][j] += (Floats)(pair << 16) * low[j];
+                sums[i][j] += (Floats)(pair & 0xffff0000u) * high[j];
+            }
+        }
+    }
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < PARTS; j++) *(Floats *)(c + i * ldc + j * WIDE) = sums[i][j];
+}
+
+static void own_product(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a,
+                        const uint16_t *b, float *c, bool interleaved) {
+    for (int64_t j = 0; j < n; j += 16)
+        for (int64_t i = 0; i < m; i += TALL)
+            corner(k, lda, ldb, ldc, add, a + i * lda, (const uint32_t *)b + j, c + i * ldc + j, lesser(TALL, m - i));
+}
+
+static void own_release(bool interleaved) {}
+
+static Product product = own_product;
+static Release release = own_release;
+
+/* Multiply with the block product at these addresses, ours where they are null. */
+void use_product(void *given, void *end) {
+    product = given ? (Product)given : own_product;
+    release = given ? (Release)end : own_release;
+}
+
+enum {
+    DEEP = 512,           /* of the inner dimension in one call: fixed, so that sums do not depend on the number of threads */
+    MOST_TOKENS = 1024,   /* of one pass over a weight */
+    MOST_COLUMNS = 256,   /* of one block's result */
+    LEAST_COLUMNS = 64,   /* fewer than these, and a pass takes fewer tokens instead */
+    LEAST_TOKENS = 64,
+    LINE = 16             /* columns come in multiples of these */
+};
+
+#if defined(__AVX512BW__)
+/* Transpose 16 x 16 pairs of bf16. */
+static inline void transpose(const uint32_t *in, int64_t ld_in, uint32_t *out, int64_t ld_out) {
+    __m512i a[16], t[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(in + i * ld_in);
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(out + i * ld_out, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_storeu_si512(out + (4 + i) * ld_out, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
+        _mm512_storeu_si512(out + (8 + i) * ld_out, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+        _mm512_storeu_si512(out + (12 + i) * ld_out, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd));
+    }
+}
+
+/* Interleave 32 values of two rows. */
+static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    static const uint16_t order[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+                                       22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    const __m512i low = _mm512_loadu_si512(order), high = _mm512_loadu_si512(order + 32);
+    const __m512i a = _mm512_load_si512(even), b = _mm512_load_si512(odd);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, low, b));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, high, b));
+}
+#else
+static inline void transpose(const uint32_t *in, int64_t ld_in, uint32_t *out, int64_t ld_out) {
+    for (int k = 0; k < 16; k++)
+        for (int i = 0; i < 16; i++) out[k * ld_out + i] = in[i * ld_in + k];
+}
+
+static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    for (int j = 0; j < 32; j++) {
+        out[2 * j] = even[j];
+        out[2 * j + 1] = odd[j];
+    }
+}
+#endif
+
+/* W^T as a right operand: a slot's bytes [first, end) are the inner dimension, `count` rows from `row` on the columns (rows past
+   the last one repeat it: their columns are not used). */
+static void block_of_rows(const Weight *w, int64_t slot, int64_t row, int64_t count, int64_t first, int64_t end, uint16_t *out) {
+    uint16_t lines[LINE * DEEP] __attribute__((aligned(64)));
+    const int64_t pairs = (end - first) / 2;
+    uint32_t *to = (uint32_t *)out;
+    for (int64_t n = 0; n < count; n += LINE) {
+        for (int64_t i = 0; i < LINE; i++) run_bf16(w, lesser(row + n + i, w->rows - 1), slot, first, end, lines + i * DEEP);
+        int64_t k = 0;
+        for (; k + LINE <= pairs; k += LINE) transpose((uint32_t *)lines + k, DEEP / 2, to + k * count + n, count);
+        for (; k < pairs; k++)
+            for (int64_t i = 0; i < LINE; i++) to[k * count + n + i] = ((uint32_t *)(lines + i * DEEP))[k];
+    }
+}
+
+/* W as a right operand: rows [row, last) are the inner dimension (a missing one of the last pair is 0), a slot's bytes
+   [first, first + count) the columns. */
+static void block_of_columns(const Weight *w, int64_t slot, int64_t row, int64_t last, int64_t first, int64_t count,
+                             uint16_t *out) {
+    uint16_t even[MOST_COLUMNS] __attribute__((aligned(64))), odd[MOST_COLUMNS] __attribute__((aligned(64)));
+    for (int64_t k = row; k < last; k += 2, out += 2 * count) {
+        run_bf16(w, k, slot, first, first + count, even);
+        if (k + 1 < last) run_bf16(w, k + 1, slot, first, first + count, odd);
+        else memset(odd, 0, sizeof odd);
+        int64_t j = 0;
+        for (; j + 32 <= count; j += 32) interleave(even + j, odd + j, out + 2 * j);
+        for (; j < count; j++) {
+            out[2 * j] = even[j];
+            out[2 * j + 1] = odd[j];
+        }
+    }
+}
+
+/* Where a product's results go: (tokens, ld), bf16 or fp32, set or added to, with a bias (bf16) or none. */
+typedef struct {
+    void *values;
+    int64_t ld;
+    bool fp32, add;
+    const uint16_t *bias;
+} Result;
+
+/* Columns [column, column + n) of tokens [token, token + m) from sums c. */
+static void put(const Result *r, int64_t token, int64_t column, const float *c, int64_t ldc, int64_t m, int64_t n) {
+    for (int64_t i = 0; i < m; i++) {
+        const float *restrict sums = c + i * ldc;
+        const uint16_t *bias = r->bias ? r->bias + column : 0;
+        const int64_t at = (token + i) * r->ld + column;
+        if (r->fp32) {
+            float *restrict out = (float *)r->values + at;
+            for (int64_t j = 0; j < n; j++) out[j] = (r->add ? out[j] : 0) + sums[j] + (bias ? from_bf16(bias[j]) : 0);
+        } else {
+            uint16_t *restrict out = (uint16_t *)r->values + at;
+            if (bias)
+                for (int64_t j = 0; j < n; j++) out[j] = to_bf16(sums[j] + from_bf16(bias[j]) + (r->add ? from_bf16(out[j]) : 0));
+            else if (r->add)
+                for (int64_t j = 0; j < n; j++) out[j] = to_bf16(sums[j] + from_bf16(out[j]));
+            else
+                for (int64_t j = 0; j < n; j++) out[j] = to_bf16(sums[j]);
+        }
+    }
+}
+
+/* How a product is cut: tokens of a pass, columns of a block (of each slot), and the inner dimension of a call. */
+typedef struct {
+    int64_t tokens, columns, deep, blocks;
+} Cut;
+
+/* The largest cut whose sums and block of weights fit a thread's room; blocks == 0 where none does. */
+static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots, int64_t room, int64_t threads) {
+    Cut cut = {lesser(tokens, MOST_TOKENS), 0, whole(lesser(depth, DEEP), 2), 0};
+    for (;;) {
+        const int64_t fitting = room / (4 * slots * cut.tokens + 2 * cut.deep) / LINE * LINE;
+        cut.columns = lesser(lesser(fitting, MOST_COLUMNS / slots), whole(columns, LINE));
+        if (cut.columns * slots >= LEAST_COLUMNS || cut.columns >= columns || cut.tokens <= LEAST_TOKENS) break;
+        cut.tokens = whole(cut.tokens / 2, LINE);
+    }
+    if (cut.columns < LINE) return cut;
+    const int64_t rounds = pieces(columns, cut.columns * threads); /* every thread gets as many */
+    cut.columns = lesser(cut.columns, whole(pieces(columns, rounds * threads), LINE));
+    cut.blocks = pieces(columns, cut.columns);
+    return cut;
+}
+
+/* result (tokens, rows) = x (tokens, cols) W^T, where `transposed`, or (tokens, cols) = x (tokens, rows) W.
+
+   One parallel region: a thread unpacks a block of the weight to its part of `room` and multiplies it there. False where the room
+   is too small or the shape is odd: nothing is computed then. */
+bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t cols, int64_t group, int64_t bits, bool transposed,
+              const uint16_t *x, int64_t ldx, int64_t tokens, void *values, int64_t ld, bool fp32, bool add, const uint16_t *bias,
+              uint8_t *room, int64_t nbytes) {
+    const Weight w = {codes, steps, rows, cols, group, bits};
+    const Result result = {values, ld, fp32, add, bias};
+    const int64_t slots = slots_of(&w), width = width_of(&w), threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64;
+    const Cut cut = transposed ? cut_for(tokens, rows, width, 1, own, threads) : cut_for(tokens, width, rows, slots, own, threads);
+    if (!cut.blocks || width % 2 || cols % slots || (!transposed && (width % LINE || rows % 2))) return false;
+#pragma omp parallel
+    {
+        float *sums = (float *)(room + own * omp_get_thread_num());
+        uint16_t *block = (uint16_t *)(sums + cut.tokens * cut.columns * (transposed ? 1 : slots));
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < cut.blocks; b++) {
+            const int64_t first = b * cut.columns, count = lesser(cut.columns, (transposed ? rows : width) - first);
+            const int64_t n = whole(count, LINE);
+            for (int64_t token = 0; token < tokens; token += cut.tokens) {
+                const int64_t m = lesser(cut.tokens, tokens - token);
+                const uint16_t *from = x + token * ldx;
+                if (transposed) {
+                    for (int64_t k = 0; k < width; k += cut.deep)
+                        for (int64_t slot = 0; slot < slots; slot++) {
+                            const int64_t end = lesser(width, k + cut.deep);
+                            block_of_rows(&w, slot, first, n, k, end, block);
+                            product(m, n, end - k, ldx, n, n, k + slot > 0, from + slot * width + k, block, sums, true);
+                        }
+                    put(&result, token, first, sums, n, m, count);
+                } else {
+                    for (int64_t k = 0; k < rows; k += cut.deep)
+                        for (int64_t slot = 0; slot < slots; slot++) {
+                            const int64_t end = lesser(rows, k + cut.deep);
+                            block_of_columns(&w, slot, k, end, first, count, block);
+                            product(m, count, end - k, ldx, count, count * slots, k > 0, from + k, block, sums + slot * count, true);
+                        }
+                    for (int64_t slot = 0; slot < slots; slot++)
+                        put(&result, token, slot * width + first, sums + slot * count, count * slots, m, count);
+                }
+            }
+        }
+        release(true);
+    }
+    return true;
+}
+
+/* ---- the head's softmax ---- */
+
+enum { LANES = 16 };
+
+/* e^x for x <= 0, to 2 units in the last place; 0 below -87. Cephes' polynomial (Moshier, 1992). */
+static inline float exp_down(float x) {
+    const float clipped = x < -87.0f ? -87.0f : x;
+    const float shifted = clipped * 1.44269504f + 12582912.0f; /* 1.5 x 2^23: the sum's last bits are the rounded product */
+    const float n = shifted - 12582912.0f;
+    const float r = (clipped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits;
+    memcpy(&bits, &p, 4);
+    bits += (int32_t)n << 23;
+    memcpy(&p, &bits, 4);
+    return x < -87.0f ? 0.0f : p;
+}
+
+static float largest(const float *values, int64_t count, float so_far) {
+    float most[LANES];
+    for (int l = 0; l < LANES; l++) most[l] = so_far;
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES)
+        for (int l = 0; l < LANES; l++) most[l] = values[j + l] > most[l] ? values[j + l] : most[l];
+    for (; j < count; j++) most[0] = values[j] > most[0] ? values[j] : most[0];
+    for (int l = 1; l < LANES; l++) most[0] = most[l] > most[0] ? most[l] : most[0];
+    return most[0];
+}
+
+/* values = e^(values - top), and to `typed` in bf16 where it is not null; returns their sum. */
+static float exponentials(float *values, uint16_t *typed, int64_t count, float top) {
+    float sums[LANES] = {0};
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES) {
+        float some[LANES];
+        for (int l = 0; l < LANES; l++) some[l] = exp_down(values[j + l] - top);
+        for (int l = 0; l < LANES; l++) sums[l] += some[l];
+        if (typed) for (int l = 0; l < LANES; l++) typed[j + l] = to_bf16(some[l]);
+        else for (int l = 0; l < LANES; l++) values[j + l] = some[l];
+    }
+    for (; j < count; j++) {
+        const float one = exp_down(values[j] - top);
+        sums[0] += one;
+        if (typed) typed[j] = to_bf16(one);
+        else values[j] = one;
+    }
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return sum;
+}
+
+/* Take logits (tokens, count) of the vocabulary from `low` on into the running maximum `highest`, the sum `total` of e^(logit -
+   highest), the label's logit `picked`, and rescale `weighted` (tokens, cols; may be null). The exponentials take the logits' place,
+   or go to `typed` (tokens, count) in bf16 where that is not null. A maximum that is not finite is left to spoil the sums. */
+void softmax_tile(float *logits, int64_t tokens, int64_t count, int64_t low, const int64_t *labels, float *highest, float *total,
+                  float *picked, float *weighted, int64_t cols, uint16_t *typed) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < tokens; i++) {
+        float *row = logits + i * count;
+        if (labels[i] >= low && labels[i] < low + count) picked[i] = row[labels[i] - low];
+        const float top = largest(row, count, highest[i]), shrink = highest[i] < top ? exp_down(highest[i] - top) : 1.0f;
+        highest[i] = top;
+        total[i] = total[i] * shrink + exponentials(row, typed ? typed + i * count : 0, count, top);
+        if (weighted && shrink != 1.0f)
+            for (int64_t j = 0; j < cols; j++) weighted[i * cols + j] *= shrink;
+    }
+}
+
+/* ---- element-wise ops: bf16 in and out, fp32 in between, each value rounded once ---- */
+
+static inline float dot(const uint16_t *restrict a, const uint16_t *restrict b, int64_t count) {
+    float sums[LANES] = {0};
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES)
+        for (int l = 0; l < LANES; l++) sums[l] += from_bf16(a[j + l]) * from_bf16(b[j + l]);
+    for (; j < count; j++) sums[0] += from_bf16(a[j]) * from_bf16(b[j]);
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return sum;
+}
+
+/* y (rows, cols) = x r (w + offset), r = 1 / sqrt(mean(x^2) + eps) */
+void norm(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t cols, float eps, float offset) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const uint16_t *restrict in = x + i * cols;
+        uint16_t *restrict out = y + i * cols;
+        const float r = 1.0f / sqrtf(dot(in, in, cols) / (float)cols + eps);
+        for (int64_t j = 0; j < cols; j++) out[j] = to_bf16(from_bf16(in[j]) * r * (from_bf16(w[j]) + offset));
+    }
+}
+
+/* dx (+)= r (g - xhat mean(g xhat)), g = dy (w + offset), xhat = x r; dx may be dy */
+void norm_backward(const uint16_t *x, const uint16_t *w, const uint16_t *dy, uint16_t *dx, int64_t rows, int64_t cols, float eps,
+                   float offset, bool add) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const uint16_t *in = x + i * cols, *up = dy + i * cols;
+        uint16_t *out = dx + i * cols;
+        const float r = 1.0f / sqrtf(dot(in, in, cols) / (float)cols + eps);
+        float sums[LANES] = {0}, along = 0;
+        int64_t j = 0;
+        for (; j + LANES <= cols; j += LANES)
+            for (int l = 0; l < LANES; l++)
+                sums[l] += from_bf16(up[j + l]) * (from_bf16(w[j + l]) + offset) * from_bf16(in[j + l]);
+        for (; j < cols; j++) sums[0] += from_bf16(up[j]) * (from_bf16(w[j]) + offset) * from_bf16(in[j]);
+        for (int l = 0; l < LANES; l++) along += sums[l];
+        const float by = r * r * along / (float)cols; /* mean(g xhat) r */
+#pragma GCC ivdep
+        for (j = 0; j < cols; j++) {
+            const float g = from_bf16(up[j]) * (from_bf16(w[j]) + offset), value = r * (g - from_bf16(in[j]) * by);
+            out[j] = to_bf16(value + (add ? from_bf16(out[j]) : 0.0f));
+        }
+    }
+}
+
+enum { SILU, GELU_TANH };
+
+/* e^-|x| */
+static inline float decay(float x) { return exp_down(x < 0 ? x : -x); }
+
+static inline float sigmoid(float x) {
+    const float e = decay(x);
+    return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
+static inline float tanh_of(float x) {
+    const float e = decay(2.0f * x), t = (1.0f - e) / (1.0f + e);
+    return x < 0 ? -t : t;
+}
+
+/* gelu by tanh: x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3) */
+static inline float gelu_inner(float x) { return 0.7978845608f * x * (1.0f + 0.044715f * x * x); }
+
+static inline float activated(float x, int which) {
+    return which == SILU ? x * sigmoid(x) : 0.5f * x * (1.0f + tanh_of(gelu_inner(x)));
+}
+
+static inline float slope(float x, int which) {
+    if (which == SILU) {
+        const float s = sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+    const float t = tanh_of(gelu_inner(x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
+}
+
+enum { PART = 4096 }; /* elements that a thread takes at a time */
+
+/* Over parts of `count` elements, a thread each: a block at every j. Operands may be one another, never overlap otherwise. */
+#define EACH(...)                                                                                    \
+    _Pragma("omp parallel for schedule(static)")                                                     \
+    for (int64_t part = 0; part < count; part += PART) {                                             \
+        const int64_t end = lesser(count, part + PART);                                              \
+        _Pragma("GCC ivdep")                                                                         \
+        for (int64_t j = part; j < end; j++) __VA_ARGS__                                               \
+    }
+
+/* y = act(gate) up; and dgate = dy up act'(gate), dup = dy act(gate) */
+#define GLU(NAME, WHICH)                                                                             \
+void glu_##NAME(const uint16_t *gate, const uint16_t *up, uint16_t *y, int64_t count) {              \
+    EACH({ y[j] = to_bf16(activated(from_bf16(gate[j]), WHICH) * from_bf16(up[j])); })               \
+}                                                                                                    \
+void glu_backward_##NAME(const uint16_t *dy, const uint16_t *gate, const uint16_t *up, uint16_t *dgate, uint16_t *dup, \
+                         int64_t count) {                                                            \
+    EACH({                                                                                           \
+        const float g = from_bf16(gate[j]), d = from_bf16(dy[j]), u = from_bf16(up[j]);              \
+        dgate[j] = to_bf16(d * u * slope(g, WHICH));                                                 \
+        dup[j] = to_bf16(d * activated(g, WHICH));                                                   \
+    })                                                                                               \
+}
+
+GLU(silu, SILU)
+GLU(gelu_tanh, GELU_TANH)
+
+/* y (rows, heads, 2 half) = x rotated by the angles of its position (row % seq): (x1 c - x2 s, x2 c + x1 s), s times `sign`. y may
+   be x. cos and sin are (seq, half). */
+void rotate(const uint16_t *x, uint16_t *y, const uint16_t *cos_of, const uint16_t *sin_of, int64_t rows, int64_t seq, int64_t heads,
+            int64_t half, float sign) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const uint16_t *c = cos_of + (i % seq) * half, *s = sin_of + (i % seq) * half;
+        for (int64_t h = 0; h < heads; h++) {
+            const uint16_t *in = x + (i * heads + h) * 2 * half;
+            uint16_t *out = y + (i * heads + h) * 2 * half;
+#pragma GCC ivdep
+            for (int64_t j = 0; j < half; j++) {
+                const float a = from_bf16(in[j]), b = from_bf16(in[half + j]);
+                const float cosine = from_bf16(c[j]), sine = sign * from_bf16(s[j]);
+                out[j] = to_bf16(a * cosine - b * sine);
+                out[half + j] = to_bf16(b * cosine + a * sine);
+            }
+        }
+    }
+}

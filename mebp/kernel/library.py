@@ -1,0 +1,135 @@
+"""The library of compiled kernels (kernels.c), and which of them this machine takes.
+
+It runs on the OpenMP threads of torch itself: a second pool of threads makes both many times slower, so where that library is not
+found it runs on the calling thread alone. Blocks of products are multiplied by oneDNN's block product, which torch exports, where
+the processor has bf16 instructions; by our own where it has none, but AVX2, since torch's bf16 products crawl there; everywhere
+else products are torch's, of tiles that the kernel unpacks. MEBP_KERNEL=0 does everything in torch, MEBP_KERNEL=unpack the
+products, and MEBP_KERNEL=own takes our block product.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from mebp.native import NoLibraryError, load_library
+
+SOURCE = resources.files("mebp.kernel").joinpath("kernels.c").read_text(encoding="utf-8")
+SWITCH = "MEBP_KERNEL"
+UNPACKING = {torch.bfloat16: "unpack_bf16", torch.float32: "unpack_fp32"}
+BRGEMM = "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb"
+RELEASE = "_ZN2at6native7cpublas14brgemm_releaseEb"
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of /proc/cpuinfo: with one of them oneDNN multiplies bf16 at full speed
+OWN_FLAGS = {"avx2", "fma"}  # what our own block product is fast with
+POINTER, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool, ctypes.c_float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """The compiled kernels, None where all is done in torch; whether products are among them; `path` says which way is taken, and
+    why, in a few words.
+    """
+
+    kernels: ctypes.CDLL | None
+    multiplies: bool
+    path: str
+
+
+@cache
+def library() -> Library:
+    """The kernels of this machine, built if need be."""
+    switch = os.environ.get(SWITCH)
+    if switch == "0":
+        return Library(kernels=None, multiplies=False, path=f"in torch ({SWITCH}=0)")
+    threaded = _torch_openmp()
+    try:
+        kernels = load_library("kernels", SOURCE, ("-ffp-contract=fast", *(("-fopenmp",) if threaded else ())))
+        _declare_all(kernels)
+    except (NoLibraryError, AttributeError) as why:
+        return Library(kernels=None, multiplies=False, path=f"in torch (no compiled kernel: {why})")
+    multiplies, products = _choose_products(kernels, switch)
+    path = "compiled kernel" if threaded else "compiled kernel, on one thread"
+    return Library(kernels=kernels, multiplies=multiplies, path=f"{path}; {products}")
+
+
+def _declare_all(kernels: ctypes.CDLL) -> None:
+    """Tell ctypes what every kernel takes and returns."""
+
+    def declare(name: str, arguments: Sequence[type], result: type | None = None) -> None:
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = arguments, result
+
+    weight, x, result = [POINTER] * 2 + [COUNT] * 4, [FLAG, POINTER, COUNT, COUNT], [POINTER, COUNT, FLAG, FLAG, POINTER]
+    for name in UNPACKING.values():
+        declare(name, [POINTER] * 3 + [COUNT] * 4)
+    declare("use_product", [POINTER] * 2)
+    declare("multiply", [*weight, *x, *result, POINTER, COUNT], FLAG)
+    declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER])
+    declare("norm", [POINTER] * 3 + [COUNT] * 2 + [REAL] * 2)
+    declare("norm_backward", [POINTER] * 4 + [COUNT] * 2 + [REAL] * 2 + [FLAG])
+    for activation in ("silu", "gelu_tanh"):
+        declare(f"glu_{activation}", [POINTER] * 3 + [COUNT])
+        declare(f"glu_backward_{activation}", [POINTER] * 5 + [COUNT])
+    declare("rotate", [POINTER] * 4 + [COUNT] * 4 + [REAL])
+
+
+def _torch_openmp() -> bool:
+    """Make the symbols of torch's own OpenMP library visible to what is loaded next; whether there is one."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        try:
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _choose_products(kernels: ctypes.CDLL, switch: str | None) -> tuple[bool, str]:
+    """Whether the kernel multiplies, and whose block products are taken, and why, in a few words."""
+    flags = _processor_flags()
+    if switch == "own":
+        return True, f"our own block products ({SWITCH}=own)"
+    if switch != "unpack" and not BF16_FLAGS & flags and flags >= OWN_FLAGS:
+        return True, "our own block products (the processor has no bf16 instructions)"
+    why = f"{SWITCH}=unpack" if switch == "unpack" else _take_onednn(kernels, flags)
+    return (False, f"products in torch ({why})") if why else (True, "block products of oneDNN")
+
+
+def _take_onednn(kernels: ctypes.CDLL, flags: set[str]) -> str | None:
+    """Multiply with the block products that torch exports; why that cannot be, in a few words, where it cannot."""
+    if not BF16_FLAGS & flags:
+        return "no x86 processor with AVX2"
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        kernels.use_product(*(ctypes.cast(getattr(torch_cpu, name), POINTER).value for name in (BRGEMM, RELEASE)))
+    except (OSError, AttributeError):
+        return "this torch has no block products"
+    return None if _is_right(kernels) else "torch's block products come out wrong"
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+
+
+def _is_right(kernels: ctypes.CDLL) -> bool:
+    """Whether a product of small whole numbers comes out exactly: torch falls back to another layout where it has no kernel."""
+    rows, cols, tokens = 64, 64, 16
+    codes = torch.randint(-7, 8, (rows, cols), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    steps, x = (
+        torch.ones(rows, 1, dtype=torch.bfloat16),
+        (torch.arange(tokens * cols) % 5 - 2).view(tokens, cols).to(torch.bfloat16),
+    )
+    result, room = torch.zeros(tokens, rows), torch.empty(1 << 18 << torch.get_num_threads().bit_length(), dtype=torch.int8)
+    weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols, 8)
+    target = (result.data_ptr(), rows, True, False, None)
+    done = kernels.multiply(*weight, True, x.data_ptr(), cols, tokens, *target, room.data_ptr(), room.numel())
+    return bool(done) and torch.equal(result, x.float() @ codes.float().T)

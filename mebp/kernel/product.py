@@ -1,0 +1,43 @@
+"""Products of bf16 activations with a compressed weight, which the compiled kernel unpacks block by block as it multiplies."""
+
+import torch
+from torch import Tensor
+
+from mebp.kernel.library import library
+
+RESULTS = (torch.bfloat16, torch.float32)
+
+
+def multiply(
+    x: Tensor,
+    codes: Tensor,
+    steps: Tensor,
+    bits: int,
+    out: Tensor,
+    room: Tensor,
+    *,
+    transposed: bool,
+    add: bool = False,
+    bias: Tensor | None = None,
+) -> bool:
+    """out (tokens, rows) = x (tokens, cols) W^T + bias where `transposed`, else out (tokens, cols) = x (tokens, rows) W; added to
+    `out` with `add`. W (rows, cols) is codes (rows, bytes) int8 and steps (rows, groups) bf16; sums are fp32, rounded once where
+    `out` is bf16.
+
+    `room` is a contiguous buffer that the threads share. False, and nothing computed, where the kernel cannot.
+    """
+    found = library()
+    operands = (x, out, codes, steps, room)
+    if not found.multiplies or found.kernels is None or any(operand.device.type != "cpu" for operand in operands):
+        return False
+    rows, cols = codes.shape[0], codes.shape[1] * 8 // bits
+    if x.dtype is not torch.bfloat16 or out.dtype not in RESULTS or (bias is not None and bias.dtype is not torch.bfloat16):
+        return False
+    if any(operand.stride(-1) != 1 for operand in operands) or not (codes.is_contiguous() and steps.is_contiguous()):
+        return False
+    tokens = len(x)
+    weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols // steps.shape[1], bits)
+    added = None if bias is None else bias.data_ptr()
+    target = (out.data_ptr(), out.stride(0), out.dtype is torch.float32, add, added)
+    space = (room.data_ptr(), room.numel() * room.itemsize)
+    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *space))
