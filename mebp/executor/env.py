@@ -145,8 +145,8 @@ class Io:
     def multiply(
         self, x: Tensor, out: Tensor, *, transposed: bool, rows: slice = ALL, add: bool = False, bias: Tensor | None = None
     ) -> bool:
-        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight by the compiled kernel, in the room of its tile; False, and
-        nothing is computed, where the kernel cannot.
+        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight, by the compiled kernel, in the room of its tile. False,
+        and nothing is computed, where the kernel cannot.
         """
         frozen = self.env.frozen(self.op.weights[0]) if self.streamed else None
         if frozen is None or frozen.steps is None:

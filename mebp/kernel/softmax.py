@@ -10,8 +10,8 @@ from mebp.kernel.library import library
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """By token, fp32: the highest logit so far, the sum of e^(logit - highest), the label's logit, and, where dx is wanted, (tokens,
-    cols) the sum of the head's rows weighted with e^(logit - highest).
+    """By token, fp32: the highest logit so far, the sum of e^(logit - highest), the label's logit. Where dx is wanted, the sum
+    (tokens, cols) of the head's rows weighted with e^(logit - highest).
     """
 
     highest: Tensor
