@@ -47,10 +47,10 @@ class Workspace:
         """A declared buffer, None where this op has none of that name."""
         return self.take(name) if name in self._scratch.places else None
 
-    def take_all(self) -> None:
-        """Every declared buffer."""
-        for name in self._scratch.places:
-            self.take(name)
+    def whole(self) -> Tensor:
+        """All of it as one buffer of bytes, in the place of every declared one."""
+        self._taken.update(self._scratch.places)
+        return self._arena.view(self._offset, (self._scratch.nbytes,), torch.int8)
 
     @property
     def untouched(self) -> list[str]:

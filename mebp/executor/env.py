@@ -114,7 +114,11 @@ class Io:
 
     def leave_scratch(self) -> None:
         """Say that the op ran without its scratch: a kernel did what needs it in torch."""
-        self._workspace.take_all()
+        self._workspace.whole()
+
+    def room(self) -> Tensor:
+        """All of the op's scratch as one buffer of bytes."""
+        return self._workspace.whole()
 
     def finish(self) -> None:
         """Every byte of scratch that the plan gave must have been taken."""

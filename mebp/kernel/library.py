@@ -69,6 +69,8 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
         declare(name, [POINTER] * 3 + [COUNT] * 4)
     declare("use_product", [POINTER] * 2)
     declare("multiply", [*weight, *x, *result, POINTER, COUNT], FLAG)
+    for name, count in (("attention", 4), ("attention_backward", 7)):
+        declare(name, [POINTER] * count + [COUNT] * 6 + [REAL, POINTER, COUNT], FLAG)
     declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER])
     declare("norm", [POINTER] * 3 + [COUNT] * 2 + [REAL] * 2)
     declare("norm_backward", [POINTER] * 4 + [COUNT] * 2 + [REAL] * 2 + [FLAG])

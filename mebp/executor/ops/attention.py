@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
+from mebp.kernel.attention import Attention
 from mebp.models.kind.attention import AttentionParams, QueryTile, query_tiles
 
 
@@ -32,6 +33,8 @@ class _Tile(QueryTile):
 
 
 def attention(io: Io) -> None:
+    if _kernel(io).forward(io["q"], io["k"], io["v"], io["y"], io.room()):
+        return
     q, y = _by_group(io, io["q"]), _by_group(io, io["y"])  # (B, T, KV, G, D)
     k, v = _by_head(io, io["k"]), _by_head(io, io["v"])  # (B, T, KV, D)
     buffers, q_tile, y_tile = _buffers(io), io.take("q"), io.take("y")
@@ -47,6 +50,8 @@ def attention(io: Io) -> None:
 def attention_backward(io: Io) -> None:
     """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q. p is recomputed from q and k."""
     d = io.dims
+    if _kernel(io).backward(tuple(io[slot] for slot in ("q", "k", "v", "dy", "dq", "dk", "dv")), io.room()):
+        return
     q, dy, dq = (_by_group(io, io[slot]) for slot in ("q", "dy", "dq"))  # (B, T, KV, G, D)
     k, v, dk, dv = (_by_head(io, io[slot]) for slot in ("k", "v", "dk", "dv"))  # (B, T, KV, D)
     buffers, flat_ds, row = _buffers(io), io.take("ds"), io.take("row")
@@ -72,6 +77,12 @@ def attention_backward(io: Io) -> None:
         if tile.end == d.seq:
             dk[tile.batch, :, tile.group].copy_(dk_sum)
             dv[tile.batch, :, tile.group].copy_(dv_sum)
+
+
+def _kernel(io: Io) -> Attention:
+    d = io.dims
+    extents = {"batch": d.batch, "seq": d.seq, "heads": d.heads, "kv_heads": d.kv_heads, "width": d.head_dim, "window": d.window}
+    return Attention(**extents, scale=io.params(AttentionParams).scale)
 
 
 def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
