@@ -23,7 +23,7 @@ static int omp_get_thread_num(void) { return 0; }
 typedef struct {
     const int8_t *codes;   /* (rows, width) */
     const uint16_t *steps; /* (rows, cols / group) bf16 */
-    int64_t rows, cols, group, bits;
+    int64_t rows, cols, group, bits, groups;
 } Weight;
 
 static inline int64_t slots_of(const Weight *w) { return 8 / w->bits; }
@@ -49,6 +49,7 @@ static inline uint16_t to_bf16(float value) { /* round to nearest, ties to even;
 
 #define AS_IS(value) (value)
 
+/* Weights [0, as many as whole vectors hold) of a group's `count` codes to bf16; returns how many. */
 #if defined(__AVX512BW__)
 static inline __m256i rounded(__m512 values) { /* as to_bf16 does */
     const __m512i bits = _mm512_castps_si512(values);
@@ -57,27 +58,34 @@ static inline __m256i rounded(__m512 values) { /* as to_bf16 does */
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
 }
 
-/* A group has no more than 16 different weights: round each once, then look 32 up with one instruction. */
-static inline int64_t lookup_bf16(const int8_t *codes, uint16_t *out, int64_t count, float step, int bits, int low) {
+/* A group has no more than 16 different weights: round each once, then look 32 up with one instruction, which reads the low 5 bits of
+   an index. The table repeats itself, so that bits above a code's own do not matter. */
+static inline int64_t whole_vectors(const int8_t *codes, uint16_t *out, int64_t count, float step, int bits, int low) {
+    int64_t j = 0;
+    if (bits > 4) {
+        const __m512 steps = _mm512_set1_ps(step);
+        for (; j + 16 <= count; j += 16) {
+            const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(codes + j)));
+            _mm256_storeu_si256((__m256i *)(out + j), rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(wide), steps)));
+        }
+        return j;
+    }
     const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i tops = _mm512_srai_epi32(_mm512_slli_epi32(order, 32 - bits), 24); /* codes at the top of a byte */
-    const __m512 exact = _mm512_mul_ps(_mm512_cvtepi32_ps(tops), _mm512_set1_ps(step));
-    const __m512i weights = _mm512_castsi256_si512(rounded(exact));
-    const __m512i mask = _mm512_set1_epi16((short)((1 << bits) - 1));
+    const __m256i half = rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(tops), _mm512_set1_ps(step)));
+    const __m512i weights = _mm512_broadcast_i64x4(half);
     const __m128i shift = _mm_cvtsi32_si128(low);
-    int64_t j = 0;
     for (; j + 32 <= count; j += 32) {
         const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(codes + j)));
-        const __m512i index = _mm512_and_si512(_mm512_srl_epi16(wide, shift), mask);
-        _mm512_storeu_si512(out + j, _mm512_permutexvar_epi16(index, weights));
+        _mm512_storeu_si512(out + j, _mm512_permutexvar_epi16(_mm512_srl_epi16(wide, shift), weights));
     }
     return j;
 }
-#define LOOKUP_bf16 lookup_bf16
+#define VECTORS_bf16 whole_vectors
 #else
-#define LOOKUP_bf16(codes, out, count, step, bits, low) 0
+#define VECTORS_bf16(codes, out, count, step, bits, low) 0
 #endif
-#define LOOKUP_fp32(codes, out, count, step, bits, low) 0
+#define VECTORS_fp32(codes, out, count, step, bits, low) 0
 
 /* A code shifted to the top bits of a byte: byte x step is the weight. */
 #define GROUP(SHIFT, MASK, STORE)                                                                    \
@@ -92,14 +100,15 @@ static void run_##NAME(const Weight *w, int64_t row, int64_t slot, int64_t first
     const int bits = (int)w->bits, shift = (int)(8 - bits * (slot + 1));                             \
     const uint8_t mask = (uint8_t)(0xff << (8 - bits));                                              \
     const int64_t width = width_of(w), before = slot * width;                                        \
-    const uint16_t *steps = w->steps + row * (w->cols / w->group);                                   \
-    for (int64_t byte = first; byte < end;) {                                                        \
-        const int64_t group = (before + byte) / w->group;                                            \
-        const int64_t count = lesser((group + 1) * w->group - before, end) - byte;                   \
-        const float step = from_bf16(steps[group]);                                                  \
+    const int64_t skipped = (uint32_t)(before + first) / (uint32_t)w->group; /* 32 bits divide several times as fast */ \
+    const uint16_t *step_at = w->steps + row * w->groups + skipped;                                  \
+    int64_t edge = (skipped + 1) * w->group - before; /* where the group ends */                     \
+    for (int64_t byte = first; byte < end; step_at++, edge += w->group) {                            \
+        const int64_t count = lesser(edge, end) - byte;                                              \
+        const float step = from_bf16(*step_at);                                                      \
         const int8_t *restrict codes = w->codes + row * width + byte;                                \
         TYPE *restrict to = out + (byte - first);                                                    \
-        const int64_t done = bits > 4 ? 0 : LOOKUP_##NAME(codes, to, count, step, bits, bits * (int)slot); \
+        const int64_t done = VECTORS_##NAME(codes, to, count, step, bits, bits * (int)slot);         \
         if (shift == 0) { GROUP(0, mask, STORE) }                                                    \
         else if (shift == 4) { GROUP(4, mask, STORE) }                                               \
         else { GROUP(shift, mask, STORE) }                                                           \
@@ -108,7 +117,7 @@ static void run_##NAME(const Weight *w, int64_t row, int64_t slot, int64_t first
 }                                                                                                    \
 void unpack_##NAME(const int8_t *codes, const uint16_t *steps, TYPE *out, int64_t rows, int64_t cols, int64_t group, \
                    int64_t bits) {                                                                   \
-    const Weight w = {codes, steps, rows, cols, group, bits};                                        \
+    const Weight w = {codes, steps, rows, cols, group, bits, cols / group};                                        \
     _Pragma("omp parallel for schedule(static)")                                                     \
     for (int64_t row = 0; row < rows; row++)                                                         \
         for (int64_t slot = 0; slot < slots_of(&w); slot++)                                          \
@@ -185,7 +194,9 @@ void use_product(void *given, void *end) {
 enum {
     DEEP = 512,           /* of the inner dimension in one call: fixed, so that sums do not depend on the number of threads */
     MOST_TOKENS = 1024,   /* of one pass over a weight */
-    MOST_COLUMNS = 256,   /* of one block's result */
+    ROW_COLUMNS = 128,    /* of one block's result, where a weight's rows are its columns */
+    MOST_COLUMNS = 512,   /* the same, where its columns are */
+    GRAIN = 32,           /* and in multiples of this: block products are fastest on them */
     LEAST_COLUMNS = 64,   /* fewer than these, and a pass takes fewer tokens instead */
     LEAST_TOKENS = 64,
     LINE = 16             /* columns come in multiples of these */
@@ -311,18 +322,28 @@ typedef struct {
     int64_t tokens, columns, deep, blocks;
 } Cut;
 
-/* The largest cut whose sums and block of weights fit a thread's room; blocks == 0 where none does. */
-static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots, int64_t room, int64_t threads) {
+/* The largest cut whose sums and block of weights fit a thread's room, of `most` columns at most and in multiples of `grain` where
+   there are many; blocks == 0 where none fits. */
+static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots, int64_t most, int64_t grain, int64_t room,
+                   int64_t threads) {
     Cut cut = {lesser(tokens, MOST_TOKENS), 0, whole(lesser(depth, DEEP), 2), 0};
     for (;;) {
         const int64_t fitting = room / (4 * slots * cut.tokens + 2 * cut.deep) / LINE * LINE;
-        cut.columns = lesser(lesser(fitting, MOST_COLUMNS / slots), whole(columns, LINE));
+        cut.columns = lesser(lesser(fitting, most), whole(columns, LINE));
         if (cut.columns * slots >= LEAST_COLUMNS || cut.columns >= columns || cut.tokens <= LEAST_TOKENS) break;
         cut.tokens = whole(cut.tokens / 2, LINE);
     }
+    if (cut.columns > grain) cut.columns = cut.columns / grain * grain;
     if (cut.columns < LINE) return cut;
-    const int64_t rounds = pieces(columns, cut.columns * threads); /* every thread gets as many */
-    cut.columns = lesser(cut.columns, whole(pieces(columns, rounds * threads), LINE));
+    const int64_t least = pieces(columns, cut.columns * threads), unit = columns > grain * threads ? grain : LINE;
+    for (int64_t rounds = least; rounds < least + 4; rounds++) { /* every thread gets as many blocks, where that can be */
+        const int64_t size = whole(pieces(columns, rounds * threads), unit);
+        if (rounds == least) cut.columns = lesser(cut.columns, size);
+        if (pieces(columns, size) % threads == 0) {
+            cut.columns = lesser(cut.columns, size);
+            break;
+        }
+    }
     cut.blocks = pieces(columns, cut.columns);
     return cut;
 }
@@ -334,10 +355,11 @@ static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots
 bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t cols, int64_t group, int64_t bits, bool transposed,
               const uint16_t *x, int64_t ldx, int64_t tokens, void *values, int64_t ld, bool fp32, bool add, const uint16_t *bias,
               uint8_t *room, int64_t nbytes) {
-    const Weight w = {codes, steps, rows, cols, group, bits};
+    const Weight w = {codes, steps, rows, cols, group, bits, cols / group};
     const Result result = {values, ld, fp32, add, bias};
     const int64_t slots = slots_of(&w), width = width_of(&w), threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64;
-    const Cut cut = transposed ? cut_for(tokens, rows, width, 1, own, threads) : cut_for(tokens, width, rows, slots, own, threads);
+    const Cut cut = transposed ? cut_for(tokens, rows, width, 1, ROW_COLUMNS, LINE, own, threads)
+                               : cut_for(tokens, width, rows, slots, MOST_COLUMNS / slots, GRAIN, own, threads);
     if (!cut.blocks || width % 2 || cols % slots || (!transposed && (width % LINE || rows % 2))) return false;
 #pragma omp parallel
     {
@@ -377,8 +399,6 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
 
 /* ---- the head's softmax ---- */
 
-enum { LANES = 16 };
-
 /* e^x for x <= 0, to 2 units in the last place; 0 below -87. Cephes' polynomial (Moshier, 1992). */
 static inline float exp_down(float x) {
     const float clipped = x < -87.0f ? -87.0f : x;
@@ -400,35 +420,26 @@ static inline float exp_down(float x) {
 }
 
 static float largest(const float *values, int64_t count, float so_far) {
-    float most[LANES];
-    for (int l = 0; l < LANES; l++) most[l] = so_far;
-    int64_t j = 0;
-    for (; j + LANES <= count; j += LANES)
-        for (int l = 0; l < LANES; l++) most[l] = values[j + l] > most[l] ? values[j + l] : most[l];
-    for (; j < count; j++) most[0] = values[j] > most[0] ? values[j] : most[0];
-    for (int l = 1; l < LANES; l++) most[0] = most[l] > most[0] ? most[l] : most[0];
-    return most[0];
+    float top = so_far;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < count; j++) top = values[j] > top ? values[j] : top;
+    return top;
 }
 
-/* values = e^(values - top), and to `typed` in bf16 where it is not null; returns their sum. */
-static float exponentials(float *values, uint16_t *typed, int64_t count, float top) {
-    float sums[LANES] = {0};
-    int64_t j = 0;
-    for (; j + LANES <= count; j += LANES) {
-        float some[LANES];
-        for (int l = 0; l < LANES; l++) some[l] = exp_down(values[j + l] - top);
-        for (int l = 0; l < LANES; l++) sums[l] += some[l];
-        if (typed) for (int l = 0; l < LANES; l++) typed[j + l] = to_bf16(some[l]);
-        else for (int l = 0; l < LANES; l++) values[j + l] = some[l];
-    }
-    for (; j < count; j++) {
-        const float one = exp_down(values[j] - top);
-        sums[0] += one;
-        if (typed) typed[j] = to_bf16(one);
-        else values[j] = one;
-    }
+/* values = e^(values - top), or to `typed` in bf16 where it is not null; returns their sum. */
+static float exponentials(float *restrict values, uint16_t *restrict typed, int64_t count, float top) {
     float sum = 0;
-    for (int l = 0; l < LANES; l++) sum += sums[l];
+    if (typed) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < count; j++) {
+            const float one = exp_down(values[j] - top);
+            sum += one;
+            typed[j] = to_bf16(one);
+        }
+        return sum;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < count; j++) sum += values[j] = exp_down(values[j] - top);
     return sum;
 }
 
@@ -452,13 +463,9 @@ void softmax_tile(float *logits, int64_t tokens, int64_t count, int64_t low, con
 /* ---- element-wise ops: bf16 in and out, fp32 in between, each value rounded once ---- */
 
 static inline float dot(const uint16_t *restrict a, const uint16_t *restrict b, int64_t count) {
-    float sums[LANES] = {0};
-    int64_t j = 0;
-    for (; j + LANES <= count; j += LANES)
-        for (int l = 0; l < LANES; l++) sums[l] += from_bf16(a[j + l]) * from_bf16(b[j + l]);
-    for (; j < count; j++) sums[0] += from_bf16(a[j]) * from_bf16(b[j]);
     float sum = 0;
-    for (int l = 0; l < LANES; l++) sum += sums[l];
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < count; j++) sum += from_bf16(a[j]) * from_bf16(b[j]);
     return sum;
 }
 
@@ -481,16 +488,12 @@ void norm_backward(const uint16_t *x, const uint16_t *w, const uint16_t *dy, uin
         const uint16_t *in = x + i * cols, *up = dy + i * cols;
         uint16_t *out = dx + i * cols;
         const float r = 1.0f / sqrtf(dot(in, in, cols) / (float)cols + eps);
-        float sums[LANES] = {0}, along = 0;
-        int64_t j = 0;
-        for (; j + LANES <= cols; j += LANES)
-            for (int l = 0; l < LANES; l++)
-                sums[l] += from_bf16(up[j + l]) * (from_bf16(w[j + l]) + offset) * from_bf16(in[j + l]);
-        for (; j < cols; j++) sums[0] += from_bf16(up[j]) * (from_bf16(w[j]) + offset) * from_bf16(in[j]);
-        for (int l = 0; l < LANES; l++) along += sums[l];
+        float along = 0;
+#pragma omp simd reduction(+ : along)
+        for (int64_t j = 0; j < cols; j++) along += from_bf16(up[j]) * (from_bf16(w[j]) + offset) * from_bf16(in[j]);
         const float by = r * r * along / (float)cols; /* mean(g xhat) r */
-#pragma GCC ivdep
-        for (j = 0; j < cols; j++) {
+#pragma omp simd
+        for (int64_t j = 0; j < cols; j++) {
             const float g = from_bf16(up[j]) * (from_bf16(w[j]) + offset), value = r * (g - from_bf16(in[j]) * by);
             out[j] = to_bf16(value + (add ? from_bf16(out[j]) : 0.0f));
         }
@@ -535,7 +538,7 @@ enum { PART = 4096 }; /* elements that a thread takes at a time */
     _Pragma("omp parallel for schedule(static)")                                                     \
     for (int64_t part = 0; part < count; part += PART) {                                             \
         const int64_t end = lesser(count, part + PART);                                              \
-        _Pragma("GCC ivdep")                                                                         \
+        _Pragma("omp simd")                                                                           \
         for (int64_t j = part; j < end; j++) __VA_ARGS__                                               \
     }
 
@@ -566,7 +569,7 @@ void rotate(const uint16_t *x, uint16_t *y, const uint16_t *cos_of, const uint16
         for (int64_t h = 0; h < heads; h++) {
             const uint16_t *in = x + (i * heads + h) * 2 * half;
             uint16_t *out = y + (i * heads + h) * 2 * half;
-#pragma GCC ivdep
+#pragma omp simd
             for (int64_t j = 0; j < half; j++) {
                 const float a = from_bf16(in[j]), b = from_bf16(in[half + j]);
                 const float cosine = from_bf16(c[j]), sine = sign * from_bf16(s[j]);
@@ -751,12 +754,11 @@ bool attention_backward(const uint16_t *q, const uint16_t *k, const uint16_t *v,
                     product(m, n, width, ld, keys, n, false, q + from, keys_across + 2 * span.low, p, true);
                     product(m, n, width, ld, keys, n, false, dy + from, values_across + 2 * span.low, dp, true);
                     for (int64_t i = 0; i < m; i++) {
-                        float *probability = p + i * n, *slope = dp + i * n, along = 0, lanes[LANES] = {0};
+                        float *probability = p + i * n, *slope = dp + i * n, along = 0;
                         const float total = spread(probability, n, first_key(&a, span, first + i), first + i + 1 - span.low, scale);
                         for (int64_t j = 0; j < n; j++) probability[j] /= total;
-                        for (int64_t j = 0; j < n; j += LANES)
-                            for (int l = 0; l < LANES; l++) lanes[l] += probability[j + l] * slope[j + l];
-                        for (int l = 0; l < LANES; l++) along += lanes[l];
+#pragma omp simd reduction(+ : along)
+                        for (int64_t j = 0; j < n; j++) along += probability[j] * slope[j];
                         for (int64_t j = 0; j < n; j++) ds[i * n + j] = to_bf16(probability[j] * (slope[j] - along) * scale);
                         for (int64_t j = 0; j < n; j++) p_along[i / 2 * 2 * n + 2 * j + i % 2] = to_bf16(probability[j]);
                     }

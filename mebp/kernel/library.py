@@ -48,7 +48,7 @@ def library() -> Library:
         return Library(kernels=None, multiplies=False, path=f"in torch ({SWITCH}=0)")
     threaded = _torch_openmp()
     try:
-        kernels = load_library("kernels", SOURCE, ("-ffp-contract=fast", *(("-fopenmp",) if threaded else ())))
+        kernels = load_library("kernels", SOURCE, ("-ffp-contract=fast", "-fopenmp" if threaded else "-fopenmp-simd"))
         _declare_all(kernels)
     except (NoLibraryError, AttributeError) as why:
         return Library(kernels=None, multiplies=False, path=f"in torch (no compiled kernel: {why})")
