@@ -1,5 +1,7 @@
 """The arena: one allocation whose bytes the plan gives to tensors and to scratch."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -47,10 +49,12 @@ class Workspace:
         """A declared buffer, None where this op has none of that name."""
         return self.take(name) if name in self._scratch.places else None
 
-    def whole(self) -> Tensor:
-        """All of it as one buffer of bytes, in the place of every declared one."""
+    def whole(self, behind: Collection[str] = ()) -> Tensor:
+        """All of it as one buffer of bytes, in the place of every declared one but those named and what lies before their end."""
         self._taken.update(self._scratch.places)
-        return self._arena.view(self._offset, (self._scratch.nbytes,), torch.int8)
+        ends = [offset + buffer.nbytes for offset, buffer in (self._scratch.places[name] for name in behind)]
+        start = align(max(ends, default=0))
+        return self._arena.view(self._offset + start, (max(0, self._scratch.nbytes - start),), torch.int8)
 
     @property
     def untouched(self) -> list[str]:

@@ -2,7 +2,7 @@
 the arena.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import TYPES, Arena, Workspace
+from mebp.kernel.library import library
 from mebp.kernel.product import multiply
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
@@ -116,9 +117,9 @@ class Io:
         """Say that the op ran without its scratch: a kernel did what needs it in torch."""
         self._workspace.whole()
 
-    def room(self) -> Tensor:
-        """All of the op's scratch as one buffer of bytes."""
-        return self._workspace.whole()
+    def room(self, *, behind: Collection[str] = ()) -> Tensor:
+        """The op's scratch as one buffer of bytes, from the end of the buffers named on."""
+        return self._workspace.whole(behind)
 
     def finish(self) -> None:
         """Every byte of scratch that the plan gave must have been taken."""
@@ -146,19 +147,37 @@ class Io:
         tile, codes = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
         return read_rows(self.env.frozen(wid), slice(start, end), tile, codes, self.env.device)
 
-    def multiply(
-        self, x: Tensor, out: Tensor, *, transposed: bool, rows: slice = ALL, add: bool = False, bias: Tensor | None = None
-    ) -> bool:
-        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight, by the compiled kernel, in the room of its tile. False,
-        and nothing is computed, where the kernel cannot.
-        """
-        frozen = self.env.frozen(self.op.weights[0]) if self.streamed else None
-        if frozen is None or frozen.steps is None:
+    @property
+    def multiplies(self) -> bool:
+        """Whether the compiled kernel may multiply with the op's weight: it is streamed, and compressed."""
+        if not (self.streamed and self.op.weights and library().multiplies):
             return False
-        room, _ = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
+        return self.env.graph.weights[self.op.weights[0]].format.compressed
+
+    def multiply(
+        self,
+        x: Tensor,
+        out: Tensor,
+        *,
+        transposed: bool,
+        rows: slice = ALL,
+        add: bool = False,
+        bias: Tensor | None = None,
+        adapter: tuple[Tensor, Tensor] | None = None,
+        room: Tensor | None = None,
+    ) -> bool:
+        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight, and what an `adapter` adds, by the compiled kernel, in
+        `room` or that of the weight's tile. False, and nothing is computed, where the kernel cannot.
+        """
+        if not self.multiplies:
+            return False
+        frozen = self.env.frozen(self.op.weights[0])
+        assert frozen.steps is not None
+        tile, _ = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
+        room = tile if room is None else room
         codes, steps = frozen.codes[rows], frozen.steps[rows]
         return room is not None and multiply(
-            x, codes, steps, frozen.format.bits, out, room, transposed=transposed, add=add, bias=bias
+            x, codes, steps, frozen.format.bits, out, room, transposed=transposed, add=add, bias=bias, adapter=adapter
         )
 
     def gather(self, ids: Tensor, out: Tensor) -> None:

@@ -2,9 +2,14 @@
 
    unpack_bf16, unpack_fp32   rows of a compressed weight
    multiply                   activations times a compressed weight, unpacked block by block where it is multiplied
+   multiply_dense             activations times a matrix in bf16
+   lora_down, lora_gradients  what an adapter adds
    softmax_tile               one tile of the head's logits taken into its running sums
+   norm, glu, rotate          and their backward: each value read and written once
+   attention                  and its backward
 */
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -52,6 +57,9 @@ static inline uint16_t to_bf16(float value) { /* round to nearest, ties to even;
 /* Weights [0, as many as whole vectors hold) of a group's `count` codes to bf16; returns how many. */
 #if defined(__AVX512BW__)
 static inline __m256i rounded(__m512 values) { /* as to_bf16 does */
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(values);
+#endif
     const __m512i bits = _mm512_castps_si512(values);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -62,6 +70,7 @@ static inline __m256i rounded(__m512 values) { /* as to_bf16 does */
    an index. The table repeats itself, so that bits above a code's own do not matter. */
 static inline int64_t whole_vectors(const int8_t *codes, uint16_t *out, int64_t count, float step, int bits, int low) {
     int64_t j = 0;
+    if (step != 0 && fabsf(step) < FLT_MIN) return 0; /* the instruction that rounds takes such numbers for 0 */
     if (bits > 4) {
         const __m512 steps = _mm512_set1_ps(step);
         for (; j + 16 <= count; j += 16) {
@@ -237,7 +246,7 @@ static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_
                                        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
                                        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
     const __m512i low = _mm512_loadu_si512(order), high = _mm512_loadu_si512(order + 32);
-    const __m512i a = _mm512_load_si512(even), b = _mm512_load_si512(odd);
+    const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, low, b));
     _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, high, b));
 }
@@ -254,6 +263,51 @@ static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_
     }
 }
 #endif
+
+/* A buffer of a thread's room. */
+static void *cut_off(uint8_t **room, int64_t nbytes) {
+    void *start = *room;
+    *room += whole(nbytes, 64);
+    return start;
+}
+
+/* Rows (count, width) as a right operand whose columns are the rows: (width / 2, columns, 2); columns past the last row repeat it. */
+static void pack_across(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t columns) {
+    const uint32_t *last = (const uint32_t *)(rows + (count - 1) * ld);
+    uint32_t *to = (uint32_t *)out;
+    for (int64_t t = 0; t < columns; t += LINE)
+        for (int64_t p = 0; p < width / 2; p += LINE) {
+            if (t + LINE <= count && p + LINE <= width / 2) {
+                transpose((const uint32_t *)(rows + t * ld) + p, ld / 2, to + p * columns + t, columns);
+                continue;
+            }
+            for (int64_t i = 0; i < LINE; i++)
+                for (int64_t j = p; j < lesser(p + LINE, width / 2); j++)
+                    to[j * columns + t + i] = t + i < count ? ((const uint32_t *)(rows + (t + i) * ld))[j] : last[j];
+        }
+}
+
+/* Rows (count, width) as a right operand whose inner dimension they are: (deep / 2, width, 2), with zeros from `count` to `deep`. */
+static void pack_along(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t deep) {
+    for (int64_t t = 0; t < deep; t += 2, out += 2 * width) {
+        const uint16_t *even = rows + t * ld, *odd = even + ld;
+        int64_t j = 0;
+        if (t + 1 < count)
+            for (; j + 32 <= width; j += 32) interleave(even + j, odd + j, out + 2 * j);
+        for (; j < width; j++) {
+            out[2 * j] = t < count ? even[j] : 0;
+            out[2 * j + 1] = t + 1 < count ? odd[j] : 0;
+        }
+    }
+}
+
+/* Rows (m, width), transposed to (width, even), zeros in a column that is none. */
+static void turn(const uint16_t *rows, int64_t ld, int64_t m, int64_t width, uint16_t *out, int64_t even) {
+    for (int64_t j = 0; j < width; j++) {
+        for (int64_t i = 0; i < m; i++) out[j * even + i] = rows[i * ld + j];
+        if (even > m) out[j * even + m] = 0;
+    }
+}
 
 /* W^T as a right operand: a slot's bytes [first, end) are the inner dimension, `count` rows from `row` on the columns (rows past
    the last one repeat it: their columns are not used). */
@@ -348,18 +402,20 @@ static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots
     return cut;
 }
 
-/* result (tokens, rows) = x (tokens, cols) W^T, where `transposed`, or (tokens, cols) = x (tokens, rows) W.
+/* result (tokens, rows) = x (tokens, cols) W^T, where `transposed`, or (tokens, cols) = x (tokens, rows) W; in addition left (tokens,
+   rank) times right^T, right (rows, rank), or times right (rank, cols), where rank is not 0.
 
    One parallel region: a thread unpacks a block of the weight to its part of `room` and multiplies it there. False where the room
    is too small or the shape is odd: nothing is computed then. */
 bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t cols, int64_t group, int64_t bits, bool transposed,
               const uint16_t *x, int64_t ldx, int64_t tokens, void *values, int64_t ld, bool fp32, bool add, const uint16_t *bias,
-              uint8_t *room, int64_t nbytes) {
+              const uint16_t *left, const uint16_t *right, int64_t rank, uint8_t *room, int64_t nbytes) {
     const Weight w = {codes, steps, rows, cols, group, bits, cols / group};
     const Result result = {values, ld, fp32, add, bias};
     const int64_t slots = slots_of(&w), width = width_of(&w), threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64;
     const Cut cut = transposed ? cut_for(tokens, rows, width, 1, ROW_COLUMNS, LINE, own, threads)
                                : cut_for(tokens, width, rows, slots, MOST_COLUMNS / slots, GRAIN, own, threads);
+    if (rank % 2 || rank > cut.deep) return false;
     if (!cut.blocks || width % 2 || cols % slots || (!transposed && (width % LINE || rows % 2))) return false;
 #pragma omp parallel
     {
@@ -379,6 +435,10 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
                             block_of_rows(&w, slot, first, n, k, end, block);
                             product(m, n, end - k, ldx, n, n, k + slot > 0, from + slot * width + k, block, sums, true);
                         }
+                    if (rank) {
+                        pack_across(right + first * rank, rank, count, rank, block, n);
+                        product(m, n, rank, rank, n, n, true, left + token * rank, block, sums, true);
+                    }
                     put(&result, token, first, sums, n, m, count);
                 } else {
                     for (int64_t k = 0; k < rows; k += cut.deep)
@@ -387,10 +447,142 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
                             block_of_columns(&w, slot, k, end, first, count, block);
                             product(m, count, end - k, ldx, count, count * slots, k > 0, from + k, block, sums + slot * count, true);
                         }
+                    for (int64_t slot = 0; rank && slot < slots; slot++) {
+                        pack_along(right + slot * width + first, cols, rank, count, block, rank);
+                        product(m, count, rank, rank, count, count * slots, true, left + token * rank, block, sums + slot * count, true);
+                    }
                     for (int64_t slot = 0; slot < slots; slot++)
                         put(&result, token, slot * width + first, sums + slot * count, count * slots, m, count);
                 }
             }
+        }
+        release(true);
+    }
+    return true;
+}
+
+/* result (tokens, n) = x (tokens, k) times b (k, n), or times b^T, b (n, k), where `transposed`: for processors whose libraries crawl
+   on bf16. A thread takes some columns at a time, packed on its stack. */
+void multiply_dense(const uint16_t *x, int64_t ldx, const uint16_t *b, int64_t ldb, int64_t tokens, int64_t n, int64_t k,
+                    bool transposed, uint16_t *values, int64_t ld, bool add) {
+    enum { STRIP = 64, ROWS = 256 };
+    const Result result = {values, ld, false, add, 0};
+#pragma omp parallel
+    {
+        uint16_t block[DEEP * STRIP];
+        float sums[ROWS * STRIP];
+#pragma omp for schedule(dynamic, 1) collapse(2)
+        for (int64_t first = 0; first < n; first += STRIP)
+            for (int64_t token = 0; token < tokens; token += ROWS) {
+                const int64_t count = lesser(STRIP, n - first), wide = whole(count, LINE), m = lesser(ROWS, tokens - token);
+                for (int64_t from = 0; from < k; from += DEEP) {
+                    const int64_t deep = lesser(DEEP, k - from), even = whole(deep, 2);
+                    for (int64_t i = 0; i < even; i++)
+                        for (int64_t j = 0; j < wide; j++)
+                            block[(i / 2 * wide + j) * 2 + i % 2] =
+                                i >= deep || j >= count ? 0
+                                : transposed            ? b[(first + j) * ldb + from + i]
+                                                        : b[(from + i) * ldb + first + j];
+                    product(m, wide, even, ldx, wide, wide, from > 0, x + token * ldx + from, block, sums, true);
+                }
+                put(&result, token, first, sums, wide, m, count);
+            }
+        release(true);
+    }
+}
+
+/* ---- adapters ---- */
+
+enum { TOKENS = 64, MOST_RANK = 256, LORA_COLUMNS = 256, LEAST_LORA_COLUMNS = 32 };
+
+/* Columns of pairs of A^T or B, (inner / 2, wide, 2), zeros from `rank` to `wide`: from w (rank, inner), or (inner, rank) where
+   `along`. Called by all threads of a region. */
+static void pack_narrow(const uint16_t *w, int64_t inner, int64_t rank, int64_t wide, bool along, uint16_t *out) {
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < inner / 2; p++)
+        for (int64_t r = 0; r < wide; r++)
+            for (int64_t i = 0; i < 2; i++) {
+                const int64_t at = along ? (2 * p + i) * rank + r : r * inner + 2 * p + i;
+                out[(p * wide + r) * 2 + i] = r < rank ? w[at] : 0;
+            }
+}
+
+/* h (tokens, rank) = x (tokens, inner) packed; and, where `turned` is not null, the same as (wide, even) rows. Called by all threads
+   of a region. */
+static void narrow(const uint16_t *x, int64_t tokens, int64_t inner, const uint16_t *packed, int64_t rank, int64_t wide, uint16_t *h,
+                   uint16_t *turned, int64_t even) {
+    float sums[TOKENS * MOST_RANK];
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t += TOKENS) {
+        const int64_t m = lesser(TOKENS, tokens - t);
+        product(m, wide, inner, inner, wide, wide, false, x + t * inner, packed, sums, true);
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t r = 0; r < rank; r++) h[(t + i) * rank + r] = to_bf16(sums[i * wide + r]);
+        if (turned)
+            for (int64_t r = 0; r < wide; r++) {
+                for (int64_t i = 0; i < m; i++) turned[r * even + t + i] = to_bf16(sums[i * wide + r]);
+                if (t + m == tokens && even > tokens) turned[r * even + tokens] = 0;
+            }
+    }
+}
+
+/* h (tokens, rank) = x (tokens, cols) A^T, A (rank, cols). False where the room is too small: nothing is computed then. */
+bool lora_down(const uint16_t *x, const uint16_t *A, uint16_t *h, int64_t tokens, int64_t cols, int64_t rank, uint8_t *room,
+               int64_t nbytes) {
+    const int64_t wide = whole(rank, LINE);
+    if (cols % 2 || wide > MOST_RANK || nbytes < 2 * cols * wide) return false;
+#pragma omp parallel
+    {
+        pack_narrow(A, cols, rank, wide, false, (uint16_t *)room);
+        narrow(x, tokens, cols, (uint16_t *)room, rank, wide, h, 0, 0);
+        release(true);
+    }
+    return true;
+}
+
+/* sums (wide, n) = left (wide, even) times columns of x (tokens, ld), a part of the tokens at a time. */
+static void gather_tokens(const uint16_t *left, const uint16_t *x, int64_t ld, int64_t tokens, int64_t even, int64_t wide, int64_t n,
+                          uint16_t *block, float *sums) {
+    for (int64_t t = 0; t < even; t += DEEP) {
+        const int64_t deep = lesser(DEEP, even - t);
+        pack_along(x + t * ld, ld, tokens - t, n, block, deep);
+        product(wide, n, deep, even, n, n, t > 0, left + t, block, sums, true);
+    }
+}
+
+/* With x (tokens, cols), dy (tokens, outs), A (rank, cols) and B (outs, rank), which has the scale in it: h = x A^T, dh = dy B,
+   dA (rank, cols) = dh^T x, dB (outs, rank) = scale dy^T h, both fp32. As lora_down. */
+bool lora_gradients(const uint16_t *x, const uint16_t *dy, const uint16_t *A, const uint16_t *B, uint16_t *h, uint16_t *dh, float *dA,
+                    float *dB, float scale, int64_t tokens, int64_t cols, int64_t outs, int64_t rank, uint8_t *room, int64_t nbytes) {
+    const int64_t wide = whole(rank, LINE), even = whole(tokens, 2), threads = omp_get_max_threads();
+    const int64_t shared = whole(2 * cols * wide, 64) + whole(2 * outs * wide, 64) + 2 * whole(2 * even * wide, 64);
+    const int64_t own = (nbytes - shared) / threads / 64 * 64 - 128, deep = lesser(DEEP, even);
+    int64_t columns = LORA_COLUMNS;
+    while (columns >= LEAST_LORA_COLUMNS && columns * (2 * deep + 4 * wide) > own) columns /= 2;
+    if (cols % LINE || outs % LINE || wide > MOST_RANK || columns < LEAST_LORA_COLUMNS) return false;
+    uint8_t *rest = room;
+    uint16_t *packed_A = cut_off(&rest, 2 * cols * wide), *packed_B = cut_off(&rest, 2 * outs * wide);
+    uint16_t *h_rows = cut_off(&rest, 2 * even * wide), *dh_rows = cut_off(&rest, 2 * even * wide);
+#pragma omp parallel
+    {
+        uint8_t *mine = rest + (own + 128) * omp_get_thread_num();
+        uint16_t *block = cut_off(&mine, 2 * columns * deep);
+        float *sums = cut_off(&mine, 4 * columns * wide);
+        pack_narrow(A, cols, rank, wide, false, packed_A);
+        pack_narrow(B, outs, rank, wide, true, packed_B);
+        narrow(x, tokens, cols, packed_A, rank, wide, h, h_rows, even);
+        narrow(dy, tokens, outs, packed_B, rank, wide, dh, dh_rows, even);
+        const int64_t of_A = pieces(cols, columns);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < of_A + pieces(outs, columns); b++) {
+            const bool is_A = b < of_A;
+            const int64_t width = is_A ? cols : outs, first = (is_A ? b : b - of_A) * columns, n = lesser(columns, width - first);
+            gather_tokens(is_A ? dh_rows : h_rows, (is_A ? x : dy) + first, width, tokens, even, wide, n, block, sums);
+            if (is_A)
+                for (int64_t r = 0; r < rank; r++) memcpy(dA + r * cols + first, sums + r * n, 4 * n);
+            else
+                for (int64_t j = 0; j < n; j++)
+                    for (int64_t r = 0; r < rank; r++) dB[(first + j) * rank + r] = scale * sums[r * n + j];
         }
         release(true);
     }
@@ -604,31 +796,6 @@ static Span span_of(const Attention *a, int64_t first, int64_t end) {
     return (Span){low, high - low};
 }
 
-/* Rows (seq, width) as a right operand whose columns are the rows: (width / 2, keys, 2); columns past the last row repeat it. */
-static void pack_across(const uint16_t *rows, int64_t ld, int64_t seq, int64_t width, uint16_t *out, int64_t keys) {
-    const uint32_t *last = (const uint32_t *)(rows + (seq - 1) * ld);
-    uint32_t *to = (uint32_t *)out;
-    for (int64_t t = 0; t < keys; t += LINE)
-        for (int64_t p = 0; p < width / 2; p += LINE) {
-            if (t + LINE <= seq && p + LINE <= width / 2) {
-                transpose((const uint32_t *)(rows + t * ld) + p, ld / 2, to + p * keys + t, keys);
-                continue;
-            }
-            for (int64_t i = 0; i < LINE; i++)
-                for (int64_t j = p; j < lesser(p + LINE, width / 2); j++)
-                    to[j * keys + t + i] = t + i < seq ? ((const uint32_t *)(rows + (t + i) * ld))[j] : last[j];
-        }
-}
-
-/* Rows (count, width) as a right operand whose inner dimension they are: (count / 2, width, 2), with zeros up to `keys` rows. */
-static void pack_along(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t keys) {
-    for (int64_t t = 0; t < keys; t += 2, out += 2 * width)
-        for (int64_t j = 0; j < width; j++) {
-            out[2 * j] = t < count ? rows[t * ld + j] : 0;
-            out[2 * j + 1] = t + 1 < count ? rows[(t + 1) * ld + j] : 0;
-        }
-}
-
 /* Scores [first, end) of a row become e^(scale (score - highest)), the others 0; returns the sum. */
 static float spread(float *row, int64_t count, int64_t first, int64_t end, float scale) {
     const float top = largest(row + first, end - first, row[first]);
@@ -648,13 +815,6 @@ static int64_t block_of_queries(const Attention *a, int64_t room, int64_t fixed,
     int64_t queries = QUERIES;
     while (queries >= LEAST_QUERIES && fixed + queries * per_query > room) queries /= 2;
     return queries >= LEAST_QUERIES ? queries : 0;
-}
-
-/* A buffer of a thread's room. */
-static void *cut_off(uint8_t **room, int64_t nbytes) {
-    void *start = *room;
-    *room += whole(nbytes, 64);
-    return start;
 }
 
 static bool attends(const Attention *a, int64_t threads) {
@@ -702,14 +862,6 @@ bool attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t
         release(true);
     }
     return true;
-}
-
-/* Rows (m, width), transposed to (width, even), zeros in a column that is none. */
-static void turn(const uint16_t *rows, int64_t ld, int64_t m, int64_t width, uint16_t *out, int64_t even) {
-    for (int64_t j = 0; j < width; j++) {
-        for (int64_t i = 0; i < m; i++) out[j * even + i] = rows[i * ld + j];
-        if (even > m) out[j * even + m] = 0;
-    }
 }
 
 /* Sums (width, keys) to rows (seq, width). */

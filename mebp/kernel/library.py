@@ -31,13 +31,14 @@ POINTER, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool, cty
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """The compiled kernels, None where all is done in torch; whether products are among them; `path` says which way is taken, and
-    why, in a few words.
+    """The compiled kernels, None where all is done in torch; whether products are among them, and with block products of our own,
+    since torch's bf16 products crawl; `path` says which way is taken, and why, in a few words.
     """
 
     kernels: ctypes.CDLL | None
-    multiplies: bool
     path: str
+    multiplies: bool = False
+    own: bool = False
 
 
 @cache
@@ -45,16 +46,15 @@ def library() -> Library:
     """The kernels of this machine, built if need be."""
     switch = os.environ.get(SWITCH)
     if switch == "0":
-        return Library(kernels=None, multiplies=False, path=f"in torch ({SWITCH}=0)")
+        return Library(kernels=None, path=f"in torch ({SWITCH}=0)")
     threaded = _torch_openmp()
     try:
         kernels = load_library("kernels", SOURCE, ("-ffp-contract=fast", "-fopenmp" if threaded else "-fopenmp-simd"))
         _declare_all(kernels)
     except (NoLibraryError, AttributeError) as why:
-        return Library(kernels=None, multiplies=False, path=f"in torch (no compiled kernel: {why})")
-    multiplies, products = _choose_products(kernels, switch)
+        return Library(kernels=None, path=f"in torch (no compiled kernel: {why})")
     path = "compiled kernel" if threaded else "compiled kernel, on one thread"
-    return Library(kernels=kernels, multiplies=multiplies, path=f"{path}; {products}")
+    return _with_products(kernels, path, switch)
 
 
 def _declare_all(kernels: ctypes.CDLL) -> None:
@@ -68,7 +68,11 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
     for name in UNPACKING.values():
         declare(name, [POINTER] * 3 + [COUNT] * 4)
     declare("use_product", [POINTER] * 2)
-    declare("multiply", [*weight, *x, *result, POINTER, COUNT], FLAG)
+    declare("multiply", [*weight, *x, *result, POINTER, POINTER, COUNT, POINTER, COUNT], FLAG)
+    declare("lora_down", [POINTER] * 3 + [COUNT] * 3 + [POINTER, COUNT], FLAG)
+    declare("lora_gradients", [POINTER] * 8 + [REAL] + [COUNT] * 4 + [POINTER, COUNT], FLAG)
+    matrices = [POINTER, COUNT] * 2 + [COUNT] * 3
+    declare("multiply_dense", [*matrices, FLAG, POINTER, COUNT, FLAG])
     for name, count in (("attention", 4), ("attention_backward", 7)):
         declare(name, [POINTER] * count + [COUNT] * 6 + [REAL, POINTER, COUNT], FLAG)
     declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER])
@@ -91,15 +95,18 @@ def _torch_openmp() -> bool:
     return False
 
 
-def _choose_products(kernels: ctypes.CDLL, switch: str | None) -> tuple[bool, str]:
-    """Whether the kernel multiplies, and whose block products are taken, and why, in a few words."""
+def _with_products(kernels: ctypes.CDLL, path: str, switch: str | None) -> Library:
+    """The library with the block products that this machine takes."""
     flags = _processor_flags()
     if switch == "own":
-        return True, f"our own block products ({SWITCH}=own)"
+        return Library(kernels=kernels, multiplies=True, own=True, path=f"{path}; our own block products ({SWITCH}=own)")
     if switch != "unpack" and not BF16_FLAGS & flags and flags >= OWN_FLAGS:
-        return True, "our own block products (the processor has no bf16 instructions)"
-    why = f"{SWITCH}=unpack" if switch == "unpack" else _take_onednn(kernels, flags)
-    return (False, f"products in torch ({why})") if why else (True, "block products of oneDNN")
+        why = "the processor has no bf16 instructions"
+        return Library(kernels=kernels, multiplies=True, own=True, path=f"{path}; our own block products ({why})")
+    missing = f"{SWITCH}=unpack" if switch == "unpack" else _take_onednn(kernels, flags)
+    if missing:
+        return Library(kernels=kernels, path=f"{path}; products in torch ({missing})")
+    return Library(kernels=kernels, multiplies=True, path=f"{path}; block products of oneDNN")
 
 
 def _take_onednn(kernels: ctypes.CDLL, flags: set[str]) -> str | None:
@@ -133,5 +140,5 @@ def _is_right(kernels: ctypes.CDLL) -> bool:
     result, room = torch.zeros(tokens, rows), torch.empty(1 << 18 << torch.get_num_threads().bit_length(), dtype=torch.int8)
     weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols, 8)
     target = (result.data_ptr(), rows, True, False, None)
-    done = kernels.multiply(*weight, True, x.data_ptr(), cols, tokens, *target, room.data_ptr(), room.numel())
+    done = kernels.multiply(*weight, True, x.data_ptr(), cols, tokens, *target, None, None, 0, room.data_ptr(), room.numel())
     return bool(done) and torch.equal(result, x.float() @ codes.float().T)

@@ -19,12 +19,14 @@ def multiply(
     transposed: bool,
     add: bool = False,
     bias: Tensor | None = None,
+    adapter: tuple[Tensor, Tensor] | None = None,
 ) -> bool:
     """out (tokens, rows) = x (tokens, cols) W^T + bias where `transposed`, else out (tokens, cols) = x (tokens, rows) W; added to
     `out` with `add`. W (rows, cols) is codes (rows, bytes) int8 and steps (rows, groups) bf16; sums are fp32, rounded once where
     `out` is bf16.
 
-    `room` is a contiguous buffer that the threads share. False, and nothing computed, where the kernel cannot.
+    `adapter` adds left (tokens, r) times right^T, right (rows, r), or times right (r, cols). `room` is a contiguous buffer that
+    the threads share. False, and nothing computed, where the kernel cannot.
     """
     found = library()
     operands = (x, out, codes, steps, room)
@@ -39,5 +41,21 @@ def multiply(
     weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols // steps.shape[1], bits)
     added = None if bias is None else bias.data_ptr()
     target = (out.data_ptr(), out.stride(0), out.dtype is torch.float32, add, added)
+    left, right = adapter or (None, None)
+    low_rank = (None, None, 0) if left is None or right is None else (left.data_ptr(), right.data_ptr(), left.shape[1])
     space = (room.data_ptr(), room.numel() * room.itemsize)
-    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *space))
+    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *low_rank, *space))
+
+
+def multiply_dense(x: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """out (N, n) = x (N, k) b (k, n), or added to `out`: by the kernel where torch's bf16 products crawl, else in torch."""
+    if not (library().own and all(t.dtype is torch.bfloat16 and t.device.type == "cpu" for t in (x, b, out))):
+        out.addmm_(x, b, beta=int(add))
+        return
+    transposed = b.stride(-1) != 1
+    rows = b.T if transposed else b
+    kernels = library().kernels
+    assert kernels is not None
+    assert x.stride(-1) == rows.stride(-1) == out.stride(-1) == 1
+    operands = (x.data_ptr(), x.stride(0), rows.data_ptr(), rows.stride(0))
+    kernels.multiply_dense(*operands, len(x), b.shape[1], b.shape[0], transposed, out.data_ptr(), out.stride(0), add)

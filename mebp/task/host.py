@@ -36,6 +36,13 @@ def host_path() -> Path:
     return user_device_dir() / f"{HOST}.toml"
 
 
+def kernel_path() -> str:
+    """Which code unpacks weights on this machine and multiplies with them, and why, in a few words."""
+    from mebp.kernel.library import library  # noqa: PLC0415  (torch)
+
+    return library().path
+
+
 def why_calibrate(config: ModelConfig, workload: Workload) -> str | None:
     """Why this machine has to be measured before a plan for it can be trusted; None where its profile knows the shapes."""
     if not host_path().is_file():

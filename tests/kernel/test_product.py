@@ -1,12 +1,13 @@
 """Fused products against the unpacked weight in double precision: every format, ragged shapes, little room, many threads."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mebp.kernel.library import library
-from mebp.kernel.product import multiply
+from mebp.kernel.product import multiply, multiply_dense
 from mebp.models.format import FORMATS, WeightFormat
 from mebp.store.codec import quantise, unpack_whole
 from mebp.store.reader import Frozen
@@ -116,3 +117,17 @@ def test_what_it_cannot_do_is_left_to_torch() -> None:
     assert not product(x.float(), frozen, out, transposed=True)
     assert not product(x, frozen, out.double(), transposed=True)
     assert (out == 3).all()
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 8), (17, 640), (896, 100), (1200, 16)])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_dense_products_of_our_own(k: int, n: int, transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if COMPILED is None or not library().multiplies:
+        pytest.skip(library().path)
+    monkeypatch.setattr("mebp.kernel.product.library", lambda: replace(library(), own=True))
+    x, b = activations(300, k), activations(n, k).T if transposed else activations(k, n)
+    out = torch.full((300, n), 3.0, dtype=torch.bfloat16)
+    for add in (False, True):
+        multiply_dense(x, b, out, add=add)
+        assert_near(out, x.double() @ b.double() * (1 + add))
+        out.copy_(x.double() @ b.double())

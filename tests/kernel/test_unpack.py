@@ -38,6 +38,19 @@ def test_the_kernel_equals_the_torch_path_bit_for_bit(name: str, dtype: torch.dt
     assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(not COMPILER, reason="no compiler")
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_the_smallest_weights_are_unpacked_bit_for_bit(name: str) -> None:
+    """Steps that are no normal numbers are rounded as torch does."""
+    fmt = FORMATS[name]
+    codes, steps = quantise(torch.randn(4, 384, generator=torch.Generator().manual_seed(3)), fmt)
+    steps[1], steps[2] = 1e-39, 0.0
+    expected, found = torch.empty(4, 384, dtype=torch.bfloat16), torch.empty(4, 384, dtype=torch.bfloat16)
+    unpack_in_torch(codes, steps, fmt, expected, torch.empty(codes.numel(), dtype=torch.int8))
+    assert unpack_rows(codes, steps, fmt.bits, found)
+    assert torch.equal(found, expected)
+
+
 def test_what_is_not_contiguous_is_left_to_torch() -> None:
     fmt = FORMATS["int8"]
     codes, steps = quantise(torch.randn(8, 64), fmt)

@@ -50,8 +50,10 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
     from rich.markup import escape  # noqa: PLC0415
 
     from mebp.cli.view.grid import grid, print_grid  # noqa: PLC0415
+    from mebp.plan import HOST  # noqa: PLC0415
     from mebp.sim.device import KEYS, MEASURED_BY_SHAPE  # noqa: PLC0415
     from mebp.sim.profile import load_device  # noqa: PLC0415
+    from mebp.task.host import kernel_path  # noqa: PLC0415
 
     device = load_device(name)
     table = grid(title=escape(f"{device.name}: {device.title}"))
@@ -64,6 +66,8 @@ def show(name: Annotated[str, typer.Argument(help="Device name, or a profile's .
         origin = device.sources[key]
         table.add_row(key, _value(device.value(key)), origin.kind, escape(origin.source))
     print_grid(stdout(), table)
+    if device.name == HOST:
+        stdout().print(f"weights unpacked and multiplied: {kernel_path()}", markup=False)
 
 
 def _value(value: float) -> str:

@@ -34,7 +34,7 @@ def print_run(console: "Console", result: RunResult) -> None:
     file_bytes = show_nbytes(measured.file_bytes)
     console.print(f"file-backed, not part of the peak: {file_bytes} resident (libraries, weights, spill file)", markup=False)
     if measured.unpacking:
-        console.print(f"weights unpacked: {measured.unpacking}", markup=False)
+        console.print(f"weights unpacked and multiplied: {measured.unpacking}", markup=False)
     steps = ", ".join(show_ns(seconds * 1e9) for seconds in measured.step_s)
     console.print(f"steps {steps}; loss {measured.loss[0]:.4f} -> {measured.loss[-1]:.4f}", markup=False)
     if measured.floor_s:

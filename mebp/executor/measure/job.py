@@ -50,7 +50,7 @@ class Measurement:
 
     `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it;
     `durations_ns` are each instruction's median over the last steps. `floor_s` is what the step's dense products take, forward and
-    backward once (0: not measured); `unpacking` says in a few words how weights are unpacked.
+    backward once (0: not measured); `unpacking` says in a few words how weights are unpacked and multiplied.
     """
 
     arena_bytes: int

@@ -14,6 +14,7 @@ from torch import Tensor
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
 from mebp.kernel.attention import Attention
+from mebp.kernel.product import multiply_dense
 from mebp.models.kind.attention import AttentionParams, QueryTile, query_tiles
 
 
@@ -43,8 +44,8 @@ def attention(io: Io) -> None:
         queries = _gather(q, tile, q_tile)  # (R x G, D)
         p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
         typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
-        out = torch.mm(typed, values, out=y_tile[: len(queries)])
-        _scatter(out, tile, y)
+        multiply_dense(typed, values, y_tile[: len(queries)])
+        _scatter(y_tile[: len(queries)], tile, y)
 
 
 def attention_backward(io: Io) -> None:
@@ -72,7 +73,8 @@ def attention_backward(io: Io) -> None:
         ds.copy_(torch.mm(upstream, values.T, out=typed))
         _softmax_backward(p, ds, row[: len(p)], scale)
         typed.copy_(ds)
-        _scatter(torch.mm(typed, keys, out=dq_tile[: len(queries)]), tile, dq)
+        multiply_dense(typed, keys, dq_tile[: len(queries)])
+        _scatter(dq_tile[: len(queries)], tile, dq)
         add_across(dk_sum[tile.low : tile.high], torch.mm(typed.T, queries, out=product[:span]), flat_ds)
         if tile.end == d.seq:
             dk[tile.batch, :, tile.group].copy_(dk_sum)

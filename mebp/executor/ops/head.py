@@ -13,6 +13,7 @@ from torch import Tensor
 from mebp.errors import NotFinite
 from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
+from mebp.kernel.product import multiply_dense
 from mebp.kernel.softmax import Sums, softmax_tile
 from mebp.models.tile import stream_rows
 
@@ -68,7 +69,8 @@ def _logits(io: Io, x: Tensor, out: Tensor, low: int, typed: Tensor, rows: int) 
     for start in range(0, count, rows):
         weight = io.weight_rows(low + start, low + min(start + rows, count))
         piece = typed[: N * len(weight)].view(N, len(weight))
-        out[:, start : start + len(weight)].copy_(torch.mm(x, weight.T, out=piece))
+        multiply_dense(x, weight.T, piece)
+        out[:, start : start + len(weight)].copy_(piece)
     return weight if count <= rows else None
 
 
@@ -84,7 +86,7 @@ def _add_weighted(
         if whole is None and io.multiply(piece, weighted, transposed=False, rows=slice(low + start, low + end), add=True):
             continue
         weight = whole if whole is not None else io.weight_rows(low + start, low + end)
-        torch.mm(piece, weight, out=product)
+        multiply_dense(piece, weight, product)
         add_across(weighted, product, typed)
 
 

@@ -1,9 +1,9 @@
 """Products with an op's frozen weight W (rows, cols): by the compiled kernel, or in torch a tile of rows at a time."""
 
-import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.kernel.product import multiply_dense
 
 
 def times_transposed(io: Io, x: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
@@ -11,7 +11,7 @@ def times_transposed(io: Io, x: Tensor, out: Tensor, bias: Tensor | None = None)
     if io.multiply(x, out, transposed=True, bias=bias):
         return
     for start, end, tile in io.weight_tiles():  # (end - start, cols)
-        torch.mm(x, tile.T, out=out[:, start:end])
+        multiply_dense(x, tile.T, out[:, start:end])
     if bias is not None:
         out.add_(bias)
 
@@ -21,4 +21,4 @@ def times(io: Io, x: Tensor, out: Tensor, *, add: bool) -> None:
     if io.multiply(x, out, transposed=False, add=add):
         return
     for start, end, tile in io.weight_tiles():
-        out.addmm_(x[:, start:end], tile, beta=1 if add or start else 0)
+        multiply_dense(x[:, start:end], tile, out, add=add or start > 0)

@@ -1,0 +1,43 @@
+"""What an adapter adds to a product, by the compiled kernel. N tokens, k in, n out, r rank; bf16 but for the gradients.
+
+B has the adapter's scale in it. `room` is a contiguous buffer that the threads share. Every function returns False, and has
+computed nothing, where the kernel cannot.
+"""
+
+import torch
+from torch import Tensor
+
+from mebp.kernel.library import library
+
+
+def lora_down(x: Tensor, A: Tensor, h: Tensor, room: Tensor) -> bool:
+    """h (N, r) = x (N, k) A^T, A (r, k)."""
+    found = library()
+    if not found.multiplies or not _fit((x, A, h), torch.bfloat16):
+        return False
+    (rank, cols), space = A.shape, (room.data_ptr(), room.numel() * room.itemsize)
+    return bool(found.kernels.lora_down(x.data_ptr(), A.data_ptr(), h.data_ptr(), len(x), cols, rank, *space))  # type: ignore[union-attr]
+
+
+def lora_gradients(
+    operands: tuple[Tensor, Tensor, Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor],
+    scale: float,
+    room: Tensor,
+) -> bool:
+    """Of operands x (N, k), dy (N, n), A (r, k), B (n, r): the sums h = x A^T and dh = dy B, and, in fp32, the gradients
+    dA = dh^T x and dB = scale dy^T h.
+    """
+    found = library()
+    typed = (*operands, *sums)
+    if not found.multiplies or not _fit(typed, torch.bfloat16) or not _fit(gradients, torch.float32):
+        return False
+    x, _, A, B = operands
+    extents = (len(x), A.shape[1], len(B), len(A))
+    pointers = (tensor.data_ptr() for tensor in (*typed, *gradients))
+    return bool(found.kernels.lora_gradients(*pointers, scale, *extents, room.data_ptr(), room.numel() * room.itemsize))  # type: ignore[union-attr]
+
+
+def _fit(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+    return all(tensor.dtype is dtype and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
