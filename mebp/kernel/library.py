@@ -1,4 +1,4 @@
-"""The library of compiled kernels (kernels.c), and which of them this machine takes.
+"""The library of compiled kernels (PARTS, C sources beside this file), and which of them this machine takes.
 
 It runs on the OpenMP threads of torch itself: a second pool of threads makes both many times slower, so where that library is not
 found it runs on the calling thread alone. Blocks of products are multiplied by oneDNN's block product, which torch exports, where
@@ -19,7 +19,8 @@ import torch
 
 from mebp.native import NoLibraryError, load_library
 
-SOURCE = resources.files("mebp.kernel").joinpath("kernels.c").read_text(encoding="utf-8")
+PARTS = ("number", "unpack", "block", "product", "lora", "softmax", "elementwise", "attention")  # each uses those before it
+SOURCE = "\n".join(resources.files("mebp.kernel").joinpath(f"{name}.c").read_text(encoding="utf-8") for name in PARTS)
 SWITCH = "MEBP_KERNEL"
 UNPACKING = {torch.bfloat16: "unpack_bf16", torch.float32: "unpack_fp32"}
 BRGEMM = "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb"

@@ -1,0 +1,205 @@
+/* The block product, oneDNN's or ours, and how its operands are packed. */
+
+/* A block product: c (m, n) fp32 (+)= a (m, k) b, b with pairs of k interleaved: (k / 2, n, 2); n a multiple of 16. oneDNN's as torch
+   exports it, or ours; and what a thread calls when it is through. */
+typedef void (*Product)(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a,
+                        const uint16_t *b, float *c, bool interleaved);
+typedef void (*Release)(bool interleaved);
+
+#if defined(__AVX512F__)
+enum { WIDE = 16, TALL = 8 };
+#else
+enum { WIDE = 8, TALL = 4 };
+#endif
+typedef float Floats __attribute__((vector_size(4 * WIDE), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDE), aligned(4)));
+
+/* Rows [0, TALL) of a with 16 columns of b, every operand widened to fp32 where it is used. */
+static inline void corner(int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a, const uint32_t *b, float *c,
+                          int64_t tall) {
+    enum { PARTS = 16 / WIDE };
+    Floats sums[TALL][PARTS];
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < PARTS; j++) sums[i][j] = add && i < tall ? *(const Floats *)(c + i * ldc + j * WIDE) : (Floats){0};
+    const uint16_t *rows[TALL];
+    for (int i = 0; i < TALL; i++) rows[i] = a + lesser(i, tall - 1) * lda;
+    for (int64_t p = 0; p < k / 2; p++) {
+        Floats low[PARTS], high[PARTS];
+        for (int j = 0; j < PARTS; j++) {
+            const Words pair = *(const Words *)(b + p * ldb + j * WIDE);
+            low[j] = (Floats)(pair << 16);
+            high[j] = (Floats)(pair & 0xffff0000u);
+        }
+        for (int i = 0; i < TALL; i++) {
+            uint32_t both;
+            memcpy(&both, rows[i] + 2 * p, 4);
+            const Words pair = both - (Words){0};
+            for (int j = 0; j < PARTS; j++) {
+                sums[i][j] += (Floats)(pair << 16) * low[j];
+                sums[i][j] += (Floats)(pair & 0xffff0000u) * high[j];
+            }
+        }
+    }
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < PARTS; j++) *(Floats *)(c + i * ldc + j * WIDE) = sums[i][j];
+}
+
+static void own_product(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const uint16_t *a,
+                        const uint16_t *b, float *c, bool interleaved) {
+    for (int64_t j = 0; j < n; j += 16)
+        for (int64_t i = 0; i < m; i += TALL)
+            corner(k, lda, ldb, ldc, add, a + i * lda, (const uint32_t *)b + j, c + i * ldc + j, lesser(TALL, m - i));
+}
+
+static void own_release(bool interleaved) {}
+
+static Product product = own_product;
+static Release release = own_release;
+
+/* Multiply with the block product at these addresses, ours where they are null. */
+void use_product(void *given, void *end) {
+    product = given ? (Product)given : own_product;
+    release = given ? (Release)end : own_release;
+}
+
+enum {
+    DEEP = 512,           /* of the inner dimension in one call: fixed, so that sums do not depend on the number of threads */
+    MOST_TOKENS = 1024,   /* of one pass over a weight */
+    ROW_COLUMNS = 128,    /* of one block's result, where a weight's rows are its columns */
+    MOST_COLUMNS = 512,   /* the same, where its columns are */
+    GRAIN = 32,           /* and in multiples of this: block products are fastest on them */
+    LEAST_COLUMNS = 64,   /* fewer than these, and a pass takes fewer tokens instead */
+    LEAST_TOKENS = 64,
+    LINE = 16             /* columns come in multiples of these */
+};
+
+#if defined(__AVX512BW__)
+/* Transpose 16 x 16 pairs of bf16. */
+static inline void transpose(const uint32_t *in, int64_t ld_in, uint32_t *out, int64_t ld_out) {
+    __m512i a[16], t[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(in + i * ld_in);
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(out + i * ld_out, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_storeu_si512(out + (4 + i) * ld_out, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
+        _mm512_storeu_si512(out + (8 + i) * ld_out, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+        _mm512_storeu_si512(out + (12 + i) * ld_out, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd));
+    }
+}
+
+/* Interleave 32 values of two rows. */
+static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    static const uint16_t order[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+                                       22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    const __m512i low = _mm512_loadu_si512(order), high = _mm512_loadu_si512(order + 32);
+    const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, low, b));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, high, b));
+}
+#else
+static inline void transpose(const uint32_t *in, int64_t ld_in, uint32_t *out, int64_t ld_out) {
+    for (int k = 0; k < 16; k++)
+        for (int i = 0; i < 16; i++) out[k * ld_out + i] = in[i * ld_in + k];
+}
+
+static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    for (int j = 0; j < 32; j++) {
+        out[2 * j] = even[j];
+        out[2 * j + 1] = odd[j];
+    }
+}
+#endif
+
+/* A buffer of a thread's room. */
+static void *cut_off(uint8_t **room, int64_t nbytes) {
+    void *start = *room;
+    *room += whole(nbytes, 64);
+    return start;
+}
+
+/* Rows (count, width) as a right operand whose columns are the rows: (width / 2, columns, 2); columns past the last row repeat it. */
+static void pack_across(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t columns) {
+    const uint32_t *last = (const uint32_t *)(rows + (count - 1) * ld);
+    uint32_t *to = (uint32_t *)out;
+    for (int64_t t = 0; t < columns; t += LINE)
+        for (int64_t p = 0; p < width / 2; p += LINE) {
+            if (t + LINE <= count && p + LINE <= width / 2) {
+                transpose((const uint32_t *)(rows + t * ld) + p, ld / 2, to + p * columns + t, columns);
+                continue;
+            }
+            for (int64_t i = 0; i < LINE; i++)
+                for (int64_t j = p; j < lesser(p + LINE, width / 2); j++)
+                    to[j * columns + t + i] = t + i < count ? ((const uint32_t *)(rows + (t + i) * ld))[j] : last[j];
+        }
+}
+
+/* Rows (count, width) as a right operand whose inner dimension they are: (deep / 2, width, 2), with zeros from `count` to `deep`. */
+static void pack_along(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t deep) {
+    for (int64_t t = 0; t < deep; t += 2, out += 2 * width) {
+        const uint16_t *even = rows + t * ld, *odd = even + ld;
+        int64_t j = 0;
+        if (t + 1 < count)
+            for (; j + 32 <= width; j += 32) interleave(even + j, odd + j, out + 2 * j);
+        for (; j < width; j++) {
+            out[2 * j] = t < count ? even[j] : 0;
+            out[2 * j + 1] = t + 1 < count ? odd[j] : 0;
+        }
+    }
+}
+
+/* Rows (m, width), transposed to (width, even), zeros in a column that is none. */
+static void turn(const uint16_t *rows, int64_t ld, int64_t m, int64_t width, uint16_t *out, int64_t even) {
+    for (int64_t j = 0; j < width; j++) {
+        for (int64_t i = 0; i < m; i++) out[j * even + i] = rows[i * ld + j];
+        if (even > m) out[j * even + m] = 0;
+    }
+}
+
+/* W^T as a right operand: a slot's bytes [first, end) are the inner dimension, `count` rows from `row` on the columns (rows past
+   the last one repeat it: their columns are not used). */
+static void block_of_rows(const Weight *w, int64_t slot, int64_t row, int64_t count, int64_t first, int64_t end, uint16_t *out) {
+    uint16_t lines[LINE * DEEP] __attribute__((aligned(64)));
+    const int64_t pairs = (end - first) / 2;
+    uint32_t *to = (uint32_t *)out;
+    for (int64_t n = 0; n < count; n += LINE) {
+        for (int64_t i = 0; i < LINE; i++) run_bf16(w, lesser(row + n + i, w->rows - 1), slot, first, end, lines + i * DEEP);
+        int64_t k = 0;
+        for (; k + LINE <= pairs; k += LINE) transpose((uint32_t *)lines + k, DEEP / 2, to + k * count + n, count);
+        for (; k < pairs; k++)
+            for (int64_t i = 0; i < LINE; i++) to[k * count + n + i] = ((uint32_t *)(lines + i * DEEP))[k];
+    }
+}
+
+/* W as a right operand: rows [row, last) are the inner dimension (a missing one of the last pair is 0), a slot's bytes
+   [first, first + count) the columns. */
+static void block_of_columns(const Weight *w, int64_t slot, int64_t row, int64_t last, int64_t first, int64_t count,
+                             uint16_t *out) {
+    uint16_t even[MOST_COLUMNS] __attribute__((aligned(64))), odd[MOST_COLUMNS] __attribute__((aligned(64)));
+    for (int64_t k = row; k < last; k += 2, out += 2 * count) {
+        run_bf16(w, k, slot, first, first + count, even);
+        if (k + 1 < last) run_bf16(w, k + 1, slot, first, first + count, odd);
+        else memset(odd, 0, sizeof odd);
+        int64_t j = 0;
+        for (; j + 32 <= count; j += 32) interleave(even + j, odd + j, out + 2 * j);
+        for (; j < count; j++) {
+            out[2 * j] = even[j];
+            out[2 * j + 1] = odd[j];
+        }
+    }
+}
