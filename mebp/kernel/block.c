@@ -66,7 +66,7 @@ enum {
     DEEP = 512,           /* of the inner dimension in one call: fixed, so that sums do not depend on the number of threads */
     MOST_TOKENS = 1024,   /* of one pass over a weight */
     ROW_COLUMNS = 128,    /* of one block's result, where a weight's rows are its columns */
-    MOST_COLUMNS = 512,   /* the same, where its columns are */
+    MOST_COLUMNS = 1024,  /* the same, where its columns are */
     GRAIN = 32,           /* and in multiples of this: block products are fastest on them */
     LEAST_COLUMNS = 64,   /* fewer than these, and a pass takes fewer tokens instead */
     LEAST_TOKENS = 64,
