@@ -1,3 +1,1 @@
-"""Compiled kernels for the processor, each with an equal way in torch where it is called: unpacking, and products with compressed
-weights.
-"""
+"""Compiled kernels for the processor. Each says whether it could run; where it could not, its caller does the same in torch."""

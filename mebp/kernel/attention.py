@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mebp.kernel.library import library
+from mebp.kernel.library import extent, fit, library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,7 @@ class Attention:
 
     def _run(self, name: str, operands: tuple[Tensor, ...], room: Tensor) -> bool:
         found = library()
-        fit = all(o.dtype is torch.bfloat16 and o.device.type == "cpu" and o.is_contiguous() for o in operands)
-        if not fit or not found.multiplies:
+        if not found.multiplies or not fit(operands, torch.bfloat16):
             return False
         extents = (self.batch, self.seq, self.heads, self.kv_heads, self.width, self.window, self.scale)
-        space = (room.data_ptr(), room.numel() * room.itemsize)
-        return bool(getattr(found.kernels, name)(*(o.data_ptr() for o in operands), *extents, *space))
+        return bool(getattr(found.kernels, name)(*(o.data_ptr() for o in operands), *extents, *extent(room)))

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from mebp.kernel.library import library
+from mebp.kernel.library import fit, library
 
 
 def norm(x: Tensor, weight: Tensor, y: Tensor, eps: float, offset: float) -> bool:
@@ -64,5 +64,4 @@ def rotate(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> boo
 
 def _kernels(*operands: Tensor) -> ctypes.CDLL | None:
     """The library, where all operands are what it takes."""
-    fit = all(o.dtype is torch.bfloat16 and o.device.type == "cpu" and o.is_contiguous() for o in operands)
-    return library().kernels if fit else None
+    return library().kernels if fit(operands, torch.bfloat16) else None

@@ -1,4 +1,4 @@
-"""The library of compiled kernels (PARTS, C sources beside this file), and which of them this machine takes.
+"""The library of compiled kernels, built from the C sources of this folder, and which of them this machine takes.
 
 It runs on the OpenMP threads of torch itself: a second pool of threads makes both many times slower, so where that library is not
 found it runs on the calling thread alone. Blocks of products are multiplied by oneDNN's block product, which torch exports, where
@@ -9,13 +9,14 @@ products, and MEBP_KERNEL=own takes our block product.
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mebp.native import NoLibraryError, load_library
 
@@ -56,6 +57,16 @@ def library() -> Library:
         return Library(kernels=None, path=f"in torch (no compiled kernel: {why})")
     path = "compiled kernel" if threaded else "compiled kernel, on one thread"
     return _with_products(kernels, path, switch)
+
+
+def fit(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Whether tensors are as kernels take them: of this type, on the processor, contiguous."""
+    return all(tensor.dtype is dtype and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+
+
+def extent(room: Tensor) -> tuple[int, int]:
+    """Address and bytes of a buffer that the threads of a kernel share."""
+    return room.data_ptr(), room.numel() * room.itemsize
 
 
 def _declare_all(kernels: ctypes.CDLL) -> None:

@@ -7,16 +7,16 @@ computed nothing, where the kernel cannot.
 import torch
 from torch import Tensor
 
-from mebp.kernel.library import library
+from mebp.kernel.library import extent, fit, library
 
 
 def lora_down(x: Tensor, A: Tensor, h: Tensor, room: Tensor) -> bool:
     """h (N, r) = x (N, k) A^T, A (r, k)."""
     found = library()
-    if not found.multiplies or not _fit((x, A, h), torch.bfloat16):
+    if found.kernels is None or not found.multiplies or not fit((x, A, h), torch.bfloat16):
         return False
-    (rank, cols), space = A.shape, (room.data_ptr(), room.numel() * room.itemsize)
-    return bool(found.kernels.lora_down(x.data_ptr(), A.data_ptr(), h.data_ptr(), len(x), cols, rank, *space))  # type: ignore[union-attr]
+    rank, cols = A.shape
+    return bool(found.kernels.lora_down(x.data_ptr(), A.data_ptr(), h.data_ptr(), len(x), cols, rank, *extent(room)))
 
 
 def lora_gradients(
@@ -31,13 +31,11 @@ def lora_gradients(
     """
     found = library()
     typed = (*operands, *sums)
-    if not found.multiplies or not _fit(typed, torch.bfloat16) or not _fit(gradients, torch.float32):
+    if found.kernels is None or not found.multiplies:
+        return False
+    if not fit(typed, torch.bfloat16) or not fit(gradients, torch.float32):
         return False
     x, _, A, B = operands
     extents = (len(x), A.shape[1], len(B), len(A))
     pointers = (tensor.data_ptr() for tensor in (*typed, *gradients))
-    return bool(found.kernels.lora_gradients(*pointers, scale, *extents, room.data_ptr(), room.numel() * room.itemsize))  # type: ignore[union-attr]
-
-
-def _fit(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-    return all(tensor.dtype is dtype and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+    return bool(found.kernels.lora_gradients(*pointers, scale, *extents, *extent(room)))

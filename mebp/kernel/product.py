@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mebp.kernel.library import library
+from mebp.kernel.library import extent, library
 
 RESULTS = (torch.bfloat16, torch.float32)
 
@@ -43,8 +43,7 @@ def multiply(
     target = (out.data_ptr(), out.stride(0), out.dtype is torch.float32, add, added)
     left, right = adapter or (None, None)
     low_rank = (None, None, 0) if left is None or right is None else (left.data_ptr(), right.data_ptr(), left.shape[1])
-    space = (room.data_ptr(), room.numel() * room.itemsize)
-    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *low_rank, *space))
+    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *low_rank, *extent(room)))
 
 
 def multiply_dense(x: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:

@@ -95,4 +95,4 @@ def test_products_in_another_precision_keep_what_that_precision_does() -> None:
     graphs = [build_graph(small_config(), small_workload(precision=precision)) for precision in ("bf16", "fp32")]
     sizes = [library_bytes(graph, device) // num_kernels(graph.ops) for graph in graphs]
     assert sizes == [device.runtime.kernel_bytes, device.runtime.kernel_bytes_fp32]
-    assert sizes[0] > 10 * sizes[1]
+    assert sizes[0] > 20 * sizes[1]

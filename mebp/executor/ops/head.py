@@ -29,11 +29,11 @@ def head(io: Io) -> None:
     rows = min(io.tile, stream_rows(d))
     logits, typed = io.take("logits"), io.take("typed")
     weighted, product = (io.take("weighted").zero_(), io.take("product")) if backward else (None, None)  # (N, d)
+    sums = Sums(highest=highest, total=total, picked=picked, weighted=weighted)
     for low in range(0, io.dims.outs, io.tile):
         tile = logits[: N * min(io.tile, io.dims.outs - low)].view(N, -1)
         whole = _logits(io, x, tile, low, typed, rows)
         exps = _room_for_exps(tile, typed, rows) if weighted is not None else None
-        sums = Sums(highest=highest, total=total, picked=picked, weighted=weighted)
         if not softmax_tile(tile, low, labels, sums, exps):
             _softmax_in_torch(tile, low, labels, sums, row, exps)
         if weighted is not None and product is not None:
