@@ -14,6 +14,7 @@ from mebp.executor.arena import TYPES, Arena, Workspace
 from mebp.kernel.library import library
 from mebp.kernel.product import multiply
 from mebp.models.config import Rope
+from mebp.models.format import PLAIN_BITS
 from mebp.models.graph import Graph
 from mebp.models.op import Op, float_type
 from mebp.models.tensor import TensorId, WeightId
@@ -149,10 +150,8 @@ class Io:
 
     @property
     def multiplies(self) -> bool:
-        """Whether the compiled kernel may multiply with the op's weight: it is streamed, and compressed."""
-        if not (self.streamed and self.op.weights and library().multiplies):
-            return False
-        return self.env.graph.weights[self.op.weights[0]].format.compressed
+        """Whether the compiled kernel may multiply with the op's weight."""
+        return bool(self.op.weights) and library().multiplies and self.dtype is torch.bfloat16
 
     def multiply(
         self,
@@ -166,19 +165,23 @@ class Io:
         adapter: tuple[Tensor, Tensor] | None = None,
         room: Tensor | None = None,
     ) -> bool:
-        """`out` = x W^T (+ bias) or x W with `rows` of a streamed weight, and what an `adapter` adds, by the compiled kernel, in
-        `room` or that of the weight's tile. False, and nothing is computed, where the kernel cannot.
+        """`out` = x W^T (+ bias) or x W with `rows` of the weight, and what an `adapter` adds, by the compiled kernel, in `room` or
+        that of the weight's tile. False, and nothing is computed, where the kernel cannot.
         """
-        if not self.multiplies:
+        tile, _, own_room = (self._workspace.take_if_any(name) for name in ("tile", "codes", "room"))
+        given = own_room if tile is None else tile
+        room = given if room is None else room
+        if not self.multiplies or room is None:
             return False
-        frozen = self.env.frozen(self.op.weights[0])
-        assert frozen.steps is not None
-        tile, _ = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
-        room = tile if room is None else room
-        codes, steps = frozen.codes[rows], frozen.steps[rows]
-        return room is not None and multiply(
-            x, codes, steps, frozen.format.bits, out, room, transposed=transposed, add=add, bias=bias, adapter=adapter
-        )
+        return multiply(x, *self._stored(rows), out, room, transposed=transposed, add=add, bias=bias, adapter=adapter)
+
+    def _stored(self, rows: slice) -> tuple[Tensor, Tensor | None, int]:
+        """Rows of the weight as the product reads them: codes, steps, and bits of a code."""
+        wid = self.op.weights[0]
+        if not self.streamed:
+            return self._tensor(TensorId(wid))[rows], None, PLAIN_BITS
+        frozen = self.env.frozen(wid)
+        return frozen.codes[rows], None if frozen.steps is None else frozen.steps[rows], frozen.format.bits
 
     def gather(self, ids: Tensor, out: Tensor) -> None:
         """Decompress the weight's rows `ids` into `out` (len(ids), cols), a few hundred at a time."""

@@ -175,6 +175,11 @@ static void turn(const uint16_t *rows, int64_t ld, int64_t m, int64_t width, uin
    the last one repeat it: their columns are not used). */
 static void block_of_rows(const Weight *w, int64_t slot, int64_t row, int64_t count, int64_t first, int64_t end, uint16_t *out) {
     uint16_t lines[LINE * DEEP] __attribute__((aligned(64)));
+    const uint16_t *values = values_of(w, row);
+    if (values) {
+        pack_across(values + first, w->cols, lesser(count, w->rows - row), end - first, out, count);
+        return;
+    }
     const int64_t pairs = (end - first) / 2;
     uint32_t *to = (uint32_t *)out;
     for (int64_t n = 0; n < count; n += LINE) {
@@ -190,6 +195,11 @@ static void block_of_rows(const Weight *w, int64_t slot, int64_t row, int64_t co
    [first, first + count) the columns. */
 static void block_of_columns(const Weight *w, int64_t slot, int64_t row, int64_t last, int64_t first, int64_t count,
                              uint16_t *out) {
+    const uint16_t *values = values_of(w, row);
+    if (values) {
+        pack_along(values + first, w->cols, last - row, count, out, whole(last - row, 2));
+        return;
+    }
     uint16_t even[MOST_COLUMNS] __attribute__((aligned(64))), odd[MOST_COLUMNS] __attribute__((aligned(64)));
     for (int64_t k = row; k < last; k += 2, out += 2 * count) {
         run_bf16(w, k, slot, first, first + count, even);

@@ -16,15 +16,19 @@ static int omp_get_thread_num(void) { return 0; }
 #include <immintrin.h>
 #endif
 
-/* A compressed matrix (rows, cols): a byte has 8 / bits slots, and slot s of byte b is column s x width + b of the row. */
+/* A matrix (rows, cols), compressed: a byte has 8 / bits slots, and slot s of byte b is column s x width + b of the row. Or, where bits
+   are 16, of bf16 values as they are, in one slot. */
 typedef struct {
-    const int8_t *codes;   /* (rows, width) */
-    const uint16_t *steps; /* (rows, cols / group) bf16 */
+    const int8_t *codes;   /* (rows, width) bytes, or (rows, cols) bf16 */
+    const uint16_t *steps; /* (rows, cols / group) bf16, none where bits are 16 */
     int64_t rows, cols, group, bits, groups;
 } Weight;
 
-static inline int64_t slots_of(const Weight *w) { return 8 / w->bits; }
-static inline int64_t width_of(const Weight *w) { return w->cols * w->bits / 8; }
+static inline int64_t slots_of(const Weight *w) { return w->bits < 8 ? 8 / w->bits : 1; }
+static inline int64_t width_of(const Weight *w) { return w->cols / slots_of(w); }
+static inline const uint16_t *values_of(const Weight *w, int64_t row) {
+    return w->bits == 16 ? (const uint16_t *)w->codes + row * w->cols : 0;
+}
 static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 static inline int64_t whole(int64_t count, int64_t size) { return pieces(count, size) * size; }

@@ -1,4 +1,6 @@
-"""Products of bf16 activations with a compressed weight, which the compiled kernel unpacks block by block as it multiplies."""
+"""Products of bf16 activations with a weight, which the compiled kernel unpacks block by block as it multiplies, where it is
+compressed.
+"""
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ RESULTS = (torch.bfloat16, torch.float32)
 def multiply(
     x: Tensor,
     codes: Tensor,
-    steps: Tensor,
+    steps: Tensor | None,
     bits: int,
     out: Tensor,
     room: Tensor,
@@ -22,23 +24,23 @@ def multiply(
     adapter: tuple[Tensor, Tensor] | None = None,
 ) -> bool:
     """out (tokens, rows) = x (tokens, cols) W^T + bias where `transposed`, else out (tokens, cols) = x (tokens, rows) W; added to
-    `out` with `add`. W (rows, cols) is codes (rows, bytes) int8 and steps (rows, groups) bf16; sums are fp32, rounded once where
-    `out` is bf16.
+    `out` with `add`. W (rows, cols) is codes (rows, bytes) int8 and steps (rows, groups) bf16, or `codes` itself in bf16 where
+    `bits` are 16; sums are fp32, rounded once where `out` is bf16.
 
     `adapter` adds left (tokens, r) times right^T, right (rows, r), or times right (r, cols). `room` is a contiguous buffer that
     the threads share. False, and nothing computed, where the kernel cannot.
     """
     found = library()
-    operands = (x, out, codes, steps, room)
-    if not found.multiplies or found.kernels is None or any(operand.device.type != "cpu" for operand in operands):
+    if not found.multiplies or found.kernels is None or any(operand.device.type != "cpu" for operand in (x, out, codes, room)):
         return False
-    rows, cols = codes.shape[0], codes.shape[1] * 8 // bits
+    rows, cols = codes.shape[0], codes.shape[1] * 8 * codes.itemsize // bits
     if x.dtype is not torch.bfloat16 or out.dtype not in RESULTS or (bias is not None and bias.dtype is not torch.bfloat16):
         return False
-    if any(operand.stride(-1) != 1 for operand in operands) or not (codes.is_contiguous() and steps.is_contiguous()):
+    if x.stride(-1) != 1 or out.stride(-1) != 1 or not all(t.is_contiguous() for t in (codes, steps, room) if t is not None):
         return False
     tokens = len(x)
-    weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols // steps.shape[1], bits)
+    scale = (None, rows, cols, cols) if steps is None else (steps.data_ptr(), rows, cols, cols // steps.shape[1])
+    weight = (codes.data_ptr(), *scale, bits)
     added = None if bias is None else bias.data_ptr()
     target = (out.data_ptr(), out.stride(0), out.dtype is torch.float32, add, added)
     left, right = adapter or (None, None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mebp.errors import InputError
 
 STEP_BYTES = 2  # one bf16 per group
+PLAIN_BITS = 16  # of a weight that is stored in bf16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class WeightFormat:
     @property
     def compressed(self) -> bool:
         """Whether a weight must be unpacked before a product can read it."""
-        return self.bits < 16
+        return self.bits < PLAIN_BITS
 
     def group_cols(self, cols: int) -> int:
         """Columns that share one step in a row of `cols`."""
@@ -64,7 +65,7 @@ FORMATS = {
         WeightFormat(name="int4-g128", bits=4, group=128),
         WeightFormat(name="int8", bits=8, group=0),
         WeightFormat(name="ternary", bits=2, group=0),
-        WeightFormat(name="bf16", bits=16, group=0),
+        WeightFormat(name="bf16", bits=PLAIN_BITS, group=0),
     )
 }
 

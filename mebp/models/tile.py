@@ -27,12 +27,18 @@ def whole_scratch(weight: Weight) -> int:
     return sum(buffer.nbytes for buffer in _code_bits("codes", weight.format, rows, weight.cols))
 
 
-def streamed(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
-    """Buffers `tile` and `codes` for one tile of a streamed weight, of `rows` rows where a number is given."""
+def multiplied(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
+    """Buffers `tile` and `codes` for one tile of a streamed weight, of `rows` rows where a number is given; where nothing has to be
+    unpacked, `room` for the blocks of a product's kernel, which takes the tile for them otherwise.
+    """
     weight = use.weight
-    if weight is None or not use.streamed:
+    if weight is None:
         return ()
-    return _unpacked("", weight.format, min(rows or stream_rows(weight.cols), weight.rows), weight.cols, dims.itemsize)
+    if use.streamed and not reads_in_place(weight.format, dims.itemsize):
+        return _unpacked("", weight.format, min(rows or stream_rows(weight.cols), weight.rows), weight.cols, dims.itemsize)
+    if dims.itemsize != 2:
+        return ()
+    return (Buffer(name="room", shape=(min(STREAM_WEIGHTS, weight.count),), dtype="bf16"),)
 
 
 def gathered(weight: Weight, dims: Dims) -> tuple[Buffer, ...]:

@@ -8,7 +8,7 @@ from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
 from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
-from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
+from mebp.sim.shape import STREAMED, head_tile_of, shape_of, streamed_shape, unpacked_shape
 
 NS = 1e9
 
@@ -89,7 +89,7 @@ class CostModel:
         if streamed and weight is not None:
             parts[Part.UNPACK] = self._streamed_ns(op, weight, tile)
             if kind.is_linear:
-                parts[Part.LAUNCH] += self.unpacking_ns(weight) - self.unpack_ns(weight)
+                parts[Part.LAUNCH] += self.streaming_parts(weight)[Part.LAUNCH]
         if isinstance(op.params, LinearParams) and op.params.copied and not op.backward and weight is not None:
             parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(weight.nbytes / self._bandwidth * NS)
         return parts
@@ -98,7 +98,7 @@ class CostModel:
         """Nanoseconds that one run of `op` spends unpacking what it streams: the rows that it gathers, or the whole weight."""
         if op.kind.gathers:
             return self._unpack_count_ns(weight, min(op.dims.rows, weight.rows) * weight.cols)
-        return op.kind.passes(op, tile) * self.unpack_ns(weight)
+        return op.kind.passes(op, tile) * self.streaming_parts(weight)[Part.UNPACK]
 
     def head_tile_ns(self, op: Op) -> float:
         """Nanoseconds that a tile of the head's logits takes in addition to its products: a launch, where nothing was measured."""
@@ -113,14 +113,28 @@ class CostModel:
         """Nanoseconds to decompress a whole weight once, its launch not counted."""
         return self._unpack_count_ns(weight, weight.count)
 
-    def unpacking_ns(self, weight: Weight) -> int:
-        """Nanoseconds saved when a use finds its weight already unpacked; the same streamed or in an instruction of its own."""
-        unpack_ns = self.unpack_ns(weight)
-        return unpack_ns + self.launch_ns if unpack_ns and weight.id not in self.ahead else 0
+    def streaming_ns(self, weight: Weight) -> int:
+        """Nanoseconds that a product with a streamed weight takes above one that finds it unpacked."""
+        return sum(self.streaming_parts(weight).values())
 
-    def _unpack_count_ns(self, weight: Weight, count: int) -> int:
+    def streaming_parts(self, weight: Weight) -> dict[Part, int]:
+        """The same by part: as measured, where a kernel unpacks and multiplies at once; else an instruction's unpacking."""
+        if weight.id in self.ahead:
+            return {Part.UNPACK: 0, Part.LAUNCH: 0}
+        shapes = self.device.shapes
+        measured = shapes.get(streamed_shape(self.graph.workload.tokens, weight), shapes.get(STREAMED))
+        if measured is not None:
+            return {Part.UNPACK: self._unpack_count_ns(weight, weight.count, measured), Part.LAUNCH: 0}
+        unpack_ns = self.unpack_ns(weight)
+        return {Part.UNPACK: unpack_ns, Part.LAUNCH: self.launch_ns if unpack_ns else 0}
+
+    def _unpack_count_ns(self, weight: Weight, count: int, factor: float | None = None) -> int:
+        """Nanoseconds to unpack, or to read from flash where that takes longer, `count` weights; `factor` times what the rate says,
+        or what was measured of an instruction's unpacking.
+        """
         in_place = reads_in_place(weight.format, self.graph.workload.itemsize)
-        factor = self.device.shapes.get(unpacked_shape(weight.rows, weight.cols, weight.format), 1.0)
+        if factor is None:
+            factor = self.device.shapes.get(unpacked_shape(weight), 1.0)
         unpacking = 0.0 if in_place else factor * count / self.device.runtime.unpack_rate
         reading = self.uncached_fraction * weight.nbytes * count / weight.count / self.device.hardware.flash_read
         return round(max(unpacking, reading) * NS)

@@ -7,16 +7,15 @@ measured. A shape that it does not name takes what the rates say, and a tile of 
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from mebp.models.format import WeightFormat
 from mebp.models.graph import Graph
 from mebp.models.kind.table import KINDS
 from mebp.models.op import Dims, Op, Rate
-from mebp.models.tensor import FLOAT_BYTES
+from mebp.models.tensor import FLOAT_BYTES, Weight
 from mebp.models.tile import reads_in_place
 from mebp.sim.device import SHAPE_FACTOR, SHAPES, WORKSPACE, Device
 
-UNPACK, HEAD_TILE, NO_DX = "unpack", "head-tile", "no-dx"
-MEASURED = {*KINDS, UNPACK, HEAD_TILE}
+UNPACK, STREAMED, HEAD_TILE, NO_DX = "unpack", "streamed", "head-tile", "no-dx"
+MEASURED = {*KINDS, UNPACK, STREAMED, HEAD_TILE}
 
 
 def shape_of(op: Op, tile: int = 0) -> str:
@@ -35,9 +34,16 @@ def head_tile_of(op: Op) -> str:
     return " ".join([HEAD_TILE, *_extents(replace(op.dims, outs=0))])
 
 
-def unpacked_shape(rows: int, cols: int, fmt: WeightFormat) -> str:
-    """A weight that is decompressed."""
-    return f"{UNPACK} rows={rows} cols={cols} {fmt.name}"
+def unpacked_shape(weight: Weight) -> str:
+    """A weight that is decompressed by itself."""
+    return f"{UNPACK} rows={weight.rows} cols={weight.cols} {weight.format.name}"
+
+
+def streamed_shape(tokens: int, weight: Weight) -> str:
+    """A weight that is decompressed within products with so many tokens. STREAMED alone is the average over all, and what a weight
+    takes that was not met.
+    """
+    return f"{STREAMED} tokens={tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
 
 
 def _extents(dims: Dims) -> Iterable[str]:
@@ -49,7 +55,8 @@ def knows(device: Device, graph: Graph) -> bool:
     products = [op for op in graph.ops if op.kind.is_linear or op.kind.is_attention]
     weights = (graph.weights[weight] for op in products for weight in op.weights)
     unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
-    needed = {shape_of(op) for op in products} | {unpacked_shape(w.rows, w.cols, w.format) for w in unpacked}
+    needed = {shape_of(op) for op in products}
+    needed |= {shape for weight in unpacked for shape in (unpacked_shape(weight), streamed_shape(graph.workload.tokens, weight))}
     return needed <= device.shapes.keys()
 
 
@@ -81,7 +88,7 @@ def _kind(shape: str) -> str:
 def _rate(shape: str, device: Device) -> float:
     """The rate that a shape's time goes with."""
     kind = _kind(shape)
-    if kind == UNPACK:
+    if kind in (UNPACK, STREAMED):
         return device.runtime.unpack_rate
     if kind not in KINDS or NO_DX in shape:  # a tile of logits, or a backward whose products are those of the adapters alone
         return device.rate(Rate.MEMORY)

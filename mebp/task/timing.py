@@ -2,8 +2,8 @@
 
 Three runs of a few layers: `streamed` unpacks weights within products and has wide tiles of logits; `resident` finds every weight
 unpacked and has narrow ones; `whole` unpacks each weight right before its product. Product time is measured on resident weights,
-which are read from memory; unpacking time is the excess of the other two runs over it. All are taken at one speed of the machine
-(see at_speed_of).
+which are read from memory. What streaming takes is the excess of the streamed run over that; an unpacking by itself is timed in
+the whole run. All are taken at one speed of the machine (see at_speed_of).
 """
 
 from collections import defaultdict
@@ -14,11 +14,10 @@ from mebp.executor.measure.job import Measurement
 from mebp.models.graph import Graph
 from mebp.models.op import Op, Part, Rate
 from mebp.models.tensor import Weight
-from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.cost import NS, CostModel
 from mebp.sim.device import SHAPE_FACTOR, Device
-from mebp.sim.shape import head_tile_of, shape_of, unpacked_shape
+from mebp.sim.shape import STREAMED, head_tile_of, shape_of, streamed_shape, unpacked_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +86,12 @@ def attained(runs: Runs) -> Attained:
     """Products from the run with resident weights, attention and the rest from all, the head from the streamed one."""
     every = (runs.streamed, runs.resident, runs.whole)
     rates = {rate: _flop_rate((runs.resident,), rate) for rate in (Rate.FORWARD_PRODUCT, Rate.BACKWARD_PRODUCT)}
-    extra_s, streamed_weights = streaming(runs.streamed, rates)
     alone = list(runs.whole.unpacked())
-    unpack = (sum(weight.count for weight, _ in alone) + streamed_weights) / (sum(ns for _, ns in alone) / NS + extra_s)
+    unpack = sum(weight.count for weight, _ in alone) / sum(ns for _, ns in alone) * NS
     moved = [(op.kind.moved(op), ns) for one in every for _, op, ns in one.ops() if op.kind.part is Part.ELEMENTWISE]
     rates |= {
         Rate.ATTENTION: _flop_rate(every, Rate.ATTENTION),
-        Rate.HEAD: _head_rate(runs.streamed, unpack),
+        Rate.HEAD: _head_rate(runs.streamed, streaming_s(runs.streamed, rates)),
         Rate.MEMORY: sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
     }
     return Attained(rates=rates, unpack=unpack)
@@ -105,25 +103,22 @@ def _flop_rate(runs: Iterable[Timed], rate: Rate) -> float:
     return sum(flops for flops, _ in found) / sum(ns for _, ns in found) * NS
 
 
-def _head_rate(timed: Timed, unpack: float) -> float:
-    """FLOP/s of the head, where weights are unpacked at `unpack` weights/s."""
+def _head_rate(timed: Timed, per_weight_s: float) -> float:
+    """FLOP/s of the head, where streaming takes so many seconds a weight."""
     head, tile, ns = timed.head()
     weight = timed.graph.weights[head.weights[0]]
-    in_place = reads_in_place(weight.format, head.dims.itemsize)
-    unpacking_s = 0.0 if in_place else head.kind.passes(head, tile) * weight.count / unpack
+    unpacking_s = head.kind.passes(head, tile) * weight.count * per_weight_s
     return head.kind.flops(head) / max(ns / NS - unpacking_s, ns / NS / 4)
 
 
-def streaming(timed: Timed, rates: Mapping[Rate, float]) -> tuple[float, int]:
-    """Seconds that streamed products take above unpacked ones at `rates` (FLOP/s), and the weights that they unpack: none of
-    either where noise is larger than the difference.
-    """
+def streaming_s(timed: Timed, rates: Mapping[Rate, float]) -> float:
+    """Seconds per weight that streamed products take above unpacked ones at `rates` (FLOP/s); 0 where noise is larger."""
     seconds, weights = 0.0, 0
     for instruction, op, ns in timed.products():
         if instruction.streamed:
             seconds += ns / NS - op.kind.flops(op) / rates[op.kind.rate]
             weights += timed.graph.weights[op.weights[0]].count
-    return (seconds, weights) if seconds > 0 else (0.0, 0)
+    return max(0.0, seconds) / max(1, weights)
 
 
 def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
@@ -142,17 +137,25 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
             add(shape_of(op), taken_ns, _own_ns(cost, op))
     own = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     for weight, taken_ns in runs.whole.unpacked():
-        add(unpacked_shape(weight.rows, weight.cols, weight.format), taken_ns, cost.unpack_ns(weight))
+        add(unpacked_shape(weight), taken_ns, cost.unpack_ns(weight))
     for timed in (runs.streamed, runs.whole):
         for instruction, op, taken_ns in timed.products():
             weight = cost.graph.weights[op.weights[0]]
             above_ns = taken_ns - own.get(shape_of(op), 1.0) * _own_ns(cost, op)
-            unpacked_ns = cost.unpack_ns(weight) if instruction.streamed else 0
-            add(unpacked_shape(weight.rows, weight.cols, weight.format), above_ns, unpacked_ns)
-    factors = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
-    factors |= _head_factors(cost, runs)
+            if not instruction.streamed:
+                add(unpacked_shape(weight), above_ns, 0)
+                continue
+            for shape in (streamed_shape(op.dims.rows, weight), STREAMED):
+                add(shape, above_ns, cost.unpack_ns(weight))
+    factors = _bounded({shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected})
+    with_streaming = replace(device, shapes=factors)
+    return dict(sorted((factors | _bounded(_head_factors(CostModel(cost.graph, with_streaming), runs))).items()))
+
+
+def _bounded(factors: Mapping[str, float]) -> dict[str, float]:
+    """Factors that a profile may hold: noise may make less than nothing of one."""
     low, high = SHAPE_FACTOR
-    return {shape: min(high, max(low, factor)) for shape, factor in sorted(factors.items())}
+    return {shape: min(high, max(low, factor)) for shape, factor in factors.items()}
 
 
 def _weightless(timed: Timed) -> Iterator[tuple[Compute, Op, int]]:
@@ -188,4 +191,5 @@ def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:
 
 
 def _without_unpacking(cost: CostModel, head: Op, tile: int, ns: float) -> float:
-    return ns - head.kind.passes(head, tile) * cost.unpack_ns(cost.graph.weights[head.weights[0]])
+    weight = cost.graph.weights[head.weights[0]]
+    return ns - head.kind.passes(head, tile) * cost.streaming_parts(weight)[Part.UNPACK]

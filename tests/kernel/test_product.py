@@ -1,4 +1,4 @@
-"""Fused products against the unpacked weight in double precision: every format, ragged shapes, little room, many threads."""
+"""The kernel's products against the unpacked weight in double precision: every format, ragged shapes, little room, many threads."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,18 +27,17 @@ def multiplier(request: pytest.FixtureRequest) -> Iterator[None]:
     library()  # takes this machine's again
 
 
-COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
 SHAPES = [(64, 128), (896, 128), (130, 640), (320, 1920), (1000, 1152)]  # groups that lie across slots, rows that fill no block
 
 
 def weight(rows: int, cols: int, fmt: WeightFormat) -> Frozen:
     generator = torch.Generator().manual_seed(rows + cols)
-    codes, steps = quantise(torch.randn(rows, cols, generator=generator) * 0.05, fmt)
+    values = torch.randn(rows, cols, generator=generator) * 0.05
+    codes, steps = quantise(values, fmt) if fmt.compressed else (values.to(torch.bfloat16), None)
     return Frozen(codes=codes, steps=steps, format=fmt)
 
 
 def product(x: torch.Tensor, frozen: Frozen, out: torch.Tensor, room: int = 1 << 20, **how: object) -> bool:
-    assert frozen.steps is not None
     space = torch.empty(room, dtype=torch.int8)
     return multiply(x, frozen.codes, frozen.steps, frozen.format.bits, out, space, **how)  # type: ignore[arg-type]
 
@@ -55,7 +54,7 @@ def assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @pytest.mark.usefixtures("multiplier")
-@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 @pytest.mark.parametrize("tokens", [1, 67, 256])
 @pytest.mark.parametrize("transposed", [True, False])

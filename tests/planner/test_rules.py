@@ -111,7 +111,7 @@ def test_stores_stay_within_cap_and_time(cap: int, time: int, kept: int) -> None
     assert chain.best("kept_bytes") == kept
 
 
-WEIGHT = Candidate(role="q", nbytes=60, unpacking_ns=7, uses=2)
+WEIGHT = Candidate(role="q", nbytes=60, streaming_ns=7, uses=2)
 READ_AGAIN = replace(option(0, 0, 10, 30), read_again=frozenset({"q"}))
 SEGMENT = replace(option(0, 0, 5, 30), layers=2)
 

@@ -14,7 +14,7 @@ from mebp.sim.cost import CostModel
 from mebp.sim.device import Device, Source
 from mebp.sim.footprint import library_bytes
 from mebp.sim.profile import dump_device, load_device, parse_device
-from mebp.sim.shape import head_tile_of, knows, remember, shape_of, unpacked_shape
+from mebp.sim.shape import head_tile_of, knows, remember, shape_of, streamed_shape, unpacked_shape
 from tests.conftest import small_config, small_workload
 
 
@@ -22,7 +22,8 @@ def machine(graph: Graph, device: Device) -> Device:
     """A machine where every shape takes some times what the rates of `device` say."""
     shapes = {shape_of(op): 0.5 + (7 * number % 10) / 4 for number, op in enumerate(graph.ops) if not op.kind.makes_loss}
     for weight in graph.weights.values():
-        shapes[unpacked_shape(weight.rows, weight.cols, weight.format)] = 0.5 + weight.rows % 7 / 3
+        shapes[unpacked_shape(weight)] = 0.5 + weight.rows % 7 / 3
+        shapes[streamed_shape(graph.workload.tokens, weight)] = 0.2 + weight.cols % 5 / 4
     head = graph.head
     shapes |= {shape_of(head, 1): 1.4, shape_of(head, head.dims.outs): 0.8, head_tile_of(head): 3.0}
     origin = device.sources["runtime.unpack_rate"]

@@ -2,7 +2,7 @@
 
 from mebp.models.op import Buffer, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
 from mebp.models.tensor import FLOAT_BYTES
-from mebp.models.tile import gathered, stream_rows, streamed
+from mebp.models.tile import gathered, multiplied, stream_rows
 
 
 def _flops(op: Op) -> int:
@@ -41,7 +41,7 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
         Buffer(name="weighted", shape=(d.rows, d.cols), dtype="fp32"),
         Buffer(name="product", shape=(d.rows, d.cols), dtype=d.activation),
     )
-    tile = streamed(use, d, rows) if rows else ()
+    tile = multiplied(use, d, rows) if rows else ()
     label_rows = gathered(use.weight, d) if op.makes_dx else ()
     return Scratch(always=(*sums, *logits, *(accumulator if op.makes_dx else ())), either=(tile, label_rows))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
-from mebp.models.tile import streamed
+from mebp.models.tile import multiplied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def _backward_products(op: Op) -> tuple[bool, ...]:
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
     """A tile of the weight, or, once that is done with, the adapter's pair in the activations' type and h = x A^T."""
-    return Scratch(either=(streamed(use, op.dims), _adapter_pair(op.dims)))
+    return Scratch(either=(multiplied(use, op.dims), _adapter_pair(op.dims)))
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
@@ -54,7 +54,7 @@ def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
         Buffer(name="dA", shape=(d.rank, d.cols), dtype=d.activation),
         Buffer(name="dB", shape=(d.rank, d.outs), dtype=d.activation),
     )
-    return Scratch(either=(streamed(use, d), (*_adapter_pair(d), *gradients)))
+    return Scratch(either=(multiplied(use, d), (*_adapter_pair(d), *gradients)))
 
 
 def _adapter_pair(dims: Dims) -> tuple[Buffer, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mebp.models.graph import Graph, Layer
+from mebp.models.op import Part
 from mebp.models.tensor import TensorId, Weight, WeightId, align
 from mebp.planner.layer.menu import layer_shape, menu_options
 from mebp.planner.layer.option import Option
@@ -25,7 +26,7 @@ class Candidate:
 
     role: str
     nbytes: int
-    unpacking_ns: int
+    streaming_ns: int
     uses: int
 
 
@@ -84,20 +85,19 @@ def layer_candidates(graph: Graph, cost: CostModel, layer: Layer) -> list[Candid
     """The weights of a layer that residence would save time for."""
     weights = [graph.weights[weight] for weight in layer.weights.values()]
     return [
-        _candidate(graph, weight, cost.unpacking_ns(weight), 1 + sum(weight.id in op.weights for op in layer.backward))
+        _candidate(graph, weight, cost.streaming_ns(weight), 1 + sum(weight.id in op.weights for op in layer.backward))
         for weight in weights
-        if cost.unpack_ns(weight)
+        if cost.streaming_ns(weight)
     ]
 
 
 def head_candidate(graph: Graph, cost: CostModel) -> Candidate | None:
     """The head's weight, where residence would save time for it."""
     weight = graph.weights[graph.head.weights[0]]
-    if not cost.unpack_ns(weight) or weight.id in cost.ahead:
-        return None
-    return _candidate(graph, weight, cost.unpack_ns(weight), 1)
+    streaming_ns = cost.streaming_parts(weight)[Part.UNPACK]
+    return _candidate(graph, weight, streaming_ns, 1) if streaming_ns else None
 
 
-def _candidate(graph: Graph, weight: Weight, unpacking_ns: int, uses: int) -> Candidate:
+def _candidate(graph: Graph, weight: Weight, streaming_ns: int, uses: int) -> Candidate:
     nbytes = align(graph.tensors[TensorId(weight.id)].nbytes)
-    return Candidate(role=weight.role, nbytes=nbytes, unpacking_ns=unpacking_ns, uses=uses)
+    return Candidate(role=weight.role, nbytes=nbytes, streaming_ns=streaming_ns, uses=uses)

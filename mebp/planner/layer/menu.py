@@ -43,8 +43,8 @@ def menu_options(
             shareable = (recomputed & backward_weights) - cost.ahead
             shares = {frozenset[str](), frozenset(graph.weights[weight].role for weight in shareable)}
             found += [make_option(graph, cost, layer, saving, shared=shared, lead_ns=lead_ns) for shared in sorted(shares, key=len)]
-    unpack_ns = {role: cost.unpacking_ns(graph.weights[weight]) for role, weight in layer.weights.items()}
-    return undominated(found, unpack_ns)
+    streaming_ns = {role: cost.streaming_ns(graph.weights[weight]) for role, weight in layer.weights.items()}
+    return undominated(found, streaming_ns)
 
 
 def _lead_ns(graph: Graph, cost: CostModel) -> int:

@@ -100,11 +100,11 @@ def input_ops(graph: Graph, layer: Layer) -> tuple[Op, ...]:
     return (producer,) if producer.kind.gathers else ()
 
 
-def undominated(options: list[Option], unpack_ns: Mapping[str, int] | None = None) -> list[Option]:
-    """Pareto-optimal options in bytes kept and stored, in peak, and in time whatever is resident; `unpack_ns` by role."""
+def undominated(options: list[Option], streaming_ns: Mapping[str, int] | None = None) -> list[Option]:
+    """Pareto-optimal options in bytes kept and stored, in peak, and in time whatever is resident; `streaming_ns` by role."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: (o.recompute_ns, o.kept_bytes, o.stored_bytes, o.peak)):
-        if not any(_covers(other, option, unpack_ns or {}) for other in kept):
+        if not any(_covers(other, option, streaming_ns or {}) for other in kept):
             kept.append(option)
     return kept
 
@@ -118,9 +118,9 @@ def relabel(saving: Mapping[TensorId, Saving], sources: Sequence[Layer], targets
     return {names[tensor]: choice for tensor, choice in saving.items()}
 
 
-def _covers(other: Option, option: Option, unpack_ns: Mapping[str, int]) -> bool:
+def _covers(other: Option, option: Option, streaming_ns: Mapping[str, int]) -> bool:
     """Whether `other` dominates `option` even if residence saves the unpacking of every weight that only `option` reads again."""
-    saved = sum(unpack_ns[role] for role in option.read_again - other.read_again)
+    saved = sum(streaming_ns[role] for role in option.read_again - other.read_again)
     faster = other.recompute_ns + saved <= option.recompute_ns and other.wait_ns <= option.wait_ns
     return faster and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))
 
@@ -162,6 +162,8 @@ def _roles(graph: Graph, op: Op) -> Iterable[str]:
 
 
 def _recompute_ns(graph: Graph, cost: CostModel, op: Op, shared: frozenset[str]) -> int:
-    """A second run; where its weight is shared, the unpacking that it needs is the one that backward saves."""
-    streamed = any(graph.weights[weight].role not in shared for weight in op.weights)
-    return cost.op_ns(op, streamed=streamed)
+    """A second run; where its weight is shared, the unpacking by itself that it needs takes the place of backward's streaming."""
+    weights = [graph.weights[weight] for weight in op.weights]
+    streamed = any(weight.role not in shared for weight in weights)
+    unpacking_ns = sum(cost.unpack_ns(w) + cost.launch_ns - cost.streaming_ns(w) for w in weights if w.role in shared)
+    return cost.op_ns(op, streamed=streamed) + unpacking_ns

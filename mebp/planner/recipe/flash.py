@@ -119,6 +119,6 @@ def _processor_ns(step: Step, cost: CostModel) -> int:
         case Run(op=op, streamed=streamed, tile=tile):
             return cost.op_ns(op, streamed=streamed, tile=tile)
         case Unpacked(weight=weight) if not cost.device.unpacks_concurrently:
-            return cost.unpacking_ns(cost.graph.weights[weight])
+            return cost.unpack_ns(cost.graph.weights[weight]) + cost.launch_ns
         case _:
             return 0

@@ -52,9 +52,9 @@ def _items(graph: Graph, device: Device) -> list[_Item]:
     ]
     for wid, weight in graph.weights.items():
         tensor = graph.tensors[TensorId(wid)]
-        if cost.unpack_ns(weight):
+        if cost.streaming_ns(weight):
             uses = USES if tensor.layer is not None else 1
-            found.append(_Item(gain=uses * cost.unpacking_ns(weight) / tensor.nbytes, weight=wid))
+            found.append(_Item(gain=uses * cost.streaming_ns(weight) / tensor.nbytes, weight=wid))
     return found
 
 

@@ -122,8 +122,8 @@ class Relaxation:
         cost, peak = min((ns + prices.memory * nbytes, nbytes) for ns, nbytes in self._heads)
         value, kept = value + cost, kept + peak
         weight = self._head_weight
-        if weight and prices.memory * weight.nbytes < weight.unpacking_ns * weight.uses:
-            value, kept = value + prices.memory * weight.nbytes - weight.unpacking_ns * weight.uses, kept + weight.nbytes
+        if weight and prices.memory * weight.nbytes < weight.streaming_ns * weight.uses:
+            value, kept = value + prices.memory * weight.nbytes - weight.streaming_ns * weight.uses, kept + weight.nbytes
         return value, kept, stored
 
     def _best_prices(self) -> Prices:
@@ -225,7 +225,7 @@ class _Table:
             self.time = np.concatenate((self.time, self.time + input_ns))
             self.again, self.uses = np.tile(self.again, (2, 1)), np.tile(self.uses, (2, 1))
         self.nbytes, self.unpacking = (
-            np.array([getattr(c, field) for c in menu.candidates], dtype=float) for field in ("nbytes", "unpacking_ns")
+            np.array([getattr(c, field) for c in menu.candidates], dtype=float) for field in ("nbytes", "streaming_ns")
         )
 
     def costs(self, prices: Prices) -> Floats:

@@ -113,10 +113,10 @@ def _fill(variables: Variables, plan: Start, spare: int) -> dict[tuple[int, int]
     for number, stretch in enumerate(variables.stretches):
         again = stretch.menu.options[plan.choice[number]].read_again
         for w, candidate in enumerate(stretch.menu.candidates):
-            saved = candidate.unpacking_ns * (candidate.uses + (candidate.role in again))
+            saved = candidate.streaming_ns * (candidate.uses + (candidate.role in again))
             worth.append((saved / candidate.nbytes, (number, w), candidate.nbytes, len(stretch.layers)))
     if weight := variables.head_weight:
-        worth.append((weight.unpacking_ns * weight.uses / weight.nbytes, HEAD, weight.nbytes, 1))
+        worth.append((weight.streaming_ns * weight.uses / weight.nbytes, HEAD, weight.nbytes, 1))
     found: dict[tuple[int, int], int] = {}
     for _, key, nbytes, most in sorted(worth, key=lambda item: (-item[0], item[1])):
         found[key] = min(most, max(0, spare) // nbytes)

@@ -80,7 +80,7 @@ class Problem:
         """No head is faster, whatever its tile: streamed, or reading its weight unpacked, what that saves apart."""
         head = self.graph.head
         tiles = (*(option.tile for option in self.heads), head.dims.outs)
-        saved_ns = self.head_weight.unpacking_ns if self.head_weight else 0
+        saved_ns = self.head_weight.streaming_ns if self.head_weight else 0
         streamed_ns = min(self.cost.op_ns(head, streamed=True, tile=tile) for tile in tiles)
         unpacked_ns = min(self.cost.op_ns(head, streamed=False, tile=tile) for tile in tiles)
         return HeadOption(tile=head.dims.outs, peak=0, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
