@@ -112,6 +112,14 @@ static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_
     _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, low, b));
     _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, high, b));
 }
+
+/* Interleave 16 values of two rows. */
+static inline void interleave_half(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    const __m256i a = _mm256_loadu_si256((const __m256i *)even), b = _mm256_loadu_si256((const __m256i *)odd);
+    const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)(out + 16), _mm256_permute2x128_si256(low, high, 0x31));
+}
 #else
 static inline void transpose(const uint32_t *in, int64_t ld_in, uint32_t *out, int64_t ld_out) {
     for (int k = 0; k < 16; k++)
@@ -124,6 +132,51 @@ static inline void interleave(const uint16_t *even, const uint16_t *odd, uint16_
         out[2 * j + 1] = odd[j];
     }
 }
+
+static inline void interleave_half(const uint16_t *even, const uint16_t *odd, uint16_t *out) {
+    for (int j = 0; j < 16; j++) {
+        out[2 * j] = even[j];
+        out[2 * j + 1] = odd[j];
+    }
+}
+#endif
+
+/* Interleave `count` values of two rows. */
+static void interleave_rows(const uint16_t *even, const uint16_t *odd, int64_t count, uint16_t *out) {
+    int64_t j = 0;
+    for (; j + 32 <= count; j += 32) interleave(even + j, odd + j, out + 2 * j);
+    for (; j + 16 <= count; j += 16) interleave_half(even + j, odd + j, out + 2 * j);
+    for (; j < count; j++) {
+        out[2 * j] = even[j];
+        out[2 * j + 1] = odd[j];
+    }
+}
+
+#if defined(__AVX512BF16__)
+/* Columns [first, first + count) of rows k and k + 1 of a weight whose codes are bytes, interleaved; false where a step is so small that
+   the instruction that rounds takes it for 0. */
+static bool pair_of_bytes(const Weight *w, int64_t k, int64_t first, int64_t count, uint16_t *out) {
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i interleaved = _mm512_loadu_si512(order);
+    const int8_t *even = w->codes + k * w->cols + first, *odd = even + w->cols;
+    if (w->bits != 8 || w->group % 16 || first % 16 || count % 16) return false;
+    for (int64_t j = 0; j < count;) {
+        const int64_t group = (first + j) / w->group, end = lesser(count, (group + 1) * w->group - first);
+        const float a = from_bf16(w->steps[k * w->groups + group]), b = from_bf16(w->steps[(k + 1) * w->groups + group]);
+        if ((a != 0 && fabsf(a) < FLT_MIN) || (b != 0 && fabsf(b) < FLT_MIN)) return false;
+        for (; j < end; j += 16) {
+            const __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(even + j)));
+            const __m512i y = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(odd + j)));
+            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(y), _mm512_set1_ps(b)),
+                                                      _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(a)));
+            _mm512_storeu_si512(out + 2 * j, _mm512_permutexvar_epi16(interleaved, (__m512i)both));
+        }
+    }
+    return true;
+}
+#else
+static bool pair_of_bytes(const Weight *w, int64_t k, int64_t first, int64_t count, uint16_t *out) { return false; }
 #endif
 
 /* A buffer of a thread's room. */
@@ -153,12 +206,13 @@ static void pack_across(const uint16_t *rows, int64_t ld, int64_t count, int64_t
 static void pack_along(const uint16_t *rows, int64_t ld, int64_t count, int64_t width, uint16_t *out, int64_t deep) {
     for (int64_t t = 0; t < deep; t += 2, out += 2 * width) {
         const uint16_t *even = rows + t * ld, *odd = even + ld;
-        int64_t j = 0;
-        if (t + 1 < count)
-            for (; j + 32 <= width; j += 32) interleave(even + j, odd + j, out + 2 * j);
-        for (; j < width; j++) {
+        if (t + 1 < count) {
+            interleave_rows(even, odd, width, out);
+            continue;
+        }
+        for (int64_t j = 0; j < width; j++) {
             out[2 * j] = t < count ? even[j] : 0;
-            out[2 * j + 1] = t + 1 < count ? odd[j] : 0;
+            out[2 * j + 1] = 0;
         }
     }
 }
@@ -202,14 +256,10 @@ static void block_of_columns(const Weight *w, int64_t slot, int64_t row, int64_t
     }
     uint16_t even[MOST_COLUMNS] __attribute__((aligned(64))), odd[MOST_COLUMNS] __attribute__((aligned(64)));
     for (int64_t k = row; k < last; k += 2, out += 2 * count) {
+        if (k + 1 < last && pair_of_bytes(w, k, first, count, out)) continue;
         run_bf16(w, k, slot, first, first + count, even);
         if (k + 1 < last) run_bf16(w, k + 1, slot, first, first + count, odd);
         else memset(odd, 0, sizeof odd);
-        int64_t j = 0;
-        for (; j + 32 <= count; j += 32) interleave(even + j, odd + j, out + 2 * j);
-        for (; j < count; j++) {
-            out[2 * j] = even[j];
-            out[2 * j + 1] = odd[j];
-        }
+        interleave_rows(even, odd, count, out);
     }
 }

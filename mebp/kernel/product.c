@@ -29,16 +29,17 @@ static void put(const Result *r, int64_t token, int64_t column, const float *c, 
     }
 }
 
-/* How a product is cut: tokens of a pass, columns of a block (of each slot), and the inner dimension of a call. */
+/* How a product is cut: tokens of a pass, the inner dimension of a call, and blocks: `full` ones of so many columns (of each slot),
+   and smaller ones of `last`. */
 typedef struct {
-    int64_t tokens, columns, deep, blocks;
+    int64_t tokens, deep, columns, full, last, blocks;
 } Cut;
 
 /* The largest cut whose sums and block of weights fit a thread's room, of `most` columns at most and in multiples of `grain` where
    there are many; blocks == 0 where none fits. */
 static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots, int64_t most, int64_t grain, int64_t room,
                    int64_t threads) {
-    Cut cut = {lesser(tokens, MOST_TOKENS), 0, whole(lesser(depth, DEEP), 2), 0};
+    Cut cut = {.tokens = lesser(tokens, MOST_TOKENS), .deep = whole(lesser(depth, DEEP), 2)};
     for (;;) {
         const int64_t fitting = room / (4 * slots * cut.tokens + 2 * cut.deep) / LINE * LINE;
         cut.columns = lesser(lesser(fitting, most), whole(columns, LINE));
@@ -47,17 +48,17 @@ static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots
     }
     if (cut.columns > grain) cut.columns = cut.columns / grain * grain;
     if (cut.columns < LINE) return cut;
-    const int64_t least = pieces(columns, cut.columns * threads), unit = columns > grain * threads ? grain : LINE;
-    for (int64_t rounds = least; rounds < least + 4; rounds++) { /* every thread gets as many blocks, where that can be */
-        const int64_t size = whole(pieces(columns, rounds * threads), unit);
-        if (rounds == least) cut.columns = lesser(cut.columns, size);
-        if (pieces(columns, size) % threads == 0) {
-            cut.columns = lesser(cut.columns, size);
-            break;
-        }
-    }
-    cut.blocks = pieces(columns, cut.columns);
+    const int64_t unit = cut.columns >= grain ? grain : LINE, round = cut.columns * threads;
+    cut.full = columns / round * threads; /* every thread gets as many blocks, and as much of what is left */
+    const int64_t left = columns - cut.full * cut.columns;
+    cut.last = whole(pieces(left, threads), unit);
+    cut.blocks = cut.full + (left ? pieces(left, cut.last) : 0);
     return cut;
+}
+
+/* The first column of a block. */
+static int64_t first_of(const Cut *cut, int64_t block) {
+    return block < cut->full ? block * cut->columns : cut->full * cut->columns + (block - cut->full) * cut->last;
 }
 
 /* result (tokens, rows) = x (tokens, cols) W^T, where `transposed`, or (tokens, cols) = x (tokens, rows) W; in addition left (tokens,
@@ -81,7 +82,7 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
         uint16_t *block = (uint16_t *)(sums + cut.tokens * cut.columns * (transposed ? 1 : slots));
 #pragma omp for schedule(dynamic, 1)
         for (int64_t b = 0; b < cut.blocks; b++) {
-            const int64_t first = b * cut.columns, count = lesser(cut.columns, (transposed ? rows : width) - first);
+            const int64_t first = first_of(&cut, b), count = lesser(first_of(&cut, b + 1), transposed ? rows : width) - first;
             const int64_t n = whole(count, LINE);
             for (int64_t token = 0; token < tokens; token += cut.tokens) {
                 const int64_t m = lesser(cut.tokens, tokens - token);
