@@ -34,20 +34,18 @@ class Weights:
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
         """Rows [start, end) in bf16."""
-        frozen = self.store.matrix(name)
-        assert frozen.steps is not None
-        codes = frozen.codes[start:end]
-        out = torch.empty(len(codes), codes.shape[1] * 2, dtype=torch.bfloat16)
-        unpack(codes, frozen.steps[start:end], frozen.format, out, torch.empty(codes.numel(), dtype=torch.int8))
+        frozen = self.store.matrix(name)[start:end]
+        out = torch.empty(frozen.rows, frozen.cols, dtype=torch.bfloat16)
+        unpack(frozen, out)
         return out
 
     def whole(self, name: str) -> Tensor:
         """All rows, a block after the other."""
-        n, half = self.store.matrix(name).codes.shape
-        out = torch.empty(n, 2 * half, dtype=torch.bfloat16)
-        block = max(16, BLOCK // (2 * half))
-        for start in range(0, n, block):
-            out[start : start + block] = self.rows(name, start, min(start + block, n))
+        frozen = self.store.matrix(name)
+        out = torch.empty(frozen.rows, frozen.cols, dtype=torch.bfloat16)
+        block = max(16, BLOCK // frozen.cols)
+        for start in range(0, frozen.rows, block):
+            out[start : start + block] = self.rows(name, start, min(start + block, frozen.rows))
         return out
 
 
@@ -70,7 +68,7 @@ class Loop:
     def __init__(self, store: Store, kept: bool) -> None:
         self.kept = kept
         self.store, self.weights, self.config = store, Weights(store), store.config
-        workload = Workload(lora=Lora(), weights=store.format)
+        workload = Workload(lora=Lora(), weights=store.formats)
         self.scale = workload.lora.scale
         graph = build_graph(self.config, workload)
         self.cos, self.sin = rope_tables(graph, torch.device("cpu"))[self.config.rope]
@@ -130,10 +128,8 @@ class Loop:
 
     def step(self, ids: Tensor, labels: Tensor) -> float:
         """Forward, backward, SGD."""
-        frozen = self.store.matrix("embedding")
-        assert frozen.steps is not None
         x = torch.empty(len(ids), self.config.hidden, dtype=torch.bfloat16)
-        unpack(frozen.codes[ids], frozen.steps[ids], frozen.format, x, torch.empty(x.numel() // 2, dtype=torch.int8))
+        unpack(self.store.matrix("embedding").each(lambda part: part[ids]), x)
         inputs = [x.requires_grad_()]
         with torch.set_grad_enabled(self.kept):
             for i in range(self.config.num_layers):

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mebp import Effort, Job, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_format
+from mebp import Effort, Job, Lora, Workload, build_graph, load_device, load_model, read_plan, run_plan, weight_formats
 from mebp.plan import dump_plan
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import solve
@@ -28,7 +28,7 @@ ROOM = {"solved, 99 MB": 99_000_000, "solved, 453 MB": 453_000_000}  # what the 
 def make_plans(folder: Path, model: str) -> dict[str, Path]:
     """Solved plans whose process stays within the room above the import."""
     device = override(load_device("host"), ["runtime.flash_write_cap_bytes=0"])
-    graph = build_graph(load_model(model), Workload(lora=Lora(), weights=weight_format("int4-g64")))
+    graph = build_graph(load_model(model), Workload(lora=Lora(), weights=weight_formats("int4-g64")))
     problem = pose(graph, device)
     found = {}
     for name, nbytes in ROOM.items():
@@ -60,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = synthesize(Path(folder) / "store", load_model(given.model), weight_format("int4-g64"))
+        store = synthesize(Path(folder) / "store", load_model(given.model), weight_formats("int4-g64"))
         plans = make_plans(Path(folder), given.model)
         for _ in range(given.rounds):
             for kind in ("recomputed", "kept"):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mebp import STRATEGIES, Effort, Job, Lora, Workload, build_graph, load_model, run_plan, weight_format
+from mebp import STRATEGIES, Effort, Job, Lora, Workload, build_graph, load_model, run_plan, weight_formats
 from mebp.plan import Plan
 from mebp.planner.solver.problem import pose
 from mebp.planner.solver.solve import least_plan, solve
@@ -43,7 +43,7 @@ def plans(model: str, seq_len: int, sixth_bytes: int) -> dict[str, Plan]:
     """What this project runs: plans for this machine, just calibrated. `sixth_bytes` is a sixth of what PEFT takes above its
     import; where nothing fits in that, no plan is solved for it.
     """
-    config, workload = load_model(model), Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64"))
+    config, workload = load_model(model), Workload(seq_len=seq_len, lora=Lora(), weights=weight_formats("int4-g64"))
     device = calibrate(config, workload, lambda what: print(f"calibrating: {what}", file=sys.stderr))
     graph = build_graph(config, workload)
     problem = pose(graph, device)
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store = synthesize(Path(folder) / "store", load_model(given.model), weight_format("int4-g64"))
+        store = synthesize(Path(folder) / "store", load_model(given.model), weight_formats("int4-g64"))
         contenders: dict[str, Contender] = {name: peft(given.model, given.seq_len, kind) for name, kind in PEFT_KINDS.items()}
         sixth = contenders[CHECKPOINTED](1).get("peak", 0) // 6
         contenders |= {name: ours(plan, store) for name, plan in plans(given.model, given.seq_len, sixth).items()}

@@ -9,7 +9,7 @@ With --wider longer sequences and batches for every model of the catalogue. benc
 import argparse
 import time
 
-from mebp import STRATEGIES, Effort, Lora, Workload, build_graph, load_device, load_model, simulate, weight_format
+from mebp import STRATEGIES, Effort, Lora, Workload, build_graph, load_device, load_model, simulate, weight_formats
 from mebp.errors import MebpError
 from mebp.models.catalogue import CATALOGUE
 from mebp.models.graph import Graph
@@ -28,7 +28,7 @@ WIDTHS = (22, 8, 10, 9, 8, 8, 7, 8, 8, 8, 9)
 
 def graph_of(model: str, seq_len: int = 256, batch_size: int = 1) -> Graph:
     """A training step at rank 8."""
-    workload = Workload(seq_len=seq_len, batch_size=batch_size, lora=Lora(), weights=weight_format("int4-g64"))
+    workload = Workload(seq_len=seq_len, batch_size=batch_size, lora=Lora(), weights=weight_formats("int4-g64"))
     return build_graph(load_model(model), workload)
 
 

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from mebp import Lora, Workload, build_graph, load_device, load_model, weight_format
+from mebp import Lora, Workload, build_graph, load_device, load_model, weight_formats
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.executor.measure.memory import fix_allocator
@@ -38,7 +38,7 @@ def dense_s(x: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> float:
 
 def layer_graph(model: str, fmt: str, tokens: int) -> Graph:
     """The graph of one layer of the model."""
-    workload = Workload(seq_len=tokens, lora=Lora(targets=("q",)), weights=weight_format(fmt))
+    workload = Workload(seq_len=tokens, lora=Lora(targets=("q",)), weights=weight_formats(fmt))
     return build_graph(replace(load_model(model), windows=(0,), vocab=1024), workload)
 
 

@@ -1,8 +1,8 @@
 """Plan a 4B model for an iPhone: the paper's recipe, the best fixed one, and the solved plan."""
 
-from mebp import Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
+from mebp import Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_formats
 
-graph = build_graph(load_model("4b"), Workload(seq_len=256, lora=Lora(rank=8), weights=weight_format("int4-g64")))
+graph = build_graph(load_model("4b"), Workload(seq_len=256, lora=Lora(rank=8), weights=weight_formats("int4-g64")))
 device = load_device("iphone15promax")
 found = tradeoff(graph, device, budget_bytes=500_000_000)
 

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, load_model, simulate, weight_format
+from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, load_model, simulate, weight_formats
 from mebp.sim.profile import override
 
 CONFIG = {
@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
     (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
     config = load_model(folder)
 
-graph = build_graph(config, Workload(seq_len=512, lora=Lora(rank=16), weights=weight_format("int4-g32")))
+graph = build_graph(config, Workload(seq_len=512, lora=Lora(rank=16), weights=weight_formats("int4-g32")))
 print(f"{config.num_parameters / 1e6:.1f} M parameters, {len(graph.ops)} ops per step")
 for speed in (1.25e9, 1e7):
     device = override(load_device("iphone15promax"), [f"hardware.flash_write={speed}"])

@@ -1,10 +1,10 @@
 """Read a plan: the listing of one layer's step, checked, with the moment where memory peaks."""
 
-from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, load_model, simulate, weight_format
+from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, load_model, simulate, weight_formats
 from mebp.check import check
 from mebp.plan import listing
 
-graph = build_graph(load_model("smollm2-135m"), Workload(seq_len=64, lora=Lora(rank=4), weights=weight_format("int4-g64")))
+graph = build_graph(load_model("smollm2-135m"), Workload(seq_len=64, lora=Lora(rank=4), weights=weight_formats("int4-g64")))
 device = load_device("pixel8")
 plan = STRATEGIES["checkpoint-1"].plan(graph, device, device.default_budget_bytes)
 facts = check(plan, graph)  # raises InvalidPlan if any rule of the plan language were broken

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_format
+from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_formats
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
@@ -15,7 +15,7 @@ from mebp.store.synthetic import synthesize
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 256}
 CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
 config = config_from_dict(CONFIG, name="tiny", source="this example")
-workload = Workload(seq_len=32, lora=Lora(rank=4), weights=weight_format("int4-g32"), precision="fp32")
+workload = Workload(seq_len=32, lora=Lora(rank=4), weights=weight_formats("int4-g32"), precision="fp32")
 graph = build_graph(config, workload)
 plan = STRATEGIES["mebp"].plan(graph, load_device("iphone15promax"), budget_bytes=10**9)
 

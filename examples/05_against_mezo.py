@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_format
+from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate, weight_formats
 from mebp.executor.adapter import Adapter, new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
@@ -26,7 +26,7 @@ SEEDS = 20  # directions of MeZO
 FIRST_ORDER_STEPS, BATCHES, POINTS, WIDTH = 120, 4, 8, 28
 
 config = config_from_dict(CONFIG, name="tiny", source="this example")
-workload = Workload(seq_len=32, lora=Lora(rank=4), weights=weight_format("int4-g32"), precision="fp32")
+workload = Workload(seq_len=32, lora=Lora(rank=4), weights=weight_formats("int4-g32"), precision="fp32")
 base = build_graph(config, workload)
 device = load_device("iphone15promax")
 data = torch.randint(0, 32, (BATCHES, 1, 32), generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,6 @@
 """Plan, check, simulate and run LoRA fine-tuning on small devices.
 
-    graph = build_graph(load_model("4b"), Workload(lora=Lora(), weights=weight_format("int4-g64")))
+    graph = build_graph(load_model("4b"), Workload(lora=Lora(), weights=weight_formats("int4-g64")))
     device = load_device("iphone15promax")
     found = tradeoff(graph, device, budget_bytes=10**9)
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mebp.executor.measure.worker import run_plan
     from mebp.models.build import build_graph
     from mebp.models.catalogue import load_model
-    from mebp.models.format import weight_format
+    from mebp.models.format import weight_formats
     from mebp.models.graph import Graph
     from mebp.models.workload import Lora, Workload
     from mebp.plan import Plan, dump_plan, read_plan
@@ -50,7 +50,7 @@ _HOMES = {
     "run_plan": "mebp.executor.measure.worker",
     "simulate": "mebp.sim.simulate",
     "tradeoff": "mebp.planner.tradeoff",
-    "weight_format": "mebp.models.format",
+    "weight_formats": "mebp.models.format",
 }
 
 __all__ = [
@@ -74,7 +74,7 @@ __all__ = [
     "run_plan",
     "simulate",
     "tradeoff",
-    "weight_format",
+    "weight_formats",
 ]
 
 

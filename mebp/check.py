@@ -11,7 +11,7 @@ from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.models.op import Op, OpId
 from mebp.models.tensor import ALIGNMENT, TensorId, WeightId, align
-from mebp.models.tile import stream_rows, whole_scratch
+from mebp.models.tile import stream_rows
 from mebp.plan import Compute, Engine, Free, Load, Place, Plan, Store, Unpack, require_signature
 
 
@@ -188,7 +188,6 @@ class _Walk:
         self.require(unpack.engine in (Engine.COMPUTE, Engine.UNPACK), "weights unpack on compute or unpack", unpack.engine)
         self.require(unpack.place.tensor == TensorId(weight.id), "unpack into the weight's own tensor", f"{unpack.place.tensor}")
         self.put(unpack.place)
-        self.workspace(unpack.scratch, whole_scratch(weight))
 
     def note_peak(self) -> None:
         assert self.index is not None

@@ -44,7 +44,7 @@ class _Ordering:
                 before |= self._write(index, instruction.writes, instruction.scratch)
                 self.producer |= dict.fromkeys(instruction.updates, index)
             case Unpack():
-                before = self._write(index, (instruction.place,), instruction.scratch)
+                before = self._write(index, (instruction.place,), None)
             case Store():
                 before = self._touch(index, (instruction.tensor,))
                 self.stored_by[instruction.tensor] = index

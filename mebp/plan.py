@@ -32,7 +32,7 @@ from mebp.text import read_text
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 HOST = "host"  # the name of every machine that was measured by itself: the device's title says which
 
 
@@ -85,7 +85,6 @@ class Unpack:
     do: Literal["unpack"] = "unpack"
     weight: WeightId
     place: Place
-    scratch: Place | None = None
     engine: Engine = Engine.COMPUTE
 
 

@@ -5,7 +5,7 @@ import pytest
 from mebp.models.build import build_graph
 from mebp.models.catalogue import catalogue_model
 from mebp.models.config import Family, ModelConfig, Rope
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora, Workload
 from mebp.sim.device import Device
@@ -41,7 +41,7 @@ def small_config(layers: int = 4, **changes: object) -> ModelConfig:
 
 def small_workload(**changes: object) -> Workload:
     """64 tokens, rank 4, int4-g32."""
-    fields: dict[str, object] = {"seq_len": 64, "lora": Lora(rank=4), "weights": weight_format("int4-g32")}
+    fields: dict[str, object] = {"seq_len": 64, "lora": Lora(rank=4), "weights": weight_formats("int4-g32")}
     return Workload(**(fields | changes))  # type: ignore[arg-type]
 
 
@@ -57,4 +57,4 @@ def small_graph() -> Graph:
 
 @pytest.fixture(scope="session")
 def qwen_graph() -> Graph:
-    return build_graph(catalogue_model("qwen2.5-0.5b"), Workload(lora=Lora(), weights=weight_format("int4-g64")))
+    return build_graph(catalogue_model("qwen2.5-0.5b"), Workload(lora=Lora(), weights=weight_formats("int4-g64")))

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from mebp import Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
+from mebp import Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_formats
 from mebp.errors import InputError
 
 CONFIG = load_model("0.5b")
 
 
 def workload(**lora: Any) -> Workload:
-    return Workload(lora=Lora(**lora), weights=weight_format("int4-g64"))
+    return Workload(lora=Lora(**lora), weights=weight_formats("int4-g64"))
 
 
 @pytest.mark.parametrize(

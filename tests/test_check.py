@@ -12,7 +12,7 @@ from mebp.check import check
 from mebp.errors import InvalidPlan
 from mebp.models.build import build_graph
 from mebp.models.catalogue import catalogue_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.op import OpId
 from mebp.models.tensor import TensorId, WeightId, align
@@ -157,7 +157,7 @@ def test_a_weight_unpacked_by_no_engine_is_caught(plan: Plan, small_graph: Graph
 
 
 def test_a_head_tile_that_the_head_cannot_walk_is_caught(small_graph: Graph, device: Device) -> None:
-    graph = build_graph(catalogue_model("qwen2.5-0.5b"), small_workload(weights=weight_format("int4-g64")))
+    graph = build_graph(catalogue_model("qwen2.5-0.5b"), small_workload(weights=weight_formats("int4-g64")))
     found = STRATEGIES["checkpoint-1"].plan(graph, device, 10**9)
     at = first(found, Compute, lambda i: i.op == "head")
     run = found.instructions[at]

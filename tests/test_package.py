@@ -16,8 +16,8 @@ def test_every_public_name_is_there() -> None:
 def test_planning_imports_neither_torch_nor_the_executor() -> None:
     code = """
 import sys
-from mebp import Effort, Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_format
-graph = build_graph(load_model("smollm2-135m"), Workload(seq_len=32, lora=Lora(), weights=weight_format("int4-g64")))
+from mebp import Effort, Lora, Workload, build_graph, load_device, load_model, tradeoff, weight_formats
+graph = build_graph(load_model("smollm2-135m"), Workload(seq_len=32, lora=Lora(), weights=weight_formats("int4-g64")))
 tradeoff(graph, load_device("pixel8"), 10**9, Effort(deterministic_s=0.05))
 print([name for name in sys.modules if name == "torch" or name.startswith("mebp.executor")])
 """

@@ -121,14 +121,14 @@ class StepFlags(FlagGroup):
     ] = 0.0
 
     def workload(self) -> "Workload":
-        from mebp.models.format import weight_format  # noqa: PLC0415
+        from mebp.models.format import weight_formats  # noqa: PLC0415
         from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets  # noqa: PLC0415
 
         return Workload(
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
-            weights=weight_format(self.weights),
+            weights=weight_formats(self.weights),
             precision=cast(Precision, self.precision),
             optimizer=cast(Optimizer, self.optimizer),
             accumulate=self.accumulate,

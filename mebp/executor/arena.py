@@ -9,7 +9,14 @@ from mebp.models.op import DType, Scratch
 from mebp.models.tensor import align
 from mebp.plan import Place
 
-TYPES: dict[DType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "bool": torch.bool}
+TYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
 
 
 class Arena:

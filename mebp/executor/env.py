@@ -13,15 +13,15 @@ from mebp.executor.adapter import Adapter
 from mebp.executor.arena import TYPES, Arena, Workspace
 from mebp.kernel.library import library
 from mebp.kernel.product import multiply
+from mebp.kernel.weight import Frozen, plain
 from mebp.models.config import Rope
-from mebp.models.format import PLAIN_BITS
 from mebp.models.graph import Graph
 from mebp.models.op import Op, float_type
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.tile import GATHER_ROWS, stream_rows
 from mebp.plan import Place
 from mebp.store.codec import read_rows
-from mebp.store.reader import Frozen, Store
+from mebp.store.reader import Store
 
 P = TypeVar("P")
 ALL = slice(None)
@@ -145,8 +145,7 @@ class Io:
         wid = self.op.weights[0]
         if not self.streamed:
             return self._tensor(TensorId(wid))[start:end]
-        tile, codes = (self._workspace.take_if_any(name) for name in ("tile", "codes"))
-        return read_rows(self.env.frozen(wid), slice(start, end), tile, codes, self.env.device)
+        return read_rows(self.env.frozen(wid)[start:end], self._workspace.take_if_any("tile"), self.env.device)
 
     @property
     def multiplies(self) -> bool:
@@ -168,40 +167,32 @@ class Io:
         """`out` = x W^T (+ bias) or x W with `rows` of the weight, and what an `adapter` adds, by the compiled kernel, in `room` or
         that of the weight's tile. False, and nothing is computed, where the kernel cannot.
         """
-        tile, _, own_room = (self._workspace.take_if_any(name) for name in ("tile", "codes", "room"))
+        tile, own_room = (self._workspace.take_if_any(name) for name in ("tile", "room"))
         given = own_room if tile is None else tile
         room = given if room is None else room
         if not self.multiplies or room is None:
             return False
-        return multiply(x, *self._stored(rows), out, room, transposed=transposed, add=add, bias=bias, adapter=adapter)
-
-    def _stored(self, rows: slice) -> tuple[Tensor, Tensor | None, int]:
-        """Rows of the weight as the product reads them: codes, steps, and bits of a code."""
         wid = self.op.weights[0]
-        if not self.streamed:
-            return self._tensor(TensorId(wid))[rows], None, PLAIN_BITS
-        frozen = self.env.frozen(wid)
-        return frozen.codes[rows], None if frozen.steps is None else frozen.steps[rows], frozen.format.bits
+        frozen = self.env.frozen(wid) if self.streamed else plain(self._tensor(TensorId(wid)))
+        return multiply(x, frozen[rows], out, room, transposed=transposed, add=add, bias=bias, adapter=adapter)
 
     def gather(self, ids: Tensor, out: Tensor) -> None:
         """Decompress the weight's rows `ids` into `out` (len(ids), cols), a few hundred at a time."""
         frozen = self.env.frozen(self.op.weights[0])
-        tile, codes = (self._workspace.take_if_any(name) for name in ("gathered tile", "gathered codes"))
+        tile = self._workspace.take_if_any("gathered tile")
         for start in range(0, len(ids), GATHER_ROWS):
             some = ids[start : start + GATHER_ROWS]
             gathered = self._gathered(frozen, some)
-            out[start : start + len(some)].copy_(read_rows(gathered, slice(0, len(some)), tile, codes, self.env.device))
+            out[start : start + len(some)].copy_(read_rows(gathered, tile, self.env.device))
 
     def _gathered(self, frozen: Frozen, ids: Tensor) -> Frozen:
         """Some rows of a frozen matrix as they are stored, side by side."""
         rows = ids.to(frozen.codes.device)
-        code_rows = self.take("gathered rows")[: len(ids)]
-        _select(frozen.codes, rows, code_rows)
-        if frozen.steps is None:
-            return Frozen(codes=code_rows, steps=None, format=frozen.format)
-        step_rows = self.take("gathered steps")[: len(ids)]
-        _select(frozen.steps, rows, step_rows)
-        return Frozen(codes=code_rows, steps=step_rows, format=frozen.format)
+        found = {}
+        for name, part in frozen.parts.items():
+            found[name] = self.take(f"gathered {name}")[: len(ids)]
+            _select(part, rows, found[name])
+        return Frozen(format=frozen.format, cols=frozen.cols, parts=found)
 
 
 def _select(source: Tensor, rows: Tensor, out: Tensor) -> None:

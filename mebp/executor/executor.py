@@ -40,7 +40,7 @@ from mebp.plan import (
     Store as StoreInstruction,
 )
 from mebp.store.codec import read_rows
-from mebp.store.reader import Frozen, Store
+from mebp.store.reader import Store
 
 IGNORED = -100  # label of a position that does not count
 GradientHook = Callable[[str, Tensor], None]
@@ -86,7 +86,7 @@ class Executor:
         self._use_at = {use.index: number for number, use in reversed(list(enumerate(uses)))}
         self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
         for place in plan.resident:
-            self._unpack(WeightId(place.tensor), place, None)
+            self._unpack(WeightId(place.tensor), place)
 
     def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
         """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
@@ -133,7 +133,7 @@ class Executor:
                 io.finish()
             case Unpack():
                 self._places[instruction.place.tensor] = instruction.place
-                self._unpack(instruction.weight, instruction.place, instruction.scratch)
+                self._unpack(instruction.weight, instruction.place)
             case StoreInstruction():
                 self.spill.store(instruction.tensor, self._raw(self._places[instruction.tensor]))
             case Load():
@@ -146,27 +146,13 @@ class Executor:
         """The bytes of a tensor (without its padding)."""
         return self.arena.view(place.offset, (self.graph.tensors[place.tensor].nbytes,), torch.int8)
 
-    def _unpack(self, wid: WeightId, place: Place, scratch: Place | None) -> None:
-        """Decompress a whole weight, a cache-sized block of rows at a time; without scratch in a buffer of its own."""
+    def _unpack(self, wid: WeightId, place: Place) -> None:
+        """Decompress a whole weight, a cache-sized block of rows at a time."""
         weight, frozen = self.graph.weights[wid], self.env.frozen(wid)
         out = self.arena.view(place.offset, (weight.rows, weight.cols), dtype_of(self.graph))
         rows = stream_rows(weight.cols)
-        count = min(rows, weight.rows) * frozen.codes.shape[1]
-        codes = None
-        if frozen.steps is not None and frozen.format.bits < 8:
-            codes = (
-                self.arena.view(scratch.offset, (count,), torch.int8)
-                if scratch
-                else torch.empty(count, dtype=torch.int8, device=out.device)
-            )
         for start in range(0, weight.rows, rows):
-            block = slice(start, min(start + rows, weight.rows))
-            part = Frozen(
-                codes=frozen.codes[block],
-                steps=None if frozen.steps is None else frozen.steps[block],
-                format=frozen.format,
-            )
-            read_rows(part, slice(None), out[block], codes)
+            read_rows(frozen[start : start + rows], out[start : start + rows])
 
 
 def require_tokens(graph: Graph, tokens: Tensor, what: str, other: int | None = None) -> None:

@@ -12,6 +12,13 @@ enum { WIDE = 16, TALL = 8 };
 enum { WIDE = 8, TALL = 4 };
 #endif
 typedef float Floats __attribute__((vector_size(4 * WIDE), aligned(4)));
+#if defined(__AVX512F__)
+#define FUSED(a, b, c) (Floats) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#elif defined(__AVX2__) && defined(__FMA__)
+#define FUSED(a, b, c) (Floats) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#else
+#define FUSED(a, b, c) ((a) * (b) + (c))
+#endif
 typedef uint32_t Words __attribute__((vector_size(4 * WIDE), aligned(4)));
 
 /* Rows [0, TALL) of a with 16 columns of b, every operand widened to fp32 where it is used. */
@@ -35,8 +42,8 @@ static inline void corner(int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool
             memcpy(&both, rows[i] + 2 * p, 4);
             const Words pair = both - (Words){0};
             for (int j = 0; j < PARTS; j++) {
-                sums[i][j] += (Floats)(pair << 16) * low[j];
-                sums[i][j] += (Floats)(pair & 0xffff0000u) * high[j];
+                sums[i][j] = FUSED((Floats)(pair << 16), low[j], sums[i][j]);
+                sums[i][j] = FUSED((Floats)(pair & 0xffff0000u), high[j], sums[i][j]);
             }
         }
     }
@@ -153,23 +160,21 @@ static void interleave_rows(const uint16_t *even, const uint16_t *odd, int64_t c
 }
 
 #if defined(__AVX512BF16__)
-/* Columns [first, first + count) of rows k and k + 1 of a weight whose codes are bytes, interleaved; false where a step is so small that
-   the instruction that rounds takes it for 0. */
+/* Columns [first, first + count) of rows k and k + 1 of a weight whose codes are bytes, interleaved; false where numbers are so small that
+   the instruction that rounds takes them for 0. */
 static bool pair_of_bytes(const Weight *w, int64_t k, int64_t first, int64_t count, uint16_t *out) {
     static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i interleaved = _mm512_loadu_si512(order);
     const int8_t *even = w->codes + k * w->cols + first, *odd = even + w->cols;
     if (w->bits != 8 || w->group % 16 || first % 16 || count % 16) return false;
+    const int64_t groups = w->cols / w->group;
     for (int64_t j = 0; j < count;) {
         const int64_t group = (first + j) / w->group, end = lesser(count, (group + 1) * w->group - first);
-        const float a = from_bf16(w->steps[k * w->groups + group]), b = from_bf16(w->steps[(k + 1) * w->groups + group]);
-        if ((a != 0 && fabsf(a) < FLT_MIN) || (b != 0 && fabsf(b) < FLT_MIN)) return false;
+        const Group a = group_of(w, k, group, groups), b = group_of(w, k + 1, group, groups);
+        if (!rounds_well(a) || !rounds_well(b)) return false;
         for (; j < end; j += 16) {
-            const __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(even + j)));
-            const __m512i y = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(odd + j)));
-            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(y), _mm512_set1_ps(b)),
-                                                      _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(a)));
+            const __m512bh both = _mm512_cvtne2ps_pbh(of_bytes(w, odd + j, b), of_bytes(w, even + j, a));
             _mm512_storeu_si512(out + 2 * j, _mm512_permutexvar_epi16(interleaved, (__m512i)both));
         }
     }

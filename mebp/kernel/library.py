@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mebp.kernel.weight import kernel_weight, plain
 from mebp.native import NoLibraryError, load_library
 
 PARTS = ("number", "unpack", "block", "product", "lora", "softmax", "elementwise", "attention")  # each uses those before it
@@ -51,7 +52,7 @@ def library() -> Library:
         return Library(kernels=None, path=f"in torch ({SWITCH}=0)")
     threaded = _torch_openmp()
     try:
-        kernels = load_library("kernels", SOURCE, ("-ffp-contract=fast", "-fopenmp" if threaded else "-fopenmp-simd"))
+        kernels = load_library("kernels", SOURCE, ("-ffp-contract=off", "-fopenmp" if threaded else "-fopenmp-simd"))
         _declare_all(kernels)
     except (NoLibraryError, AttributeError) as why:
         return Library(kernels=None, path=f"in torch (no compiled kernel: {why})")
@@ -76,11 +77,11 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
         function = getattr(kernels, name)
         function.argtypes, function.restype = arguments, result
 
-    weight, x, result = [POINTER] * 2 + [COUNT] * 4, [FLAG, POINTER, COUNT, COUNT], [POINTER, COUNT, FLAG, FLAG, POINTER]
+    x, result = [FLAG, POINTER, COUNT, COUNT], [POINTER, COUNT, FLAG, FLAG, POINTER]
     for name in UNPACKING.values():
-        declare(name, [POINTER] * 3 + [COUNT] * 4)
+        declare(name, [POINTER] * 2)
     declare("use_product", [POINTER] * 2)
-    declare("multiply", [*weight, *x, *result, POINTER, POINTER, COUNT, POINTER, COUNT], FLAG)
+    declare("multiply", [POINTER, *x, *result, POINTER, POINTER, COUNT, POINTER, COUNT], FLAG)
     declare("lora_down", [POINTER] * 3 + [COUNT] * 3 + [POINTER, COUNT], FLAG)
     declare("lora_gradients", [POINTER] * 8 + [REAL] + [COUNT] * 4 + [POINTER, COUNT], FLAG)
     matrices = [POINTER, COUNT] * 2 + [COUNT] * 3
@@ -144,13 +145,11 @@ def _processor_flags() -> set[str]:
 def _is_right(kernels: ctypes.CDLL) -> bool:
     """Whether a product of small whole numbers comes out exactly: torch falls back to another layout where it has no kernel."""
     rows, cols, tokens = 64, 64, 16
-    codes = torch.randint(-7, 8, (rows, cols), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    steps, x = (
-        torch.ones(rows, 1, dtype=torch.bfloat16),
-        (torch.arange(tokens * cols) % 5 - 2).view(tokens, cols).to(torch.bfloat16),
-    )
+    numbers = torch.randint(-7, 8, (rows, cols), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    x = (torch.arange(tokens * cols) % 5 - 2).view(tokens, cols).to(torch.bfloat16)
     result, room = torch.zeros(tokens, rows), torch.empty(1 << 18 << torch.get_num_threads().bit_length(), dtype=torch.int8)
-    weight = (codes.data_ptr(), steps.data_ptr(), rows, cols, cols, 8)
-    target = (result.data_ptr(), rows, True, False, None)
-    done = kernels.multiply(*weight, True, x.data_ptr(), cols, tokens, *target, None, None, 0, room.data_ptr(), room.numel())
-    return bool(done) and torch.equal(result, x.float() @ codes.float().T)
+    weight = kernel_weight(plain(numbers))
+    assert weight is not None
+    target, given = (result.data_ptr(), rows, True, False, None), (x.data_ptr(), cols, tokens)
+    done = kernels.multiply(ctypes.byref(weight), True, *given, *target, None, None, 0, room.data_ptr(), room.numel())
+    return bool(done) and torch.equal(result, x.float() @ numbers.float().T)

@@ -66,12 +66,11 @@ static int64_t first_of(const Cut *cut, int64_t block) {
 
    One parallel region: a thread unpacks a block of the weight to its part of `room` and multiplies it there. False where the room
    is too small or the shape is odd: nothing is computed then. */
-bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t cols, int64_t group, int64_t bits, bool transposed,
-              const uint16_t *x, int64_t ldx, int64_t tokens, void *values, int64_t ld, bool fp32, bool add, const uint16_t *bias,
-              const uint16_t *left, const uint16_t *right, int64_t rank, uint8_t *room, int64_t nbytes) {
-    const Weight w = {codes, steps, rows, cols, group, bits, cols / group};
+bool multiply(const Weight *w, bool transposed, const uint16_t *x, int64_t ldx, int64_t tokens, void *values, int64_t ld, bool fp32,
+              bool add, const uint16_t *bias, const uint16_t *left, const uint16_t *right, int64_t rank, uint8_t *room, int64_t nbytes) {
+    const int64_t rows = w->rows, cols = w->cols;
     const Result result = {values, ld, fp32, add, bias};
-    const int64_t slots = slots_of(&w), width = width_of(&w), threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64;
+    const int64_t slots = slots_of(w), width = width_of(w), threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64;
     const Cut cut = transposed ? cut_for(tokens, rows, width, 1, ROW_COLUMNS, LINE, own, threads)
                                : cut_for(tokens, width, rows, slots, MOST_COLUMNS / slots, GRAIN, own, threads);
     if (rank % 2 || rank > cut.deep) return false;
@@ -91,7 +90,7 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
                     for (int64_t k = 0; k < width; k += cut.deep)
                         for (int64_t slot = 0; slot < slots; slot++) {
                             const int64_t end = lesser(width, k + cut.deep);
-                            block_of_rows(&w, slot, first, n, k, end, block);
+                            block_of_rows(w, slot, first, n, k, end, block);
                             product(m, n, end - k, ldx, n, n, k + slot > 0, from + slot * width + k, block, sums, true);
                         }
                     if (rank) {
@@ -103,7 +102,7 @@ bool multiply(const int8_t *codes, const uint16_t *steps, int64_t rows, int64_t 
                     for (int64_t k = 0; k < rows; k += cut.deep)
                         for (int64_t slot = 0; slot < slots; slot++) {
                             const int64_t end = lesser(rows, k + cut.deep);
-                            block_of_columns(&w, slot, k, end, first, count, block);
+                            block_of_columns(w, slot, k, end, first, count, block);
                             product(m, count, end - k, ldx, count, count * slots, k > 0, from + k, block, sums + slot * count, true);
                         }
                     for (int64_t slot = 0; rank && slot < slots; slot++) {

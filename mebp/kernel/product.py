@@ -2,19 +2,20 @@
 compressed.
 """
 
+from ctypes import byref
+
 import torch
 from torch import Tensor
 
 from mebp.kernel.library import extent, library
+from mebp.kernel.weight import Frozen, kernel_weight
 
 RESULTS = (torch.bfloat16, torch.float32)
 
 
 def multiply(
     x: Tensor,
-    codes: Tensor,
-    steps: Tensor | None,
-    bits: int,
+    frozen: Frozen,
     out: Tensor,
     room: Tensor,
     *,
@@ -24,28 +25,25 @@ def multiply(
     adapter: tuple[Tensor, Tensor] | None = None,
 ) -> bool:
     """out (tokens, rows) = x (tokens, cols) W^T + bias where `transposed`, else out (tokens, cols) = x (tokens, rows) W; added to
-    `out` with `add`. W (rows, cols) is codes (rows, bytes) int8 and steps (rows, groups) bf16, or `codes` itself in bf16 where
-    `bits` are 16; sums are fp32, rounded once where `out` is bf16.
+    `out` with `add`. W (rows, cols) is `frozen`; sums are fp32, rounded once where `out` is bf16.
 
     `adapter` adds left (tokens, r) times right^T, right (rows, r), or times right (r, cols). `room` is a contiguous buffer that
     the threads share. False, and nothing computed, where the kernel cannot.
     """
     found = library()
-    if not found.multiplies or found.kernels is None or any(operand.device.type != "cpu" for operand in (x, out, codes, room)):
+    if not found.multiplies or found.kernels is None or any(operand.device.type != "cpu" for operand in (x, out, room)):
         return False
-    rows, cols = codes.shape[0], codes.shape[1] * 8 * codes.itemsize // bits
     if x.dtype is not torch.bfloat16 or out.dtype not in RESULTS or (bias is not None and bias.dtype is not torch.bfloat16):
         return False
-    if x.stride(-1) != 1 or out.stride(-1) != 1 or not all(t.is_contiguous() for t in (codes, steps, room) if t is not None):
+    weight = kernel_weight(frozen)
+    if weight is None or x.stride(-1) != 1 or out.stride(-1) != 1 or not room.is_contiguous():
         return False
-    tokens = len(x)
-    scale = (None, rows, cols, cols) if steps is None else (steps.data_ptr(), rows, cols, cols // steps.shape[1])
-    weight = (codes.data_ptr(), *scale, bits)
     added = None if bias is None else bias.data_ptr()
     target = (out.data_ptr(), out.stride(0), out.dtype is torch.float32, add, added)
     left, right = adapter or (None, None)
     low_rank = (None, None, 0) if left is None or right is None else (left.data_ptr(), right.data_ptr(), left.shape[1])
-    return bool(found.kernels.multiply(*weight, transposed, x.data_ptr(), x.stride(0), tokens, *target, *low_rank, *extent(room)))
+    operands = (x.data_ptr(), x.stride(0), len(x))
+    return bool(found.kernels.multiply(byref(weight), transposed, *operands, *target, *low_rank, *extent(room)))
 
 
 def multiply_dense(x: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:

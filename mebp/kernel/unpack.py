@@ -1,19 +1,21 @@
 """Unpacking by a kernel: rows of a weight in one pass, from codes to bf16 or fp32."""
 
+from ctypes import byref
+
 from torch import Tensor
 
 from mebp.kernel.library import UNPACKING, library
 from mebp.kernel.triton_unpack import unpack_on_gpu
+from mebp.kernel.weight import Frozen, kernel_weight
 
 
-def unpack_rows(codes: Tensor, steps: Tensor, bits: int, out: Tensor) -> bool:
-    """Decompress codes (rows, bytes) int8 and steps (rows, groups) bf16 into `out` (rows, cols); False where the kernel cannot."""
+def unpack_rows(frozen: Frozen, out: Tensor) -> bool:
+    """Decompress a matrix into `out` (rows, cols); False where the kernel cannot."""
     if out.device.type == "cuda":
-        return unpack_on_gpu(codes, steps, bits, out)
-    kernels = library().kernels if out.device.type == "cpu" and out.dtype in UNPACKING else None
-    if kernels is None or not (codes.is_contiguous() and steps.is_contiguous() and out.is_contiguous()):
+        return unpack_on_gpu(frozen, out)
+    kernels = library().kernels if out.device.type == "cpu" and out.dtype in UNPACKING and out.is_contiguous() else None
+    weight = kernel_weight(frozen) if kernels is not None else None
+    if weight is None or kernels is None:
         return False
-    rows, cols = out.shape
-    group = cols // steps.shape[1]
-    getattr(kernels, UNPACKING[out.dtype])(codes.data_ptr(), steps.data_ptr(), out.data_ptr(), rows, cols, group, bits)
+    getattr(kernels, UNPACKING[out.dtype])(byref(weight), out.data_ptr())
     return True

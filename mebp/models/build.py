@@ -19,7 +19,7 @@ from mebp.unit import require_kind
 def build_graph(config: ModelConfig, workload: Workload) -> Graph:
     """Build one step of `workload` on `config`; raises InputError where the two do not fit."""
     require_kind("`config`", config, ModelConfig, remedy="load_model makes one")
-    require_kind("`workload`", workload, Workload, remedy="Workload(lora=Lora(), weights=weight_format(...)) makes one")
+    require_kind("`workload`", workload, Workload, remedy="Workload(lora=Lora(), weights=weight_formats(...)) makes one")
     require_workload(config, workload)
     step = _Builder(config, workload)
     if workload.method == "mezo":
@@ -66,7 +66,8 @@ def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
 
 def _layer_nbytes(config: ModelConfig, workload: Workload) -> int:
     """Bytes of one layer's compressed weights."""
-    return sum(workload.weights.nbytes(*shape) for shape in config.linear_shapes().values())
+    shapes = config.linear_shapes().items()
+    return max(sum(workload.weights.of(f"{layer}.{name}").nbytes(*s) for name, s in shapes) for layer in range(config.num_layers))
 
 
 class _Builder(Backward):

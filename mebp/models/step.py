@@ -79,7 +79,7 @@ class StepBuilder:
     def _weight(self, role: str, layer: int | None, rows: int, cols: int) -> None:
         prefix = "" if layer is None else f"{layer}."
         wid = WeightId(f"{prefix}{role}.weight")
-        fmt = self.workload.weights
+        fmt = self.workload.weights.of(f"{prefix}{role}")
         self.weights[wid] = Weight(id=wid, name=f"{prefix}{role}", role=role, layer=layer, rows=rows, cols=cols, format=fmt)
         self._tensor(prefix, f"{role}.weight", (rows, cols), Role.WEIGHT, layer)
 

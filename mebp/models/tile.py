@@ -1,7 +1,7 @@
 """Tiles of weights: how many rows are unpacked at a time, and the scratch that this takes."""
 
 from mebp.models.format import WeightFormat
-from mebp.models.op import Buffer, Dims, DType, Op, Scratch, WeightUse, float_type
+from mebp.models.op import Buffer, Dims, Op, Scratch, WeightUse, float_type
 from mebp.models.tensor import Weight
 
 STREAM_WEIGHTS = 1 << 20  # weights of one streamed tile: up to 8192 columns it stays in a 2 MiB cache
@@ -21,15 +21,9 @@ def reads_in_place(fmt: WeightFormat, itemsize: int) -> bool:
     return not fmt.compressed and itemsize == 2
 
 
-def whole_scratch(weight: Weight) -> int:
-    """Bytes of scratch to unpack a whole weight, a tile of rows at a time: the codes' temporary."""
-    rows = min(stream_rows(weight.cols), weight.rows)
-    return sum(buffer.nbytes for buffer in _code_bits("codes", weight.format, rows, weight.cols))
-
-
 def multiplied(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
-    """Buffers `tile` and `codes` for one tile of a streamed weight, of `rows` rows where a number is given; where nothing has to be
-    unpacked, `room` for the blocks of a product's kernel, which takes the tile for them otherwise.
+    """The buffer `tile` for one tile of a streamed weight, of `rows` rows where a number is given; where nothing is unpacked,
+    `room` for the blocks of a product's kernel, which takes the tile for them otherwise.
     """
     weight = use.weight
     if weight is None:
@@ -42,12 +36,9 @@ def multiplied(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
 
 
 def gathered(weight: Weight, dims: Dims) -> tuple[Buffer, ...]:
-    """Buffers for some rows of a weight gathered as they are stored, codes and steps, and the same unpacked."""
+    """Buffers for some rows of a weight gathered as they are stored, each part of its format, and the same unpacked."""
     fmt, rows = weight.format, min(GATHER_ROWS, dims.rows)
-    dtype: DType = "int8" if fmt.compressed else "bf16"
-    stored = [Buffer(name="gathered rows", shape=(rows, fmt.code_elements(dims.cols)), dtype=dtype)]
-    if fmt.compressed:
-        stored.append(Buffer(name="gathered steps", shape=(rows, dims.cols // fmt.group_cols(dims.cols)), dtype="bf16"))
+    stored = (Buffer(name=f"gathered {part.name}", shape=(rows, part.per_row), dtype=part.dtype) for part in fmt.parts(dims.cols))
     return (*stored, *_unpacked("gathered ", fmt, rows, dims.cols, dims.itemsize))
 
 
@@ -57,13 +48,7 @@ def no_scratch(op: Op, use: WeightUse) -> Scratch:
 
 
 def _unpacked(prefix: str, fmt: WeightFormat, rows: int, cols: int, itemsize: int) -> tuple[Buffer, ...]:
-    """(rows, cols) weights unpacked, and their codes' temporary; nothing where the product reads them as they are stored."""
+    """(rows, cols) weights unpacked; nothing where the product reads them as they are stored."""
     if reads_in_place(fmt, itemsize):
         return ()
-    tile = Buffer(name=f"{prefix}tile", shape=(rows, cols), dtype=float_type(itemsize))
-    return (tile, *_code_bits(f"{prefix}codes", fmt, rows, cols))
-
-
-def _code_bits(name: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[Buffer, ...]:
-    """One signed byte for each byte of codes, where several codes share a byte."""
-    return (Buffer(name=name, shape=(fmt.code_bytes(rows, cols),), dtype="int8"),) if fmt.bits < 8 else ()
+    return (Buffer(name=f"{prefix}tile", shape=(rows, cols), dtype=float_type(itemsize)),)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from mebp.errors import InputError
 from mebp.models.config import LINEARS, LinearName, ModelConfig
-from mebp.models.format import WeightFormat
+from mebp.models.format import WeightFormats
 from mebp.unit import require_kind, require_whole
 
 Precision = Literal["bf16", "fp32"]
@@ -43,7 +43,7 @@ class Workload:
     seq_len: int = 256
     batch_size: int = 1
     lora: Lora
-    weights: WeightFormat
+    weights: WeightFormats
     precision: Precision = "bf16"
     optimizer: Optimizer = "sgd"
     method: Method = "backprop"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from mebp.errors import InputError, NoPlanInTime
 from mebp.models.build import build_graph
-from mebp.models.format import FORMATS
+from mebp.models.format import BY_SIZE, WeightFormats, weight_formats
 from mebp.models.graph import Graph
 from mebp.models.workload import Workload
 from mebp.planner.curve import best_step_ns
@@ -123,15 +123,17 @@ def _changes(workload: Workload, device: Device) -> Iterator[tuple[Change | None
     half = workload.lora.rank // 2
     if half:
         yield Change(setting="rank", value=half), replace(workload, lora=replace(workload.lora, rank=half)), device
-    for name in _neighbours(workload.weights.name):
-        yield Change(setting="weights", value=name), replace(workload, weights=FORMATS[name]), device
+    for name in _neighbours(workload.weights):
+        yield Change(setting="weights", value=name), replace(workload, weights=weight_formats(name)), device
     cap = device.runtime.flash_write_cap_bytes
     for other in sorted({0.0, 2 * cap or FIRST_CAP} - {cap}):
         yield Change(setting="max_flash_write", value=int(other)), workload, override(device, [f"{WRITE_CAP}={other}"])
 
 
-def _neighbours(weights: str) -> list[str]:
-    """Formats next in size to one."""
-    order = sorted(FORMATS, key=lambda name: FORMATS[name].nbytes(1024, 1024))
-    at = order.index(weights)
-    return [*order[max(0, at - 1) : at], *order[at + 1 : at + 2]]
+def _neighbours(weights: WeightFormats) -> list[str]:
+    """What is next in size to one."""
+    name = weights.name if weights.name in BY_SIZE else weights.default.name
+    if name not in BY_SIZE:
+        return []
+    at = BY_SIZE.index(name)
+    return [*BY_SIZE[max(0, at - 1) : at], *BY_SIZE[at + 1 : at + 2]]

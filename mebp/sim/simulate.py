@@ -169,9 +169,7 @@ def _memory(plan: Plan) -> tuple[tuple[Moment, ...], int, dict[TensorId, int]]:
                 continue
             case Compute():
                 written, scratch = instruction.writes, instruction.scratch.nbytes if instruction.scratch else 0
-            case Unpack():
-                written, scratch = (instruction.place,), instruction.scratch.nbytes if instruction.scratch else 0
-            case Load():
+            case Unpack() | Load():
                 written = (instruction.place,)
             case Store():
                 written = ()

@@ -1,29 +1,20 @@
-"""Compress a Hugging Face checkpoint into a store: safetensors, sharded or not, a few rows of one tensor at a time.
+"""A Hugging Face checkpoint as a source of weights: safetensors, sharded or not. Nothing of it is unpickled or executed."""
 
-Nothing of a checkpoint is unpickled or executed. Each matrix is quantised as codec.quantise does; its relative RMS error is
-recorded.
-"""
-
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mebp.errors import ModelError, StoreError
+from mebp.errors import ModelError
+from mebp.kernel.weight import Frozen
 from mebp.models.config import ModelConfig
 from mebp.models.format import WeightFormat
-from mebp.models.huggingface import CONFIG, GGUF, quantisation_of, read_config, read_model
-from mebp.store.codec import quantise, unpack_whole
-from mebp.store.header import layout
-from mebp.store.reader import Frozen
-from mebp.store.writer import Pieces, write_store
-from mebp.text import read_text, resolved
+from mebp.models.huggingface import CONFIG, quantisation_of, read_config, read_model
+from mebp.text import read_text
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -56,125 +47,12 @@ FOUR_NORMS = {
     "post_ffn_norm": "post_feedforward_layernorm.weight",
 }
 
-Progress = Callable[[int, int], None]
 
-
-@dataclass(slots=True, kw_only=True)
-class Compressed:
-    """What compressing found: the relative RMS error of every matrix, that of every vector whose rounding to bf16 changes it, and
-    the SHA-256 of all source bytes in the store's order.
-    """
-
-    config: ModelConfig
-    errors: dict[str, float] = field(default_factory=dict)
-    rounded: dict[str, float] = field(default_factory=dict)
-    source_sha256: str = ""
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The matrix with the largest error, and that error."""
-        return max(self.errors.items(), key=lambda item: item[1], default=("", 0.0))
-
-
-def compress(source: Path, target: Path, fmt: WeightFormat, progress: Progress | None = None) -> Compressed:
-    """Write the checkpoint in folder `source` as a store in folder `target`; refuses to overwrite.
-
-    ModelError for a checkpoint that is incomplete, of other shapes or types than its config says, with weights that are not
-    finite, or whose index points outside the folder; StoreError where the store cannot be written.
-    """
-    found = Compressed(config=_read(source))
-    for name, (_, cols) in found.config.matrices().items():
-        fmt.require_fits(name, cols)
-    checkpoint = _Checkpoint(source, found.config)
-    digest = hashlib.sha256()
-    total = found.config.num_parameters
-
-    def tensors() -> Iterator[tuple[str, Pieces]]:
-        done = 0
-        steps = torch.empty(0)
-        matrices, expected = found.config.matrices(), layout(found.config, fmt)
-        for name in expected:
-            matrix = name.removesuffix(".codes").removesuffix(".steps")
-            if name.endswith(".steps"):
-                yield name, steps
-                continue
-            if matrix in matrices and fmt.compressed:
-                steps = torch.empty(expected[f"{matrix}.steps"][1], dtype=torch.bfloat16)
-                yield name, _codes(checkpoint.rows(matrix), fmt, steps, found.errors, matrix, source)
-            else:
-                yield name, _rounded(checkpoint.rows(name), found.rounded, name, source)
-            done += math.prod(checkpoint.shapes[matrix])
-            if progress:
-                progress(done, total)
-
-    def facts() -> Mapping[str, str]:
-        found.source_sha256 = digest.hexdigest()
-        errors = {f"error {name}": f"{error:.3e}" for name, error in found.errors.items()}
-        return {"source": source.name, "source_sha256": found.source_sha256} | errors
-
-    checkpoint.watch(digest.update)
-    write_store(target, found.config, fmt, tensors(), facts)
-    return found
-
-
-def _read(source: Path) -> ModelConfig:
-    """The config of a checkpoint whose weights can be compressed; ModelError naming what it is where they cannot."""
-    if source.is_file():
-        kind = "a GGUF file" if source.open("rb").read(len(GGUF)) == GGUF else "a file"
-        raise ModelError(f"{source} is {kind}: expected the folder of a Hugging Face checkpoint, safetensors and {CONFIG}")
-    config = read_model(source)
-    quantised = quantisation_of(read_config(source / CONFIG))
-    if quantised:
-        raise ModelError(
-            f"{source} is quantised already ({quantised}), which is not read: take the checkpoint that it was made from"
-        )
-    return config
-
-
-def _rounded(pieces: Iterator[Tensor], rounded: dict[str, float], name: str, source: Path) -> Iterator[Tensor]:
-    """A tensor in bf16; how far that is from the original, relative RMS, is put into `rounded` where it is not 0."""
-    wrong = right = 0.0
-    for rows in pieces:
-        made = rows.bfloat16()
-        wrong += float((made.double() - rows.double()).square().sum())
-        right += float(rows.double().square().sum())
-        yield made
-    _require_finite(wrong, name, source)
-    if wrong:
-        rounded[name] = math.sqrt(wrong / right)
-
-
-def _require_finite(error: float, name: str, source: Path) -> None:
-    if not math.isfinite(error):
-        raise ModelError(f"{source}: the weights of {name} are too large for bf16: copy the checkpoint again")
-
-
-def _codes(
-    pieces: Iterator[Tensor], fmt: WeightFormat, steps: Tensor, errors: dict[str, float], name: str, source: Path
-) -> Iterator[Tensor]:
-    """Codes of a matrix, some rows at a time; its steps are put into `steps` (rows, groups), its error into `errors` at the end."""
-    wrong = right = 0.0
-    done = 0
-    for rows in pieces:
-        weights = rows.float()
-        codes, own = quantise(weights, fmt)
-        steps[done : done + len(own)] = (
-            own  # copied into one tensor: small ones between freed large ones would keep the heap from shrinking
-        )
-        done += len(own)
-        right += float(weights.square().sum(dtype=torch.float64))
-        wrong += float(
-            unpack_whole(Frozen(codes=codes, steps=own, format=fmt), torch.float32).sub_(weights).square_().sum(dtype=torch.float64)
-        )
-        yield codes
-    _require_finite(wrong, name, source)
-    errors[name] = math.sqrt(wrong / right) if right else 0.0
-
-
-class _Checkpoint:
+class Checkpoint:
     """The tensors of a checkpoint under the store's names, each found, and of the shape that the config says."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.config = config = _read(folder)
         self.shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
         self._folder = folder
         self._files = _weight_map(folder)
@@ -189,6 +67,18 @@ class _Checkpoint:
             twice = config.tied and theirs.endswith(HEAD)
             if theirs not in ours and not twice and not _ignored(theirs) and not theirs.endswith("rotary_emb.inv_freq"):
                 raise ModelError(f"{folder}: tensor {theirs} does not belong to a {config.family} model of this config.json")
+
+    def stored(self, name: str) -> WeightFormat | None:
+        """None: every matrix has to be quantised."""
+        return None
+
+    def type_name(self, name: str) -> str | None:
+        """None: no matrix is quantised."""
+        return None
+
+    def frozen(self, name: str) -> Iterator[Frozen]:
+        """Never asked for."""
+        raise AssertionError(f"{name} is not quantised")
 
     def watch(self, see: Callable[[bytes], object]) -> None:
         """Show `see` every byte that is read."""
@@ -219,6 +109,17 @@ class _Checkpoint:
             raise ModelError(f"{file}: tensor {theirs} is {piece.dtype}: expected bfloat16, float16 or float32")
         if not bool(torch.isfinite(piece).all()):
             raise ModelError(f"{file}: tensor {theirs} holds values that are not finite: copy the checkpoint again")
+
+
+def _read(folder: Path) -> ModelConfig:
+    """The config of a checkpoint whose weights can be compressed; ModelError naming what it is where they cannot."""
+    config = read_model(folder)
+    quantised = quantisation_of(read_config(folder / CONFIG))
+    if quantised:
+        raise ModelError(
+            f"{folder} is quantised already ({quantised}), which is not read: take the checkpoint that it was made from"
+        )
+    return config
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -283,9 +184,3 @@ def _names(config: ModelConfig, prefix: str, head: str) -> dict[str, str]:
             found[name] = f"{prefix}layers.{layer}.{theirs}"
     wanted = {**config.matrices(), **config.vectors()}
     return {name: theirs for name, theirs in found.items() if name in wanted}
-
-
-def require_apart(source: Path, target: Path) -> None:
-    """Refuse to write a store into the checkpoint's own folder: both have a config.json."""
-    if resolved(source) == resolved(target):
-        raise StoreError(f"`output` {target} is the checkpoint's own folder: name another")

@@ -1,7 +1,8 @@
 """What a store says of itself, read without its weights: the model, the format, and where every tensor lies.
 
     FOLDER/config.json            the model's dimensions, as a ModelConfig
-    FOLDER/weights.safetensors    `NAME.codes` int8 and `NAME.steps` bf16 for each matrix, `NAME` bf16 for each vector
+    FOLDER/weights.safetensors    `NAME.codes`, `NAME.scales` and so on for each matrix, a tensor for each part of its format
+                                  (`NAME` bf16 where it is not compressed), and `NAME` bf16 for each vector
 
 The header carries a CRC-32 of every tensor and the hash of all in the config that changes what is computed.
 """
@@ -17,54 +18,58 @@ from pydantic import TypeAdapter, ValidationError
 
 from mebp.errors import InputError, StoreError
 from mebp.models.config import ModelConfig, first_difference
-from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat, weight_format
+from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, PartType, WeightFormat, WeightFormats, weight_formats
 from mebp.text import read_text
 
 CONFIG_FILE = "config.json"
 CHECKSUM = "crc32 "  # key of a tensor's checksum among the facts of the header, before its name
 PADDING = "padding after "  # name of the bytes behind a tensor that ends where the next one may not begin, before its own
 MATHEMATICS = "mathematics"  # key of the hash of all in the config that changes what is computed
-ITEMSIZES = {"I8": 1, "BF16": 2}
+ITEMSIZES = {"I8": 1, "U8": 1, "BF16": 2, "F16": 2}
+PART_DTYPES: dict[PartType, str] = {"int8": "I8", "uint8": "U8", "bf16": "BF16", "fp16": "F16"}
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A store's model and format, its facts by key, an entry for each tensor, where the data begins and the bytes of the file."""
+    """A store's model and formats, its facts by key, an entry for each tensor, where the data begins and the bytes of the file."""
 
     folder: Path
     config: ModelConfig
-    format: WeightFormat
+    formats: WeightFormats
     facts: Mapping[str, str]
     entries: Mapping[str, Any]
     start: int
     nbytes: int
 
-    def require_model(self, config: ModelConfig, fmt: WeightFormat) -> None:
-        """Refuse a store of another model or another format."""
+    def require_model(self, config: ModelConfig, formats: WeightFormats) -> None:
+        """Refuse a store of another model or of other formats."""
         if self.config.mathematics != config.mathematics:
             where = first_difference(self.config, config)
             raise StoreError(
                 f"store {self.folder} holds {self.config.name}, not {config.name} ({where}): name the store of that model"
             )
-        if fmt != self.format:
+        if any(formats.of(name) != self.formats.of(name) for name in config.matrices()):
             raise StoreError(
-                f"store {self.folder} is in {self.format.name}, not {fmt.name}: plan with `weights` {self.format.name}"
+                f"store {self.folder} is in {self.formats.name}, not {formats.name}: plan with `weights` {self.formats.name}"
             )
 
 
-def layout(config: ModelConfig, fmt: WeightFormat) -> Layout:
-    """Names, types and shapes of all that a store of `config` in `fmt` holds, in file order."""
+def layout(config: ModelConfig, formats: WeightFormats) -> Layout:
+    """Names, types and shapes of all that a store of `config` in `formats` holds, in file order."""
     found: Layout = {}
     for name, (rows, cols) in config.matrices().items():
-        fmt.require_fits(name, cols)
-        if fmt.compressed:
-            found[f"{name}.codes"] = ("I8", (rows, cols * fmt.bits // 8))
-            found[f"{name}.steps"] = ("BF16", (rows, cols // fmt.group_cols(cols)))
-        else:
-            found[name] = ("BF16", (rows, cols))
+        formats.require_fits(name, cols)
+        fmt = formats.of(name)
+        for part in fmt.parts(cols):
+            found[part_name(name, fmt, part.name)] = (PART_DTYPES[part.dtype], (rows, part.per_row))
     return found | {name: ("BF16", (length,)) for name, length in config.vectors().items()}
+
+
+def part_name(name: str, fmt: WeightFormat, part: str) -> str:
+    """What a store calls a part of the matrix `name`."""
+    return f"{name}.{part}" if fmt.compressed else name
 
 
 def read_header(folder: Path) -> Header:
@@ -87,7 +92,7 @@ def read_header(folder: Path) -> Header:
     return Header(
         folder=folder,
         config=config,
-        format=_format_of(facts, file),
+        formats=_formats_of(facts, file),
         facts=facts,
         entries={name: entry for name, entry in entries.items() if not name.startswith(PADDING)},
         start=start,
@@ -95,9 +100,9 @@ def read_header(folder: Path) -> Header:
     )
 
 
-def _format_of(facts: dict[str, Any], file: Path) -> WeightFormat:
+def _formats_of(facts: dict[str, Any], file: Path) -> WeightFormats:
     try:
-        return weight_format(str(facts.get("format")))
+        return weight_formats(str(facts.get("formats")))
     except InputError as error:
         raise StoreError(f"{file}: {error}: write the store again") from None
 

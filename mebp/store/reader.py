@@ -6,7 +6,6 @@ What the header says is read by header.py. The CRC-32 of a tensor is compared wh
 import mmap
 import warnings
 import zlib
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,11 @@ import torch
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.models.format import WEIGHTS_FILE, WeightFormat
-from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, Header, Layout, layout, read_header
+from mebp.kernel.weight import PART_TYPES, Frozen
+from mebp.models.format import WEIGHTS_FILE
+from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, PART_DTYPES, Header, Layout, layout, part_name, read_header
 
-DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
-    """One frozen matrix as it is stored: codes (rows, bytes) and steps (rows, groups), or bf16 weights as codes, no steps."""
-
-    codes: Tensor
-    steps: Tensor | None
-    format: WeightFormat
-
-    def copy(self) -> "Frozen":
-        """The same matrix in memory of the process's own."""
-        steps = None if self.steps is None else self.steps.clone()
-        return Frozen(codes=self.codes.clone(), steps=steps, format=self.format)
+DTYPES = {PART_DTYPES[part]: dtype for part, dtype in PART_TYPES.items()}
 
 
 class Store:
@@ -42,7 +28,8 @@ class Store:
         self.header = header
         self.folder = header.folder
         self.config = header.config
-        self.format = header.format
+        self.formats = header.formats
+        self._matrices = header.config.matrices()
         self.nbytes = header.nbytes
         self.facts = header.facts
         self._views = views
@@ -50,14 +37,17 @@ class Store:
 
     def matrix(self, name: str) -> Frozen:
         """The frozen matrix `name` (such as `3.q`), without its `.weight`."""
-        if not self.format.compressed:
-            return Frozen(codes=self._view(name), steps=None, format=self.format)
-        return Frozen(codes=self._view(f"{name}.codes"), steps=self._view(f"{name}.steps"), format=self.format)
+        fmt, (_, cols) = self.formats.of(name), self._matrices[name]
+        return Frozen(format=fmt, cols=cols, parts={part: self._view(tensor) for part, tensor in self._parts(name)})
+
+    def _parts(self, name: str) -> list[tuple[str, str]]:
+        """A matrix's parts, and what their tensors are called."""
+        fmt, (_, cols) = self.formats.of(name), self._matrices[name]
+        return [(part.name, part_name(name, fmt, part.name)) for part in fmt.parts(cols)]
 
     def extents(self, name: str) -> list[tuple[int, int, int]]:
-        """Where the matrix `name` lies: (offset in the file, bytes, address) of its codes and of its steps."""
-        names = [f"{name}.codes", f"{name}.steps"] if self.format.compressed else [name]
-        views = [self._views[part] for part in names]
+        """Where the matrix `name` lies: (offset in the file, bytes, address) of each of its parts."""
+        views = [self._views[tensor] for _, tensor in self._parts(name)]
         return [(int(view.storage_offset()) * view.itemsize, view.numel() * view.itemsize, view.data_ptr()) for view in views]
 
     def vector(self, name: str) -> Tensor:
@@ -79,7 +69,7 @@ class Store:
 def open_store(folder: Path) -> Store:
     """Map a store; StoreError in one line where it is missing, cut off, or holds other tensors than its config says."""
     header = read_header(folder)
-    return Store(header, _views(header, layout(header.config, header.format), folder / WEIGHTS_FILE))
+    return Store(header, _views(header, layout(header.config, header.formats), folder / WEIGHTS_FILE))
 
 
 def checksum(tensor: Tensor) -> str:

@@ -13,14 +13,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from mebp.errors import StoreError
-from mebp.leftover import part_name, sweep
+from mebp.kernel.weight import PART_TYPES, Frozen
+from mebp.leftover import part_name as part_folder
+from mebp.leftover import sweep
 from mebp.models.config import ModelConfig
-from mebp.models.format import STORE_VERSION, WEIGHTS_FILE, WeightFormat
-from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, MATHEMATICS, PADDING, Layout, layout
+from mebp.models.format import CODES, STORE_VERSION, WEIGHTS_FILE, WeightFormat, WeightFormats
+from mebp.store.header import CHECKSUM, CONFIG_FILE, ITEMSIZES, MATHEMATICS, PADDING, Layout, layout, part_name
 from mebp.store.reader import DTYPES, bytes_of
 from mebp.text import resolved
 
@@ -34,18 +37,19 @@ Pieces = Tensor | Iterator[Tensor]  # a tensor, whole or some of its rows at a t
 def write_store(
     folder: Path,
     config: ModelConfig,
-    fmt: WeightFormat,
+    formats: WeightFormats,
     tensors: Iterable[tuple[str, Pieces]],
     facts: Callable[[], Mapping[str, str]] = dict,
 ) -> Path:
-    """Write a store tensor by tensor, in layout order, with no more than one in memory; refuses to overwrite.
+    """Write a store tensor by tensor, in layout order (`parts_of` gives a matrix's), with no more than one in memory; refuses to
+    overwrite.
 
-    `facts` is called once all is written and returns what the header says in addition to the format: one short entry per tensor at
+    `facts` is called once all is written and returns what the header says in addition to the formats: one short entry per tensor at
     most. Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
     """
     require_new(folder)
     target = resolved(folder)
-    part = target.with_name(part_name(target.name))
+    part = target.with_name(part_folder(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent, target.name)
@@ -53,7 +57,7 @@ def write_store(
         with _opened(part / CONFIG_FILE) as file:
             _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
         with _opened(part / WEIGHTS_FILE) as file:
-            _write_tensors(file, layout(config, fmt), _known(config, fmt), tensors, facts)
+            _write_tensors(file, layout(config, formats), _known(config, formats), tensors, facts)
         part.replace(target)  # takes the place of an empty folder, of no other
     except OSError as error:
         require_new(folder)  # another process was faster
@@ -77,9 +81,30 @@ def require_new(folder: Path) -> None:
         raise StoreError(f"{folder} is not empty: name a new folder")
 
 
-def _known(config: ModelConfig, fmt: WeightFormat) -> dict[str, str]:
+def parts_of(name: str, fmt: WeightFormat, shape: tuple[int, int], pieces: Iterable[Frozen]) -> Iterator[tuple[str, Pieces]]:
+    """The tensors of a matrix (rows, cols), of which `pieces` are some rows at a time: codes go to the file as they come, the small
+    parts wait in memory.
+    """
+    first, *others = fmt.parts(shape[1])
+    kept = {part.name: torch.empty(shape[0], part.per_row, dtype=PART_TYPES[part.dtype]) for part in others}
+
+    def codes() -> Iterator[Tensor]:
+        done = 0
+        for piece in pieces:
+            for part, values in kept.items():  # copied: small tensors between freed large ones would keep the heap from shrinking
+                values[done : done + piece.rows] = piece.parts[part]
+            done += piece.rows
+            yield piece.codes
+
+    assert first.name == CODES
+    yield part_name(name, fmt, CODES), codes()
+    for part, values in kept.items():
+        yield part_name(name, fmt, part), values
+
+
+def _known(config: ModelConfig, formats: WeightFormats) -> dict[str, str]:
     """What the header says before a writer's own facts."""
-    return {"mebp_store": STORE_VERSION, "format": fmt.name, MATHEMATICS: config.mathematics}
+    return {"mebp_store": STORE_VERSION, "formats": formats.name, MATHEMATICS: config.mathematics}
 
 
 def _write_tensors(

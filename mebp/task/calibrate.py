@@ -179,7 +179,7 @@ def _dense_rate(graph: Graph) -> float:
 
 def _few_layers(config: ModelConfig, workload: Workload) -> tuple[int, ...]:
     """Windows of as many layers as it takes, two at least, until their weights stay in no cache; every kind of layer among them."""
-    nbytes = sum(workload.weights.nbytes(*config.linear_shape(name)) for name in LINEARS)
+    nbytes = sum(workload.weights.of(f"0.{name}").nbytes(*config.linear_shape(name)) for name in LINEARS)
     count = min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
     kinds = tuple(dict.fromkeys(config.windows))
     return (*kinds, *config.windows[len(kinds) - count :])[: max(count, len(kinds))]

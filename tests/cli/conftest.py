@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mebp.models.catalogue import load_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.sim.profile import dump_device, load_device
 from mebp.store.synthetic import synthesize
 from tests.cli.typed import QUICK, TINY, command
@@ -47,7 +47,7 @@ def host(tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(tiny: str, tmp_path: Path) -> Path:
-    return synthesize(tmp_path / "store", load_model(tiny), weight_format("int4-g32"))
+    return synthesize(tmp_path / "store", load_model(tiny), weight_formats("int4-g32"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from mebp.errors import InputError
 from mebp.models.catalogue import load_model
 from mebp.models.config import ModelConfig
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.store.synthetic import synthesize
 from tests.cli.typed import QUICK, TINY, command, refused
 
@@ -29,7 +29,7 @@ def test_a_store_of_another_model_or_format_is_refused_before_anything_is_measur
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps(TINY | changes))
-    store = synthesize(tmp_path / "store", load_model(str(tmp_path / "other")), weight_format(fmt))
+    store = synthesize(tmp_path / "store", load_model(str(tmp_path / "other")), weight_formats(fmt))
     for which in ("run", "verify"):
         assert says in refused(capsys, which, "--model", tiny, "--store", str(store), *QUICK)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mebp.models.catalogue import load_model
-from mebp.models.format import WEIGHTS_FILE, weight_format
+from mebp.models.format import WEIGHTS_FILE, weight_formats
 from mebp.plan import read_plan
 from mebp.store.synthetic import synthesize
 from tests.cli.typed import QUICK, TINY, command, refused
@@ -98,7 +98,7 @@ def test_run_refuses_a_store_of_another_model(
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(TINY | {"intermediate_size": 192}))
-    folder = synthesize(tmp_path / "store", load_model(str(other)), weight_format("int4-g32"))
+    folder = synthesize(tmp_path / "store", load_model(str(other)), weight_formats("int4-g32"))
     assert "not tiny" in refused(capsys, "run", plan_file, "--store", str(folder))
 
 

@@ -1,5 +1,6 @@
 """Tiny models of every family, made with transformers, and the same model built from a store: the independent reference."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from mebp.executor.adapter import Adapter, new_adapters
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
-from mebp.models.format import WeightFormat, weight_format
+from mebp.models.format import WeightFormats, weight_formats
 from mebp.models.graph import Graph
 from mebp.models.huggingface import read_model
 from mebp.models.workload import Lora, Workload
 from mebp.store.codec import quantise, unpack_whole
-from mebp.store.reader import Store, layout, open_store
-from mebp.store.writer import write_store
+from mebp.store.reader import Store, open_store
+from mebp.store.writer import Pieces, parts_of, write_store
+from tests.weights import random_weight
 
 SIZES = {
     "hidden_size": 64,
@@ -75,20 +77,20 @@ def tiny_config(family: str, folder: Path) -> ModelConfig:
     return read_model(folder)
 
 
-def tiny_store(config: ModelConfig, fmt: WeightFormat, folder: Path) -> Store:
+def tiny_store(config: ModelConfig, formats: WeightFormats, folder: Path) -> Store:
     """A store of random weights, quantised from tensors."""
     generator = torch.Generator().manual_seed(11)
-    tensors: dict[str, Tensor] = {}
-    for name, shape in config.matrices().items():
-        weight = torch.randn(shape, generator=generator) * 0.08
-        if fmt.compressed:
-            tensors[f"{name}.codes"], tensors[f"{name}.steps"] = quantise(weight, fmt)
-        else:
-            tensors[name] = weight.bfloat16()
-    for name, length in config.vectors().items():
-        center = 0.0 if "bias" in name else 1.0 - config.norm_offset
-        tensors[name] = (center + 0.1 * torch.randn(length, generator=generator)).bfloat16()
-    write_store(folder, config, fmt, ((name, tensors[name]) for name in layout(config, fmt)))
+
+    def tensors() -> Iterator[tuple[str, Pieces]]:
+        for name, shape in config.matrices().items():
+            fmt, weight = formats.of(name), torch.randn(shape, generator=generator) * 0.08
+            frozen = random_weight(*shape, fmt) if fmt.block else quantise(weight, fmt)
+            yield from parts_of(name, fmt, shape, [frozen])
+        for name, length in config.vectors().items():
+            center = 0.0 if "bias" in name else 1.0 - config.norm_offset
+            yield name, (center + 0.1 * torch.randn(length, generator=generator)).bfloat16()
+
+    write_store(folder, config, formats, tensors())
     return open_store(folder)
 
 
@@ -165,7 +167,7 @@ def our_name(peft_name: str) -> str:
 def tiny_workload(*, fmt: str = "int4-g32", **changes: object) -> Workload:
     """A small workload in fp32; 13 tokens are beyond Gemma's tiny window."""
     fields: dict[str, object] = {"seq_len": 13, "batch_size": 2, "lora": Lora(rank=4, alpha=8.0), "precision": "fp32"}
-    return Workload(weights=weight_format(fmt), **(fields | changes))  # type: ignore[arg-type]
+    return Workload(weights=weight_formats(fmt), **(fields | changes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def test_the_released_codes_recipe_holds_one_layer_s_compressed_weights(tmp_path
     graph = STRATEGIES["mlx"].graph(given.graph)
     executor = Executor(STRATEGIES["mlx"].plan(graph, DEVICE, 0), graph, given.store, given.fresh_adapters())
     executor.step(given.ids)
-    held = [tensor for frozen in executor.env.copies.values() for tensor in (frozen.codes, frozen.steps) if tensor is not None]
+    held = [tensor for frozen in executor.env.copies.values() for tensor in frozen.parts.values()]
     assert sum(tensor.nbytes for tensor in held) == graph.outside_bytes["a layer's compressed weights"]
     assert "a layer's compressed weights" not in given.graph.outside_bytes
 

@@ -8,7 +8,6 @@ from mebp.kernel.lora import lora_down, lora_gradients
 from mebp.kernel.product import multiply
 from mebp.models.format import FORMATS
 from mebp.store.codec import quantise, unpack_whole
-from mebp.store.reader import Frozen
 
 pytestmark = pytest.mark.skipif(not library().multiplies, reason=library().path)
 
@@ -48,12 +47,12 @@ def test_gradients_are_those_of_the_formulas(tokens: int, rank: int, room: int) 
 @pytest.mark.parametrize("rank", [2, 8, 24])
 def test_a_product_takes_its_adapter_along(name: str, transposed: bool, rank: int) -> None:
     rows, cols, tokens, fmt = 328, 640, 70, FORMATS[name]
-    codes, steps = quantise(torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)) * 0.05, fmt)
-    W = unpack_whole(Frozen(codes=codes, steps=steps, format=fmt), torch.bfloat16).double()
+    frozen = quantise(torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)) * 0.05, fmt)
+    W = unpack_whole(frozen, torch.bfloat16).double()
     x, left = values(tokens, cols if transposed else rows, seed=1), values(tokens, rank, seed=2)
     right = values(rows, rank, seed=3) if transposed else values(rank, cols, seed=3)
     out = torch.empty(tokens, rows if transposed else cols)
     room = torch.empty(10**6, dtype=torch.int8)
-    assert multiply(x, codes, steps, fmt.bits, out, room, transposed=transposed, adapter=(left, right))
+    assert multiply(x, frozen, out, room, transposed=transposed, adapter=(left, right))
     added = left.double() @ (right.T if transposed else right).double()
     assert_near(out, x.double() @ (W.T if transposed else W) + added, 1e-5)

@@ -10,8 +10,9 @@ import torch
 from mebp import native
 from mebp.kernel.library import SWITCH, library
 from mebp.kernel.unpack import unpack_rows
-from mebp.models.format import FORMATS
-from mebp.store.codec import quantise, unpack, unpack_in_torch
+from mebp.models.format import BLOCK_SCALES, FORMATS, SCALES
+from mebp.store.codec import unpack, unpack_in_torch
+from tests.weights import random_weight
 
 COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
 COMPILER = any(shutil.which(name) for name in native.COMPILERS)
@@ -28,36 +29,33 @@ def fresh() -> Iterator[None]:
 @pytest.mark.skipif(not COMPILER, reason="no compiler")
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 128), (7, 384), (33, 640), (400, 2560)])
+@pytest.mark.parametrize("shape", [(1, 256), (7, 768), (33, 1280), (400, 2560)])
 def test_the_kernel_equals_the_torch_path_bit_for_bit(name: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    fmt = FORMATS[name]
-    codes, steps = quantise(torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02, fmt)
+    frozen = random_weight(*shape, FORMATS[name])
     expected, found = torch.empty(shape, dtype=dtype), torch.full(shape, 7.0, dtype=dtype)
-    unpack_in_torch(codes, steps, fmt, expected, torch.empty(codes.numel(), dtype=torch.int8))
-    assert unpack_rows(codes, steps, fmt.bits, found)
+    unpack_in_torch(frozen, expected)
+    assert unpack_rows(frozen, found)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.skipif(not COMPILER, reason="no compiler")
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_the_smallest_weights_are_unpacked_bit_for_bit(name: str) -> None:
-    """Steps that are no normal numbers are rounded as torch does."""
-    fmt = FORMATS[name]
-    codes, steps = quantise(torch.randn(4, 384, generator=torch.Generator().manual_seed(3)), fmt)
-    steps[1], steps[2] = 1e-39, 0.0
-    expected, found = torch.empty(4, 384, dtype=torch.bfloat16), torch.empty(4, 384, dtype=torch.bfloat16)
-    unpack_in_torch(codes, steps, fmt, expected, torch.empty(codes.numel(), dtype=torch.int8))
-    assert unpack_rows(codes, steps, fmt.bits, found)
+    """Scales that are no normal numbers are rounded as torch does."""
+    frozen = random_weight(4, 512, FORMATS[name])
+    scales = frozen.parts.get(BLOCK_SCALES, frozen.parts[SCALES])
+    scales[1], scales[2] = 1e-39 if scales.dtype is torch.bfloat16 else 6e-8, 0.0
+    expected, found = torch.empty(4, 512, dtype=torch.bfloat16), torch.empty(4, 512, dtype=torch.bfloat16)
+    unpack_in_torch(frozen, expected)
+    assert unpack_rows(frozen, found)
     assert torch.equal(found, expected)
 
 
 def test_what_is_not_contiguous_is_left_to_torch() -> None:
-    fmt = FORMATS["int8"]
-    codes, steps = quantise(torch.randn(8, 64), fmt)
-    wide = torch.zeros(8, 128)
-    assert not unpack_rows(codes, steps, fmt.bits, wide[:, :64])
-    unpack(codes, steps, fmt, (out := torch.empty(8, 64)), None)
-    unpack(codes, steps, fmt, wide[:, :64], None)
+    frozen, wide = random_weight(8, 64, FORMATS["int8"]), torch.zeros(8, 128)
+    assert not unpack_rows(frozen, wide[:, :64])
+    unpack(frozen, (out := torch.empty(8, 64)))
+    unpack(frozen, wide[:, :64])
     assert torch.equal(wide[:, :64], out)
 
 
@@ -66,9 +64,7 @@ def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
     assert library().kernels is None
     assert "no C compiler" in library().path
-    fmt = FORMATS["int4-g64"]
-    codes, steps = quantise(torch.randn(4, 128), fmt)
-    assert not unpack_rows(codes, steps, fmt.bits, torch.empty(4, 128))
+    assert not unpack_rows(random_weight(4, 128, FORMATS["int4-g64"]), torch.empty(4, 128))
 
 
 @pytest.mark.usefixtures("fresh")

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mebp.errors import ModelError
 from mebp.models.build import build_graph, num_trainable
 from mebp.models.catalogue import ALIASES, CATALOGUE, catalogue_model, load_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.op import Part
 from mebp.models.workload import Lora, Workload
 
@@ -33,7 +33,7 @@ PAPER_TRAINABLE = {"0.5b": 4.39e6, "1.5b": 9.23e6, "3b": 14.97e6, "1b": 6.52e6, 
 
 
 def workload(seq_len: int = 256) -> Workload:
-    return Workload(seq_len=seq_len, lora=Lora(), weights=weight_format("int4-g64"))
+    return Workload(seq_len=seq_len, lora=Lora(), weights=weight_formats("int4-g64"))
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from mebp.models.build import build_graph
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.tensor import TensorId
 from mebp.planner.effort import Effort
@@ -224,7 +224,7 @@ def test_no_recipe_beats_the_bound_on_all_plans(weights: str, cached: int, concu
     """Every fixed strategy's saving, with its weights read every way, the head by tiles or whole, with and without page cache."""
     slow_unpacking = ["runtime.unpack_rate=3e7", "hardware.flash_read=1e9"]
     profile = override(device, [f"runtime.unpack_beside={concurrent}", f"hardware.page_cache_bytes={cached}", *slow_unpacking])
-    graph = build_graph(small_config(), small_workload(weights=weight_format(weights)))
+    graph = build_graph(small_config(), small_workload(weights=weight_formats(weights)))
     problem = posed(graph, profile)
     layers = [weight.id for weight in graph.weights.values() if weight.layer is not None]
     for strategy in STRATEGIES.values():

@@ -13,7 +13,7 @@ from mebp.check import check
 from mebp.errors import InfeasibleBudget, InputError, NoPlanInTime
 from mebp.models.build import build_graph
 from mebp.models.catalogue import CATALOGUE, catalogue_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.tensor import WeightId
 from mebp.models.workload import Lora, Workload
@@ -152,7 +152,7 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
 def test_every_catalogue_model_gets_a_plan_or_a_least_budget(
     name: str, seq: int, batch: int, rank: int, budget: int, device: Device
 ) -> None:
-    workload = Workload(seq_len=seq, batch_size=batch, lora=Lora(rank=rank), weights=weight_format("int4-g64"))
+    workload = Workload(seq_len=seq, batch_size=batch, lora=Lora(rank=rank), weights=weight_formats("int4-g64"))
     graph = build_graph(catalogue_model(name), workload)
     found = tradeoff(graph, device, budget, Effort(deterministic_s=0.05))
     if found.chosen is None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mebp.models.build import build_graph
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.kind.table import distinct_products, num_kernels
 from mebp.models.op import OpId
@@ -41,7 +41,7 @@ def test_a_shape_that_is_measured_times_its_ops_alone(small_graph: Graph, device
 
 @pytest.mark.parametrize(
     "change",
-    [{"seq_len": 32, "batch_size": 2}, {"weights": weight_format("ternary")}, {"lora": Lora(rank=8)}, {"precision": "fp32"}],
+    [{"seq_len": 32, "batch_size": 2}, {"weights": weight_formats("ternary")}, {"lora": Lora(rank=8)}, {"precision": "fp32"}],
 )
 def test_a_profile_knows_the_shapes_that_it_was_measured_at(change: dict[str, object], small_graph: Graph, device: Device) -> None:
     """As many tokens in more sequences, or other weights behind the same products, are not the same."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mebp.errors import ProfileError
 from mebp.models.build import build_graph
 from mebp.models.catalogue import load_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.workload import Lora, Workload
 from mebp.planner.recipe.strategies import STRATEGIES
@@ -100,7 +100,7 @@ def test_a_range_that_is_none_is_refused(given_range: str, says: str, device: De
 def test_the_range_of_a_published_implementation_holds_its_peak(name: str) -> None:
     """Its footprint is what was measured of it, and so is the range: 4b takes 1.02 GB on the phone that the paper used."""
     device = load_device("iphone15promax")
-    workload = Workload(lora=Lora(), weights=weight_format("int4-g64"))
+    workload = Workload(lora=Lora(), weights=weight_formats("int4-g64"))
     graph = STRATEGIES[name].graph(build_graph(load_model("4b"), workload))
     plan = STRATEGIES[name].plan(graph, device, 0)
     found = uncertainty(plan, graph, device)

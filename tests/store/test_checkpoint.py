@@ -12,11 +12,12 @@ from mebp.errors import ModelError, StoreError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.build import build_graph
-from mebp.models.format import WEIGHTS_FILE, weight_format
+from mebp.models.format import WEIGHTS_FILE, weight_formats
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
-from mebp.store.checkpoint import INDEX_FILE, SINGLE_FILE, compress
+from mebp.store.checkpoint import INDEX_FILE, SINGLE_FILE
 from mebp.store.codec import quantise, unpack_whole
+from mebp.store.compress import compress
 from mebp.store.reader import checksum, open_store
 from tests.executor.families import FAMILIES, hf_config, reference_weights, tiny_workload
 
@@ -38,7 +39,7 @@ def checkpoint(family: str, folder: Path, *, shard: str = "10GB") -> torch.nn.Mo
 def test_an_uncompressed_store_holds_every_tensor_and_has_the_models_loss(family: str, tmp_path: Path) -> None:
     model = checkpoint(family, tmp_path / "hf", shard="100KB")
     assert (tmp_path / "hf" / INDEX_FILE).is_file()
-    found = compress(tmp_path / "hf", tmp_path / "store", weight_format("bf16"))
+    found = compress(tmp_path / "hf", tmp_path / "store", weight_formats("bf16"))
     store = open_store(tmp_path / "store")
     state = model.state_dict()
     for name, tensor in reference_weights(found.config, store).items():
@@ -57,14 +58,11 @@ def test_codes_are_those_of_whole_weights_and_errors_are_recorded(
 ) -> None:
     monkeypatch.setattr("mebp.store.checkpoint.PIECE_WEIGHTS", 64 * 7)  # pieces that do not divide the rows
     model = checkpoint("llama", tmp_path / "hf")
-    found = compress(tmp_path / "hf", tmp_path / "store", weight_format(fmt))
+    found = compress(tmp_path / "hf", tmp_path / "store", weight_formats(fmt))
     store = open_store(tmp_path / "store")
     weight = model.state_dict()["model.layers.1.mlp.up_proj.weight"]
-    codes, steps = quantise(weight, store.format)
-    frozen = store.matrix("1.up")
-    assert frozen.steps is not None
-    assert torch.equal(frozen.codes, codes)
-    assert torch.equal(frozen.steps, steps)
+    expected, frozen = quantise(weight, store.formats.of("1.up")), store.matrix("1.up")
+    assert all(torch.equal(frozen.parts[name], part) for name, part in expected.parts.items())
     error = float((unpack_whole(frozen, torch.float32) - weight).norm() / weight.norm())
     assert found.errors["1.up"] == pytest.approx(error, rel=1e-4)
     assert float(store.facts["error 1.up"]) == pytest.approx(error, rel=1e-2)
@@ -76,7 +74,7 @@ def test_a_decoder_within_a_larger_model_is_found(tmp_path: Path) -> None:
     checkpoint("gemma3", tmp_path / "hf")
     tensors = {f"language_model.{name}": tensor for name, tensor in load_file(tmp_path / "hf" / SINGLE_FILE).items()}
     save_file(tensors | {"vision_tower.x": torch.zeros(3)}, tmp_path / "hf" / SINGLE_FILE)
-    assert compress(tmp_path / "hf", tmp_path / "store", weight_format("int8")).errors
+    assert compress(tmp_path / "hf", tmp_path / "store", weight_formats("int8")).errors
 
 
 def damaged(folder: Path, how: str) -> None:
@@ -136,14 +134,14 @@ def test_a_damaged_checkpoint_is_one_line_and_leaves_nothing(how: str, words: st
     checkpoint("llama", tmp_path / "hf", shard="100KB" if sharded else "10GB")
     damaged(tmp_path / "hf", how)
     with pytest.raises(ModelError, match=words) as raised:
-        compress(tmp_path / "hf", tmp_path / "store", weight_format("int8"))
+        compress(tmp_path / "hf", tmp_path / "store", weight_formats("int8"))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_flipped_byte_is_refused_by_name_of_tensor(tmp_path: Path) -> None:
     checkpoint("llama", tmp_path / "hf")
-    compress(tmp_path / "hf", tmp_path / "store", weight_format("int4-g64"))
+    compress(tmp_path / "hf", tmp_path / "store", weight_formats("int4-g64"))
     before = checksum(open_store(tmp_path / "store").matrix("2.down").codes)
     file = tmp_path / "store" / WEIGHTS_FILE
     content = bytearray(file.read_bytes())
@@ -160,8 +158,8 @@ def test_a_flipped_byte_is_refused_by_name_of_tensor(tmp_path: Path) -> None:
 
 def test_an_existing_store_is_not_overwritten(tmp_path: Path) -> None:
     checkpoint("llama", tmp_path / "hf")
-    compress(tmp_path / "hf", tmp_path / "store", weight_format("int8"))
+    compress(tmp_path / "hf", tmp_path / "store", weight_formats("int8"))
     content = (tmp_path / "store" / WEIGHTS_FILE).read_bytes()
     with pytest.raises(StoreError, match="already"):
-        compress(tmp_path / "hf", tmp_path / "store", weight_format("int4-g64"))
+        compress(tmp_path / "hf", tmp_path / "store", weight_formats("int4-g64"))
     assert (tmp_path / "store" / WEIGHTS_FILE).read_bytes() == content

@@ -12,14 +12,14 @@ from mebp.errors import StoreError
 from mebp.executor.spill import Spill
 from mebp.models.catalogue import load_model
 from mebp.models.config import Rope
-from mebp.models.format import FORMATS, WEIGHTS_FILE
+from mebp.models.format import FORMATS, WEIGHTS_FILE, weight_formats
 from mebp.models.tensor import TensorId
 from mebp.store.codec import unpack_whole
 from mebp.store.reader import Store, open_store
 from mebp.store.synthetic import synthesize
 from tests.conftest import small_config
 
-FMT = FORMATS["int4-g32"]
+FMT = weight_formats("int4-g32")
 
 
 @pytest.fixture
@@ -35,7 +35,6 @@ def test_a_store_is_a_safetensors_file_that_others_can_read(store: Store) -> Non
 
 def test_synthetic_weights_have_the_spread_they_claim(store: Store) -> None:
     frozen = store.matrix("1.up")
-    assert frozen.steps is not None
     weight = unpack_whole(frozen, torch.float32)
     assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
 
@@ -76,7 +75,7 @@ def test_a_store_of_another_model_or_format_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="not other"):
         store.header.require_model(small_config(name="other", ffn=128), FMT)
     with pytest.raises(StoreError, match="is in int4-g32"):
-        store.header.require_model(small_config(), FORMATS["int8"])
+        store.header.require_model(small_config(), weight_formats("int8"))
 
 
 def test_a_store_is_never_overwritten(store: Store) -> None:
@@ -139,7 +138,7 @@ def test_a_spilled_tensor_comes_back_and_the_folder_stays_empty(tmp_path: Path) 
 def test_a_tensor_of_an_odd_number_of_bytes_leaves_the_next_where_its_type_may_begin(tmp_path: Path) -> None:
     """An embedding of 101 rows in 2 bits with one step per row, of 100 columns: 2,525 bytes."""
     config = small_config(vocab=101, hidden=100, num_heads=2, num_kv_heads=1, head_dim=50, ffn=100, layers=1)
-    store = open_store(synthesize(tmp_path / "store", config, FORMATS["ternary"]))
+    store = open_store(synthesize(tmp_path / "store", config, weight_formats("ternary")))
     assert store.matrix("embedding").codes.numel() % 2
     assert all(bool(torch.isfinite(unpack_whole(store.matrix(name), torch.float32)).all()) for name in config.matrices())
     assert set(load_file(store.folder / WEIGHTS_FILE)) > set(config.vectors())

@@ -7,7 +7,7 @@ import pytest
 
 from mebp.executor.measure.job import Measurement
 from mebp.models.build import build_graph
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.op import Part, Rate
 from mebp.models.workload import Lora
@@ -60,8 +60,8 @@ def timed_on(graph: Graph, plan: Plan, device: Device) -> Timed:
         ({"vocab": 9000, "hidden": 512, "ffn": 1024, "num_heads": 8, "head_dim": 64}, {"seq_len": 128}),
         ({"layers": 1}, {}),
         ({"vocab": 4000}, {"lora": Lora(rank=4, targets=("v", "down"))}),
-        ({}, {"weights": weight_format("bf16")}),
-        ({"windows": (16, 0, 16, 0)}, {"precision": "fp32", "weights": weight_format("ternary"), "batch_size": 2}),
+        ({}, {"weights": weight_formats("bf16")}),
+        ({"windows": (16, 0, 16, 0)}, {"precision": "fp32", "weights": weight_formats("ternary"), "batch_size": 2}),
     ],
 )
 def test_rates_and_shapes_read_off_three_runs_predict_them(

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from mebp.models.config import Rope
-from mebp.models.format import FORMATS, WEIGHTS_FILE
+from mebp.models.format import WEIGHTS_FILE, weight_formats
 from mebp.store.reader import open_store
 from mebp.task.weights import default_store, is_written, write_default
 from tests.conftest import small_config
 
-FMT = FORMATS["int4-g32"]
+FMT = weight_formats("int4-g32")
 
 
 @pytest.fixture(autouse=True)

@@ -1,41 +1,61 @@
-"""`mebp-plan compress`: a store of a checkpoint's weights."""
+"""`mebp-plan compress`: a store of a model's weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mebp.cli.flag import Flag
 from mebp.cli.screen import note, working
-from mebp.models.format import FORMATS, WEIGHTS_FILE, weight_format
+from mebp.models.format import DEFAULT_RECIPE, FORMATS, RECIPES, WEIGHTS_FILE, weight_formats
+
+if TYPE_CHECKING:
+    from mebp.store.compress import Compressed
 
 LARGEST_ERROR = 0.2  # of a weight, relative root mean square on average: 4 bits make a tenth
+FORMAT_NAMES = " ".join((*RECIPES, *FORMATS))
 
 
 def compress(
-    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors files.")],
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR|FILE.gguf", help="Folder with config.json and safetensors, or GGUF.")],
     output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
-    weights: Annotated[str, Flag("--weights", help=f"{' '.join(FORMATS)}.")] = "int4-g64",
+    weights: Annotated[
+        str | None,
+        Flag(
+            "--weights",
+            help=f"{FORMAT_NAMES}; or a list that changes one for some weights: {DEFAULT_RECIPE},ffn=int4-g32."
+            f" Default: {DEFAULT_RECIPE}; a GGUF file stays as it is.",
+        ),
+    ] = None,
 ) -> None:
-    """Compress a Hugging Face checkpoint into a store to run plans on."""
-    from mebp.store.checkpoint import compress as write  # noqa: PLC0415  (torch)
-    from mebp.store.checkpoint import require_apart  # noqa: PLC0415
+    """Compress a model's weights into a store to run plans on."""
+    from mebp.store.compress import compress as write  # noqa: PLC0415  (torch)
+    from mebp.store.compress import require_apart  # noqa: PLC0415
     from mebp.store.writer import require_new  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
 
-    fmt = weight_format(weights)
+    formats = None if weights is None else weight_formats(weights)
     require_apart(source, output)
     require_new(output)
     with working(f"compressing {source.name}") as status:
-        found = write(source, output, fmt, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
+        found = write(source, output, formats, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
     size = (output / WEIGHTS_FILE).stat().st_size
-    typer.echo(f"wrote {output}: {found.config.name} in {fmt.name}, {show_nbytes(size)}")
-    name, error = found.worst
+    typer.echo(f"wrote {output}: {found.config.name} in {found.formats.name}, {show_nbytes(size)}")
+    _print_errors(found)
+
+
+def _print_errors(found: "Compressed") -> None:
+    """What was lost on the way."""
+    for kind, count in found.converted.items():
+        note(f"{count} matrices in {kind} were quantised anew, to {found.formats.name}")
     if found.rounded:
         worst = max(found.rounded.values())
-        note(f"rounded to bf16: {len(found.rounded)} norms and biases, by {worst:.2%} at worst")
-    if name:
-        mean = sum(found.errors.values()) / len(found.errors)
-        typer.echo(f"error of a weight, relative root mean square: {mean:.2%} on average, worst {error:.2%} ({name})")
-        if mean > LARGEST_ERROR:
-            note(f"warning: {fmt.name} loses {mean:.0%} of these weights, which were not trained for it: take another format")
+        note(f"rounded to bf16: {len(found.rounded)} tensors, by {worst:.2%} at worst")
+    name, error = found.worst
+    if not name:
+        return
+    mean = sum(found.errors.values()) / len(found.errors)
+    roles = ", ".join(f"{role} {each:.1%}" for role, each in found.by_role().items())
+    typer.echo(f"error of a weight, relative root mean square: {mean:.2%} on average, worst {error:.2%} ({name}); {roles}")
+    if mean > LARGEST_ERROR:
+        note(f"warning: {found.formats.name} loses {mean:.0%} of these weights, which were not trained for it: take another format")

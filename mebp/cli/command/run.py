@@ -19,7 +19,7 @@ from mebp.unit import parse_nbytes, show_nbytes
 if TYPE_CHECKING:
     from mebp.executor.measure.job import Job
     from mebp.models.config import ModelConfig
-    from mebp.models.format import WeightFormat
+    from mebp.models.format import WeightFormats
     from mebp.models.graph import Graph
     from mebp.models.workload import Workload
     from mebp.plan import Plan
@@ -180,16 +180,16 @@ def _plan_first(
     return found.chosen.plan, found.chosen.graph
 
 
-def random_store(config: "ModelConfig", fmt: "WeightFormat") -> Path:
+def random_store(config: "ModelConfig", formats: "WeightFormats") -> Path:
     """A store of random weights in the user's cache, written on first use, with progress on stderr."""
     from mebp.task.weights import default_store, is_written, store_nbytes, write_default  # noqa: PLC0415
 
-    store = default_store(config, fmt)
+    store = default_store(config, formats)
     if not is_written(store):
-        size = show_nbytes(store_nbytes(config, fmt))
+        size = show_nbytes(store_nbytes(config, formats))
         note(f"no --store given: writing random weights of {config.name} to {store} ({size})")
         with working(f"synthesizing {config.name}") as status:
-            write_default(config, fmt, lambda n, of: status.update(f"synthesizing {config.name}: {n / of:.0%}"))
+            write_default(config, formats, lambda n, of: status.update(f"synthesizing {config.name}: {n / of:.0%}"))
     return store
 
 

@@ -66,7 +66,7 @@ def make_option(
     wait_ns = first_wait_ns(backward, cost, lead_ns) if lead_ns is not None else 0
     steps = hoist_loads([*forward, *backward], cost, turn := len(forward))
     steps = hoist_unpacking(steps[:turn], cost) + hoist_unpacking(steps[turn:], cost)
-    profile = live_profile(steps, graph, concurrent=cost.device.unpacks_concurrently)
+    profile = live_profile(steps, graph)
     recomputed = [step.op for step in steps if isinstance(step, Run) and step.recompute]
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     stored = [tensors[t].nbytes for t, choice in saving.items() if choice is Saving.STORE]

@@ -6,7 +6,6 @@ from itertools import accumulate
 
 from mebp.models.graph import Graph
 from mebp.models.tensor import TensorId, WeightId, align
-from mebp.models.tile import whole_scratch
 from mebp.plan import SCHEMA_VERSION, Compute, Engine, Free, Instruction, Load, Place, Plan, Store, Unpack
 from mebp.planner.pack.heuristic import Buffer, pack
 from mebp.planner.recipe.flash import Life, extend_stored, hoist_loads, hoist_unpacking, turn_of
@@ -39,7 +38,7 @@ def lower(
     lives = lifetimes(steps, graph, frozenset(place.tensor for place in resident))
     if not waits:
         extend_stored(lives, steps, cost)
-    spaces = list(workspaces(steps, graph, concurrent=device.unpacks_concurrently))
+    spaces = list(workspaces(steps, graph))
     buffers = [Buffer(start=life.start, end=life.last + 1, size=align(graph.tensors[life.tensor].nbytes)) for life in lives]
     buffers += spaces
     packing = pack(buffers)
@@ -98,39 +97,26 @@ def step_scratch(step: Step, graph: Graph) -> int:
     match step:
         case Run(op=op, streamed=streamed, tile=tile):
             return graph.scratch(op, streamed=streamed, tile=tile).nbytes
-        case Unpacked(weight=weight):
-            return whole_scratch(graph.weights[weight])
-        case Stored() | Loaded():
+        case Unpacked() | Stored() | Loaded():
             return 0
 
 
-def workspaces(steps: Sequence[Step], graph: Graph, *, concurrent: bool) -> Iterator[Buffer]:
-    """Scratch of each step that takes some; with `concurrent` unpacking a weight may go on until the weight is read."""
+def workspaces(steps: Sequence[Step], graph: Graph) -> Iterator[Buffer]:
+    """Scratch of each step that takes some."""
     for at, step in enumerate(steps):
         size = step_scratch(step, graph)
         if size:
-            yield Buffer(start=at, end=_reader(steps, at) if concurrent and isinstance(step, Unpacked) else at + 1, size=size)
+            yield Buffer(start=at, end=at + 1, size=size)
 
 
-def _reader(steps: Sequence[Step], at: int) -> int:
-    """Which step reads the weight that step `at` unpacks."""
-    unpacked = steps[at]
-    assert isinstance(unpacked, Unpacked)
-    for number in range(at + 1, len(steps)):
-        step = steps[number]
-        if isinstance(step, Run) and not step.streamed and unpacked.weight in step.op.weights:
-            return number
-    raise AssertionError(f"nothing reads {unpacked.weight}")
-
-
-def live_profile(steps: Sequence[Step], graph: Graph, *, concurrent: bool = False) -> list[int]:
+def live_profile(steps: Sequence[Step], graph: Graph) -> list[int]:
     """Live bytes (scratch included) while each step runs, before packing."""
     change = [0] * (len(steps) + 1)
     for life in lifetimes(steps, graph):
         size = align(graph.tensors[life.tensor].nbytes)
         change[life.start] += size
         change[life.last + 1] -= size
-    for space in workspaces(steps, graph, concurrent=concurrent):
+    for space in workspaces(steps, graph):
         change[space.start] += space.size
         change[space.end] -= space.size
     return list(accumulate(change[:-1]))
@@ -182,7 +168,7 @@ class _Writer:
                 )
             case Unpacked(weight=weight):
                 place = self.places[TensorId(weight), at]
-                return Unpack(weight=WeightId(weight), place=place, scratch=self.scratch.get(at), engine=self.engine)
+                return Unpack(weight=WeightId(weight), place=place, engine=self.engine)
             case Stored(tensor=tensor):
                 return Store(tensor=tensor)
             case Loaded(tensor=tensor):

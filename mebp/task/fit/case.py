@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.catalogue import load_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.op import Part, Rate
 from mebp.models.workload import Lora, Workload
@@ -63,7 +63,7 @@ def simulated(cases: Sequence[Case], device: Device) -> tuple[tuple[int, int], .
 def _planned(measured: Measured, device: Device) -> tuple[Graph, Plan]:
     """The graph and plan of what was measured."""
     lora = Lora(rank=measured.lora_r)
-    workload = Workload(seq_len=measured.seq_len, lora=lora, weights=weight_format("int4-g64"))
+    workload = Workload(seq_len=measured.seq_len, lora=lora, weights=weight_formats("int4-g64"))
     strategy = STRATEGIES[measured.method]
     graph = strategy.graph(build_graph(load_model(measured.model), workload))
     return graph, strategy.plan(graph, device, device.default_budget_bytes)

@@ -9,7 +9,7 @@ from typing import IO
 
 from mebp.errors import InputError
 from mebp.models.catalogue import load_model
-from mebp.models.format import weight_format
+from mebp.models.format import weight_formats
 from mebp.models.workload import Lora, Workload, require_workload
 from mebp.text import shortened
 
@@ -74,7 +74,7 @@ def _measured(row: dict[str, str], where: str) -> Measured:
     try:
         config = load_model(row["model"])
         lora = Lora(rank=int(numbers["lora_r"]))
-        require_workload(config, Workload(seq_len=int(numbers["seq_len"]), lora=lora, weights=weight_format("int4-g64")))
+        require_workload(config, Workload(seq_len=int(numbers["seq_len"]), lora=lora, weights=weight_formats("int4-g64")))
     except InputError as error:
         raise InputError(f"{where}: {str(error).replace('`', '')}") from None
     return Measured(
