@@ -1,6 +1,6 @@
 """A CUDA device: gradients of every family, and steps beside transformers + PEFT: python benchmarks/gpu.py [--dry-run]
 
-First two layers of a model of each family, in fp32 and bf16, by three plans: adapter gradients against autograd. Then 0.5b and 4b at
+A layer or two of a model of each family, in fp32 and bf16, by three plans: adapter gradients against autograd. Then 0.5b and 4b at
 three budgets, and PEFT with gradient checkpointing in bf16 on the same shapes: peak of torch's allocator, median step. Compressed
 weights lie in the host's memory and are copied to the device a tile at a time. --dry-run does all of it with small shapes on the
 processor, where there is no allocator's peak. benchmarks/gpu.sh calls it.
@@ -74,8 +74,8 @@ def gradients(setting: Setting, folder: Path) -> bool:
                 assert found is not None
                 holds = found.max_relative_error <= GRADIENT_ERROR if precision == "fp32" else found.cosine >= COSINE
                 right &= holds
-                verdict = "" if holds else "  WRONG"
-                print(f"{name:16s}{precision:6s}{plan:14s}{found.max_relative_error:12.1e}{found.cosine:12.6f}{verdict}", flush=True)
+                cells = f"{found.max_relative_error:12.1e}{found.cosine:12.6f}{'' if holds else '  WRONG'}"
+                print(f"{name:16s}{precision:6s}{plan:14s}{cells}", flush=True)
     return right
 
 
