@@ -36,6 +36,8 @@ def multiply(
     rows, cols = codes.shape[0], codes.shape[1] * 8 * codes.itemsize // bits
     if x.dtype is not torch.bfloat16 or out.dtype not in RESULTS or (bias is not None and bias.dtype is not torch.bfloat16):
         return False
+    if steps is None and codes.dtype is not torch.bfloat16:
+        return False
     if x.stride(-1) != 1 or out.stride(-1) != 1 or not all(t.is_contiguous() for t in (codes, steps, room) if t is not None):
         return False
     tokens = len(x)

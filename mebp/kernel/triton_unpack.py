@@ -1,5 +1,7 @@
 """Unpacking on a CUDA device in one kernel of Triton, which comes with torch there; equal bit for bit to what torch makes of it."""
 
+import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -11,14 +13,21 @@ BLOCK = 1024  # columns of a row that one program unpacks
 
 def unpack_on_gpu(codes: Tensor, steps: Tensor, bits: int, out: Tensor) -> bool:
     """Decompress codes (rows, bytes) int8 and steps (rows, groups) bf16 into `out` (rows, cols), all on one device; False where
-    there is no Triton, or a tensor is not contiguous.
+    there is no Triton or no C compiler for it, or a tensor is not contiguous.
     """
-    if find_spec("triton") is None or not all(tensor.is_contiguous() for tensor in (codes, steps, out)):
+    if not _compiles() or not all(tensor.is_contiguous() for tensor in (codes, steps, out)):
         return False
     rows, cols = out.shape
     grid = (rows, -(-cols // BLOCK))
     _kernel()[grid](codes, steps, out, cols, codes.shape[1], cols // steps.shape[1], steps.shape[1], BITS=bits, BLOCK=BLOCK)
     return True
+
+
+@cache
+def _compiles() -> bool:
+    """Whether there is Triton, and the C compiler that its launcher is built with."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return find_spec("triton") is not None and compiler is not None
 
 
 @cache

@@ -27,9 +27,10 @@ def whole_scratch(weight: Weight) -> int:
     return sum(buffer.nbytes for buffer in _code_bits("codes", weight.format, rows, weight.cols))
 
 
-def multiplied(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
-    """Buffers `tile` and `codes` for one tile of a streamed weight, of `rows` rows where a number is given; where nothing has to be
-    unpacked, `room` for the blocks of a product's kernel, which takes the tile for them otherwise.
+def product_scratch(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
+    """Scratch of a product with a weight: `tile` and `codes` for one tile (of `rows` rows where a number is given) where the weight
+    is streamed and has to be unpacked; else, for bf16 products, `room` for the blocks of the product's kernel, which it lays in the
+    tile where there is one. It is planned whether or not there is a kernel: a plan does not know where it runs.
     """
     weight = use.weight
     if weight is None:
