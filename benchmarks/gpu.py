@@ -1,4 +1,4 @@
-"""A CUDA device: gradients of every family, and steps beside transformers + PEFT: python benchmarks/gpu.py [--dry-run]
+"""Check and time a CUDA device: gradients of every family, and steps vs. transformers + PEFT: python benchmarks/gpu.py [--dry-run]
 
 A layer or two of a model of each family, in fp32 and bf16, by three plans: adapter gradients against autograd. Then 0.5b and 4b at
 three budgets, and PEFT with gradient checkpointing in bf16 on the same shapes: peak of torch's allocator, median step. Compressed
@@ -45,7 +45,7 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Where and how large."""
+    """The device, and the sizes that are run on it."""
 
     device: str
     tokens: int
@@ -105,7 +105,7 @@ def timed(setting: Setting, step: Callable[[], object]) -> dict[str, Any]:
 
 
 def ours(setting: Setting, name: str, plan: Plan, store: Path) -> dict[str, Any]:
-    """A plan of this project."""
+    """Time steps of a plan by this executor."""
     config = setting.config(name)
     graph = build_graph(config, Workload(seq_len=setting.tokens, lora=Lora(), weights=FORMAT))
     if setting.device == "cuda":
@@ -165,14 +165,14 @@ def main() -> None:
         right = gradients(setting, Path(folder))
         for name in MODELS:
             command = [sys.executable, __file__, "--peft", name, *(["--dry-run"] if small else [])]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows = {"PEFT, checkpointed": json.loads(done.stdout.splitlines()[-1])}
             store = synthesize(Path(folder) / name / "whole", setting.config(name), FORMAT)
             rows |= {title: ours(setting, name, plan, store) for title, plan in plans(setting, name).items()}
-            there = rows["PEFT, checkpointed"]["seconds"]
+            peft_s = rows["PEFT, checkpointed"]["seconds"]
             print(f"\n{name:28s}{'peak':>12s}{'step':>12s}{'speed':>10s}   ({setting.tokens} tokens, {setting.device})")
             for title, row in rows.items():
-                print(f"{title:28s}{row['peak'] / 1e6:9.0f} MB{row['seconds']:10.3f} s{there / row['seconds']:8.2f} x", flush=True)
+                print(f"{title:28s}{row['peak'] / 1e6:9.0f} MB{row['seconds']:10.3f} s{peft_s / row['seconds']:8.2f} x", flush=True)
     if not right:
         raise SystemExit("a gradient is wrong")
 

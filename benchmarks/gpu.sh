@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks and times this project on a CUDA device in less than 8 minutes; --dry-run: small shapes on the processor.
+# Checks this project on a CUDA device, then times it, for 8 minutes at most; --dry-run: small shapes on the processor.
 # Needs torch for CUDA, and this project installed with its `dev` extra: sh benchmarks/gpu.sh [--dry-run]
 set -eu
 cd "$(dirname "$0")/.."

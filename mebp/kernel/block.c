@@ -160,14 +160,15 @@ static void interleave_rows(const uint16_t *even, const uint16_t *odd, int64_t c
 }
 
 #if defined(__AVX512BF16__)
-/* Columns [first, first + count) of rows k and k + 1 of a weight whose codes are bytes, interleaved; false where numbers are so small that
-   the instruction that rounds takes them for 0. */
+/* Columns [first, first + count) of rows k and k + 1 of a weight whose codes are bytes, interleaved; false, and `out` undefined, where
+   codes are no bytes, groups or columns are no multiple of 16, or numbers are so small that the instruction that rounds takes them for
+   0. */
 static bool pair_of_bytes(const Weight *w, int64_t k, int64_t first, int64_t count, uint16_t *out) {
     static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i interleaved = _mm512_loadu_si512(order);
-    const int8_t *even = w->codes + k * w->cols + first, *odd = even + w->cols;
     if (w->bits != 8 || w->group % 16 || first % 16 || count % 16) return false;
+    const int8_t *even = w->codes + k * w->cols + first, *odd = even + w->cols;
     const int64_t groups = w->cols / w->group;
     for (int64_t j = 0; j < count;) {
         const int64_t group = (first + j) / w->group, end = lesser(count, (group + 1) * w->group - first);

@@ -29,8 +29,8 @@ static void put(const Result *r, int64_t token, int64_t column, const float *c, 
     }
 }
 
-/* How a product is cut: tokens of a pass, the inner dimension of a call, and blocks: `full` ones of so many columns (of each slot),
-   and smaller ones of `last`. */
+/* How a product is cut: tokens of a pass, the inner dimension of a call, and blocks: `full` of `columns` columns (of each slot),
+   then the rest in blocks of `last`. */
 typedef struct {
     int64_t tokens, deep, columns, full, last, blocks;
 } Cut;
@@ -49,7 +49,7 @@ static Cut cut_for(int64_t tokens, int64_t columns, int64_t depth, int64_t slots
     if (cut.columns > grain) cut.columns = cut.columns / grain * grain;
     if (cut.columns < LINE) return cut;
     const int64_t unit = cut.columns >= grain ? grain : LINE, round = cut.columns * threads;
-    cut.full = columns / round * threads; /* every thread gets as many blocks, and as much of what is left */
+    cut.full = columns / round * threads; /* as many full blocks for every thread; what is left is divided evenly among them */
     const int64_t left = columns - cut.full * cut.columns;
     cut.last = whole(pieces(left, threads), unit);
     cut.blocks = cut.full + (left ? pieces(left, cut.last) : 0);

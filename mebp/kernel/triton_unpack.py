@@ -1,5 +1,7 @@
 """Unpacking on a CUDA device in one kernel of Triton, which comes with torch there; equal bit for bit to what torch makes of it."""
 
+import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +19,7 @@ def unpack_on_gpu(frozen: Frozen, out: Tensor) -> bool:
     """Decompress a matrix into `out` (rows, cols), all on one device; False without Triton, or where a tensor is not
     contiguous."""
     fmt = frozen.format
-    if find_spec("triton") is None or not (frozen.codes.is_contiguous() and out.is_contiguous()):
+    if not _compiles() or not (frozen.codes.is_contiguous() and out.is_contiguous()):
         return False
     scales, offsets = frozen.groups()
     codes = frozen.codes.view(torch.uint8) if fmt.levels == "unsigned" and fmt.bits == 8 else frozen.codes
@@ -33,6 +35,13 @@ def unpack_on_gpu(frozen: Frozen, out: Tensor) -> bool:
         BLOCK=BLOCK,
     )
     return True
+
+
+@cache
+def _compiles() -> bool:
+    """Whether there is Triton, and the C compiler that its launcher is built with."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return find_spec("triton") is not None and compiler is not None
 
 
 @cache

@@ -21,9 +21,10 @@ def reads_in_place(fmt: WeightFormat, itemsize: int) -> bool:
     return not fmt.compressed and itemsize == 2
 
 
-def multiplied(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
-    """The buffer `tile` for one tile of a streamed weight, of `rows` rows where a number is given; where nothing is unpacked,
-    `room` for the blocks of a product's kernel, which takes the tile for them otherwise.
+def product_scratch(use: WeightUse, dims: Dims, rows: int = 0) -> tuple[Buffer, ...]:
+    """Scratch of a product with a weight: `tile` (of `rows` rows where a number is given) where it is streamed and has to be
+    unpacked; else, for bf16 products, `room` for the blocks of the product's kernel, which it lays in the tile where there is one.
+    It is planned whether or not there is a kernel: a plan does not know where it runs.
     """
     weight = use.weight
     if weight is None:

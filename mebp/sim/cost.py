@@ -8,7 +8,7 @@ from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
 from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
-from mebp.sim.shape import STREAMED, head_tile_of, shape_of, streamed_shape, unpacked_shape
+from mebp.sim.shape import head_tile_of, is_fused, shape_of, streamed_average, streamed_shape, unpacked_shape
 
 NS = 1e9
 
@@ -114,19 +114,27 @@ class CostModel:
         return self._unpack_count_ns(weight, weight.count)
 
     def streaming_ns(self, weight: Weight) -> int:
-        """Nanoseconds that a product with a streamed weight takes above one that finds it unpacked."""
+        """Nanoseconds that a product with a streamed weight takes above one that finds it unpacked: no more than an Unpack."""
         return sum(self.streaming_parts(weight).values())
 
     def streaming_parts(self, weight: Weight) -> dict[Part, int]:
-        """The same by part: as measured, where a kernel unpacks and multiplies at once; else an instruction's unpacking."""
+        """The same by part. As measured, where a kernel unpacks within the product and takes less than half of an Unpack for it, so
+        that no other way pays; else as long as an Unpack takes.
+        """
         if weight.id in self.ahead:
             return {Part.UNPACK: 0, Part.LAUNCH: 0}
-        shapes = self.device.shapes
-        measured = shapes.get(streamed_shape(self.graph.workload.tokens, weight), shapes.get(STREAMED))
-        if measured is not None:
-            return {Part.UNPACK: self._unpack_count_ns(weight, weight.count, measured), Part.LAUNCH: 0}
         unpack_ns = self.unpack_ns(weight)
-        return {Part.UNPACK: unpack_ns, Part.LAUNCH: self.launch_ns if unpack_ns else 0}
+        whole = {Part.UNPACK: unpack_ns, Part.LAUNCH: self.launch_ns if unpack_ns else 0}
+        shapes, workload = self.device.shapes, self.graph.workload
+        measured = shapes.get(streamed_shape(workload, weight), shapes.get(streamed_average(workload)))
+        if measured is None:
+            return whole
+        within_ns = self._unpack_count_ns(weight, weight.count, measured)
+        return {Part.UNPACK: within_ns, Part.LAUNCH: 0} if is_fused(within_ns, sum(whole.values())) else whole
+
+    def streams_within(self, weight: Weight) -> bool:
+        """Whether unpacking within products takes so little that a weight is never worth unpacking whole for a use or two."""
+        return self.streaming_ns(weight) < self.unpack_ns(weight) + self.launch_ns and weight.id not in self.ahead
 
     def _unpack_count_ns(self, weight: Weight, count: int, factor: float | None = None) -> int:
         """Nanoseconds to unpack, or to read from flash where that takes longer, `count` weights; `factor` times what the rate says,

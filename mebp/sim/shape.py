@@ -1,7 +1,8 @@
 """Shapes of ops and weights, and how much longer a machine takes for each than its rates say.
 
 A profile's rates are one for each part of a step; `Device.shapes` says how many times as long an op of one kind and shape takes,
-measured. A shape that it does not name takes what the rates say, and a tile of the head's logits a launch.
+measured. A shape that it does not name takes what the rates say, and a tile of the head's logits a launch; a weight whose streaming
+was not measured takes the average of those that were, or, where none was, what an Unpack takes.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from mebp.models.kind.table import KINDS
 from mebp.models.op import Dims, Op, Rate
 from mebp.models.tensor import FLOAT_BYTES, Weight
 from mebp.models.tile import reads_in_place
+from mebp.models.workload import Workload
 from mebp.sim.device import SHAPE_FACTOR, SHAPES, WORKSPACE, Device
 
 UNPACK, STREAMED, HEAD_TILE, NO_DX = "unpack", "streamed", "head-tile", "no-dx"
@@ -39,11 +41,19 @@ def unpacked_shape(weight: Weight) -> str:
     return f"{UNPACK} rows={weight.rows} cols={weight.cols} {weight.format.name}"
 
 
-def streamed_shape(tokens: int, weight: Weight) -> str:
-    """A weight that is decompressed within products with so many tokens. STREAMED alone is the average over all, and what a weight
-    takes that was not met.
-    """
-    return f"{STREAMED} tokens={tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
+def streamed_shape(workload: Workload, weight: Weight) -> str:
+    """A weight that is decompressed within products of a workload's tokens and precision."""
+    return f"{streamed_average(workload)} tokens={workload.tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
+
+
+def streamed_average(workload: Workload) -> str:
+    """The average over the weights that were measured last in this precision: what any other weight takes."""
+    return f"{STREAMED} itemsize={workload.itemsize}"
+
+
+def is_fused(within: float, whole: float) -> bool:
+    """Whether streaming a weight takes so much less than unpacking it whole that a kernel must do it within the product."""
+    return 2 * within <= whole
 
 
 def _extents(dims: Dims) -> Iterable[str]:
@@ -56,7 +66,7 @@ def knows(device: Device, graph: Graph) -> bool:
     weights = (graph.weights[weight] for op in products for weight in op.weights)
     unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
     needed = {shape_of(op) for op in products}
-    needed |= {shape for weight in unpacked for shape in (unpacked_shape(weight), streamed_shape(graph.workload.tokens, weight))}
+    needed |= {shape for weight in unpacked for shape in (unpacked_shape(weight), streamed_shape(graph.workload, weight))}
     return needed <= device.shapes.keys()
 
 

@@ -99,7 +99,7 @@ class GgufFile:
         step = max(1, PIECE_WEIGHTS // self.shapes[name][-1])
         for start in range(0, len(data), step):
             piece = np.ascontiguousarray(data[start : start + step] if order is None else data[order[start : start + step]])
-            self._see(piece.view(np.uint8).data)
+            self._see(piece.tobytes())
             yield piece
 
     def _row_order(self, name: str) -> NDArray[np.int64] | None:

@@ -2,8 +2,9 @@
 
 Three runs of a few layers: `streamed` unpacks weights within products and has wide tiles of logits; `resident` finds every weight
 unpacked and has narrow ones; `whole` unpacks each weight right before its product. Product time is measured on resident weights,
-which are read from memory. What streaming takes is the excess of the streamed run over that; an unpacking by itself is timed in
-the whole run. All are taken at one speed of the machine (see at_speed_of).
+which are read from memory. What streaming takes is the excess of the streamed run over that; unpacking whole weights is timed in
+the third run, with what their products take in addition. Where streaming takes as long as that, both are one number. All are taken
+at one speed of the machine (see at_speed_of).
 """
 
 from collections import defaultdict
@@ -14,10 +15,11 @@ from mebp.executor.measure.job import Measurement
 from mebp.models.graph import Graph
 from mebp.models.op import Op, Part, Rate
 from mebp.models.tensor import Weight
+from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Plan, Unpack
 from mebp.sim.cost import NS, CostModel
 from mebp.sim.device import SHAPE_FACTOR, Device
-from mebp.sim.shape import STREAMED, head_tile_of, shape_of, streamed_shape, unpacked_shape
+from mebp.sim.shape import head_tile_of, is_fused, shape_of, streamed_average, streamed_shape, unpacked_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ def attained(runs: Runs) -> Attained:
     moved = [(op.kind.moved(op), ns) for one in every for _, op, ns in one.ops() if op.kind.part is Part.ELEMENTWISE]
     rates |= {
         Rate.ATTENTION: _flop_rate(every, Rate.ATTENTION),
-        Rate.HEAD: _head_rate(runs.streamed, streaming_s(runs.streamed, rates)),
+        Rate.HEAD: _head_rate(runs.streamed, streaming_s_per_weight(runs.streamed, rates)),
         Rate.MEMORY: sum(nbytes for nbytes, _ in moved) / sum(ns for _, ns in moved) * NS,
     }
     return Attained(rates=rates, unpack=unpack)
@@ -103,15 +105,16 @@ def _flop_rate(runs: Iterable[Timed], rate: Rate) -> float:
     return sum(flops for flops, _ in found) / sum(ns for _, ns in found) * NS
 
 
-def _head_rate(timed: Timed, per_weight_s: float) -> float:
-    """FLOP/s of the head, where streaming takes so many seconds a weight."""
+def _head_rate(timed: Timed, streaming_s_per_weight: float) -> float:
+    """FLOP/s of the head, less what streaming its weight takes."""
     head, tile, ns = timed.head()
     weight = timed.graph.weights[head.weights[0]]
-    unpacking_s = head.kind.passes(head, tile) * weight.count * per_weight_s
-    return head.kind.flops(head) / max(ns / NS - unpacking_s, ns / NS / 4)
+    in_place = reads_in_place(weight.format, head.dims.itemsize)
+    streaming_s = 0.0 if in_place else head.kind.passes(head, tile) * weight.count * streaming_s_per_weight
+    return head.kind.flops(head) / max(ns / NS - streaming_s, ns / NS / 4)
 
 
-def streaming_s(timed: Timed, rates: Mapping[Rate, float]) -> float:
+def streaming_s_per_weight(timed: Timed, rates: Mapping[Rate, float]) -> float:
     """Seconds per weight that streamed products take above unpacked ones at `rates` (FLOP/s); 0 where noise is larger."""
     seconds, weights = 0.0, 0
     for instruction, op, ns in timed.products():
@@ -138,6 +141,7 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
     own = {shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected}
     for weight, taken_ns in runs.whole.unpacked():
         add(unpacked_shape(weight), taken_ns, cost.unpack_ns(weight))
+    workload = cost.graph.workload
     for timed in (runs.streamed, runs.whole):
         for instruction, op, taken_ns in timed.products():
             weight = cost.graph.weights[op.weights[0]]
@@ -145,8 +149,16 @@ def shape_factors(device: Device, runs: Runs) -> dict[str, float]:
             if not instruction.streamed:
                 add(unpacked_shape(weight), above_ns, 0)
                 continue
-            for shape in (streamed_shape(op.dims.rows, weight), STREAMED):
+            for shape in (streamed_shape(workload, weight), streamed_average(workload)):
                 add(shape, above_ns, cost.unpack_ns(weight))
+    for weight in {unpacked_shape(weight): weight for weight in cost.graph.weights.values()}.values():
+        within, whole, unpack_ns = streamed_shape(workload, weight), unpacked_shape(weight), cost.unpack_ns(weight)
+        if not (spent_ns[within] and expected_ns[whole]):
+            continue
+        within_ns, whole_ns = (unpack_ns * spent_ns[shape] / expected_ns[shape] for shape in (within, whole))
+        if not is_fused(within_ns, whole_ns + cost.launch_ns):
+            add(whole, spent_ns[within], expected_ns[within])
+            spent_ns[within], expected_ns[within] = spent_ns[whole], expected_ns[whole]
     factors = _bounded({shape: spent_ns[shape] / expected for shape, expected in expected_ns.items() if expected})
     with_streaming = replace(device, shapes=factors)
     return dict(sorted((factors | _bounded(_head_factors(CostModel(cost.graph, with_streaming), runs))).items()))

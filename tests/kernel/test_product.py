@@ -80,14 +80,15 @@ def test_a_bias_is_added_before_rounding() -> None:
 
 @pytest.mark.usefixtures("multiplier")
 @pytest.mark.parametrize("room", [40_000, 100_000, 300_000])
-def test_little_room_and_any_number_of_threads_give_the_same_bits(room: int) -> None:
-    frozen, x = random_weight(1000, 1152, FORMATS["int4-g64"]), activations(300, 1152)
+@pytest.mark.parametrize("transposed", [True, False])
+def test_little_room_and_any_number_of_threads_give_the_same_bits(room: int, transposed: bool) -> None:
+    frozen, x = random_weight(1000, 1152, FORMATS["int4-g64"]), activations(300, 1152 if transposed else 1000)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(torch.empty(300, 1000, dtype=torch.bfloat16))
-            assert product(x, frozen, results[-1], room * count, transposed=True)
+            results.append(torch.empty(300, 1000 if transposed else 1152, dtype=torch.bfloat16))
+            assert product(x, frozen, results[-1], room * count, transposed=transposed)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])

@@ -12,7 +12,7 @@ from mebp.plan import Compute, Free, Load, Place, Store, Unpack
 from mebp.sim.cost import CostModel, floor_ns
 from mebp.sim.device import Device
 from mebp.sim.profile import override
-from mebp.sim.shape import STREAMED, shape_of, streamed_shape
+from mebp.sim.shape import shape_of, streamed_average, streamed_shape
 from tests.conftest import small_config, small_workload
 
 TOKENS, WIDTH, FFN, KV, RANK = 64, 64, 192, 32, 4
@@ -97,14 +97,16 @@ def test_what_was_measured_of_a_shape_multiplies_its_time(small_graph: Graph, de
 def test_what_streaming_was_measured_to_take_is_no_unpacking_by_itself(small_graph: Graph, device: Device) -> None:
     """Where a kernel unpacks within a product, an Unpack says nothing of it; a weight that was not met takes the average."""
     weight = small_graph.weights[WeightId("0.gate.weight")]
-    fused = replace(device, shapes={streamed_shape(TOKENS, weight): 0.25, STREAMED: 0.5})
+    fused = replace(
+        device, shapes={streamed_shape(small_graph.workload, weight): 0.25, streamed_average(small_graph.workload): 0.4}
+    )
     cost = CostModel(small_graph, fused)
     assert cost.unpack_ns(weight) == 1000 * weight.count
     assert cost.streaming_ns(weight) == 250 * weight.count
     unpacked, streamed = (cost.duration(compute("0.gate", streamed=way)) for way in (False, True))
     assert streamed - unpacked == cost.streaming_ns(weight)
     other = small_graph.weights[WeightId("0.q.weight")]
-    assert cost.streaming_ns(other) == 500 * other.count
+    assert cost.streaming_ns(other) == 400 * other.count
 
 
 def test_fp32_products_take_as_much_longer_as_the_profile_says(device: Device) -> None:

@@ -23,7 +23,7 @@ def machine(graph: Graph, device: Device) -> Device:
     shapes = {shape_of(op): 0.5 + (7 * number % 10) / 4 for number, op in enumerate(graph.ops) if not op.kind.makes_loss}
     for weight in graph.weights.values():
         shapes[unpacked_shape(weight)] = 0.5 + weight.rows % 7 / 3
-        shapes[streamed_shape(graph.workload.tokens, weight)] = 0.2 + weight.cols % 5 / 4
+        shapes[streamed_shape(graph.workload, weight)] = 0.2 + weight.cols % 5 / 4
     head = graph.head
     shapes |= {shape_of(head, 1): 1.4, shape_of(head, head.dims.outs): 0.8, head_tile_of(head): 3.0}
     origin = device.sources["runtime.unpack_rate"]

@@ -17,7 +17,7 @@ from mebp.sim.cost import CostModel
 from mebp.sim.device import FRACTIONS, SHAPE_FACTOR, Device
 from mebp.sim.shape import knows
 from mebp.task.calibrate import calibration_plans
-from mebp.task.timing import Runs, Timed, at_speed_of, attained, shape_factors, streaming_s
+from mebp.task.timing import Runs, Timed, at_speed_of, attained, shape_factors, streaming_s_per_weight
 from tests.conftest import small_config, small_workload
 from tests.sim.test_shape import machine
 
@@ -42,9 +42,9 @@ def test_streaming_is_what_products_take_above_unpacked_ones(small_graph: Graph,
         weights += small_graph.weights[op.weights[0]].count
         durations.append(op.kind.flops(op) + 1000)
     timed = Timed(graph=small_graph, plan=plan, run=replace(RUN, durations_ns=tuple(durations)))
-    assert streaming_s(timed, rates) == pytest.approx(1e-6 * sum(ns > 0 for ns in durations) / weights)
+    assert streaming_s_per_weight(timed, rates) == pytest.approx(1e-6 * sum(ns > 0 for ns in durations) / weights)
     faster = replace(timed, run=replace(RUN, durations_ns=tuple(ns // 2 for ns in durations)))
-    assert streaming_s(faster, rates) == 0
+    assert streaming_s_per_weight(faster, rates) == 0
 
 
 def timed_on(graph: Graph, plan: Plan, device: Device) -> Timed:

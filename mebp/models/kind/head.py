@@ -2,7 +2,7 @@
 
 from mebp.models.op import Buffer, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
 from mebp.models.tensor import FLOAT_BYTES
-from mebp.models.tile import gathered, multiplied, stream_rows
+from mebp.models.tile import gathered, product_scratch, stream_rows
 
 
 def _flops(op: Op) -> int:
@@ -27,7 +27,7 @@ def _passes(op: Op, tile: int) -> int:
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
     """A tile of fp32 logits, what a tile of weights makes of them in the activations' type, fp32 sums by token; where dx is wanted
-    the weighted sum of the head's rows. A tile of the weight is gone when the labels' rows are gathered.
+    the weighted sum of the head's rows. A tile of the weight (or the kernel's room) is gone when the labels' rows are gathered.
     """
     assert use.weight is not None
     d = op.dims
@@ -41,7 +41,7 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
         Buffer(name="weighted", shape=(d.rows, d.cols), dtype="fp32"),
         Buffer(name="product", shape=(d.rows, d.cols), dtype=d.activation),
     )
-    tile = multiplied(use, d, rows) if rows else ()
+    tile = product_scratch(use, d, rows) if rows else ()
     label_rows = gathered(use.weight, d) if op.makes_dx else ()
     return Scratch(always=(*sums, *logits, *(accumulator if op.makes_dx else ())), either=(tile, label_rows))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
-from mebp.models.tile import multiplied
+from mebp.models.tile import product_scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +42,23 @@ def _backward_products(op: Op) -> tuple[bool, ...]:
 
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
-    """A tile of the weight, or, once that is done with, the adapter's pair in the activations' type and h = x A^T."""
-    return Scratch(either=(multiplied(use, op.dims), _adapter_pair(op.dims)))
+    """A tile of the weight or the kernel's room, or, once that is done with, the adapter's pair in the activations' type and
+    h = x A^T.
+    """
+    return Scratch(either=(product_scratch(use, op.dims), _adapter_pair(op.dims)))
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
-    """A tile of the weight, or the adapter's pair, h = x A^T, dh = s dy B, and the products that dA and dB are made of."""
+    """A tile of the weight or the kernel's room, or the adapter's pair, h = x A^T, dh = s dy B, and the products that dA and dB are
+    made of.
+    """
     d = op.dims
     gradients = (
         Buffer(name="dh", shape=(d.rows, d.rank), dtype=d.activation),
         Buffer(name="dA", shape=(d.rank, d.cols), dtype=d.activation),
         Buffer(name="dB", shape=(d.rank, d.outs), dtype=d.activation),
     )
-    return Scratch(either=(multiplied(use, d), (*_adapter_pair(d), *gradients)))
+    return Scratch(either=(product_scratch(use, d), (*_adapter_pair(d), *gradients)))
 
 
 def _adapter_pair(dims: Dims) -> tuple[Buffer, ...]:

@@ -40,7 +40,7 @@ def menu_options(
         require_time()
         for saving in _savings(saved, layer):
             recomputed = {weight for op in recomputed_ops(graph, layer, saving) for weight in op.weights}
-            shareable = (recomputed & backward_weights) - cost.ahead
+            shareable = {w for w in (recomputed & backward_weights) - cost.ahead if not cost.streams_within(graph.weights[w])}
             shares = {frozenset[str](), frozenset(graph.weights[weight].role for weight in shareable)}
             found += [make_option(graph, cost, layer, saving, shared=shared, lead_ns=lead_ns) for shared in sorted(shares, key=len)]
     streaming_ns = {role: cost.streaming_ns(graph.weights[weight]) for role, weight in layer.weights.items()}

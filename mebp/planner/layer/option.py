@@ -119,7 +119,7 @@ def relabel(saving: Mapping[TensorId, Saving], sources: Sequence[Layer], targets
 
 
 def _covers(other: Option, option: Option, streaming_ns: Mapping[str, int]) -> bool:
-    """Whether `other` dominates `option` even if residence saves the unpacking of every weight that only `option` reads again."""
+    """Whether `other` dominates `option` even if residence saves the streaming of every weight that only `option` reads again."""
     saved = sum(streaming_ns[role] for role in option.read_again - other.read_again)
     faster = other.recompute_ns + saved <= option.recompute_ns and other.wait_ns <= option.wait_ns
     return faster and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))
@@ -162,8 +162,6 @@ def _roles(graph: Graph, op: Op) -> Iterable[str]:
 
 
 def _recompute_ns(graph: Graph, cost: CostModel, op: Op, shared: frozenset[str]) -> int:
-    """A second run; where its weight is shared, the unpacking by itself that it needs takes the place of backward's streaming."""
-    weights = [graph.weights[weight] for weight in op.weights]
-    streamed = any(weight.role not in shared for weight in weights)
-    unpacking_ns = sum(cost.unpack_ns(w) + cost.launch_ns - cost.streaming_ns(w) for w in weights if w.role in shared)
-    return cost.op_ns(op, streamed=streamed) + unpacking_ns
+    """A second run; where its weight is shared, the unpacking that it needs is the one that backward saves."""
+    streamed = any(graph.weights[weight].role not in shared for weight in op.weights)
+    return cost.op_ns(op, streamed=streamed)

@@ -1,6 +1,6 @@
 """The greedy recipe: from checkpoint-1 upwards, take whatever saves most time per byte while the budget lasts.
 
-Items are activations (kept instead of recomputed: saves their op) and weights (resident: saves each unpacking). This is what
+Items are activations (kept instead of recomputed: saves their op) and weights (resident: saves streaming at each use). This is what
 a solver has to beat, so it is a row of every table.
 """
 

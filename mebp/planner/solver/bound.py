@@ -224,14 +224,14 @@ class _Table:
             self.stored = np.concatenate((self.stored, self.stored - drop_stored))
             self.time = np.concatenate((self.time, self.time + input_ns))
             self.again, self.uses = np.tile(self.again, (2, 1)), np.tile(self.uses, (2, 1))
-        self.nbytes, self.unpacking = (
+        self.nbytes, self.streaming = (
             np.array([getattr(c, field) for c in menu.candidates], dtype=float) for field in ("nbytes", "streaming_ns")
         )
 
     def costs(self, prices: Prices) -> Floats:
         """Time and priced bytes of each option, with the weights resident that pay for themselves."""
         own = self.time + prices.memory * self.kept + prices.written * self.stored
-        weights = np.minimum(0.0, prices.memory * self.nbytes - self.unpacking * (self.uses + self.again)).sum(axis=1)
+        weights = np.minimum(0.0, prices.memory * self.nbytes - self.streaming * (self.uses + self.again)).sum(axis=1)
         costs: Floats = np.where(self.open, own + weights, np.inf)
         return costs
 
@@ -239,7 +239,7 @@ class _Table:
         """Cost, bytes in the arena at the head and bytes written of the cheapest option, for a layer."""
         costs = self.costs(prices) / self.span
         at = int(np.argmin(costs))
-        resident = prices.memory * self.nbytes < self.unpacking * (self.uses[at] + self.again[at])
+        resident = prices.memory * self.nbytes < self.streaming * (self.uses[at] + self.again[at])
         kept, stored = float(self.kept[at] + self.nbytes[resident].sum()) / self.span[at], float(self.stored[at]) / self.span[at]
         return float(costs[at]), float(kept), float(stored)
 
