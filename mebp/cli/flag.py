@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from mebp.errors import InputError
-from mebp.models.format import FORMATS
+from mebp.models.format import DEFAULT_RECIPE, FORMATS, RECIPES
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
     from mebp.models.config import ModelConfig
+    from mebp.models.format import WeightFormats
     from mebp.models.workload import Workload
     from mebp.planner.effort import Effort, Progress
     from mebp.sim.device import Device
@@ -106,13 +107,14 @@ class StepFlags(FlagGroup):
         ),
     ] = "all-linear"
     weights: Annotated[
-        str,
+        str | None,
         Flag(
             "--weights",
-            help=f"Format of the frozen weights: {' '.join(FORMATS)}.",
+            help=f"Formats of the frozen weights: {' '.join((*RECIPES, *FORMATS))}; or a list that changes one for some weights:"
+            f" {DEFAULT_RECIPE},ffn=int4-g64. Default: the store's, without one {DEFAULT_RECIPE}.",
             rich_help_panel=MODEL,
         ),
-    ] = "int4-g64"
+    ] = None
     precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.", rich_help_panel=STEP)] = "bf16"
     optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.", rich_help_panel=STEP)] = "sgd"
     accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.", rich_help_panel=STEP)] = 1
@@ -120,15 +122,25 @@ class StepFlags(FlagGroup):
         float, Flag("--clip-norm", help="Clip the gradient of all adapters together to this 2-norm; 0: off.", rich_help_panel=STEP)
     ] = 0.0
 
-    def workload(self) -> "Workload":
+    def formats(self, store: Path | None) -> "WeightFormats":
+        """What --weights names, else the formats of the store that is named, else the default recipe."""
         from mebp.models.format import weight_formats  # noqa: PLC0415
+
+        if self.weights is None and store is not None:
+            from mebp.store.header import read_header  # noqa: PLC0415  (torch)
+
+            return read_header(store).formats
+        return weight_formats(self.weights or DEFAULT_RECIPE)
+
+    def workload(self, store: Path | None = None) -> "Workload":
+        """The step that the flags describe, on the weights of `store` where one is named."""
         from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets  # noqa: PLC0415
 
         return Workload(
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
-            weights=weight_formats(self.weights),
+            weights=self.formats(store),
             precision=cast(Precision, self.precision),
             optimizer=cast(Optimizer, self.optimizer),
             accumulate=self.accumulate,

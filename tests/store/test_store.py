@@ -199,6 +199,6 @@ def test_a_header_that_no_reader_can_take_is_refused(header: bytes, store: Store
 
 def test_a_store_in_a_format_that_nobody_knows_is_refused(store: Store) -> None:
     file = store.folder / WEIGHTS_FILE
-    file.write_bytes(file.read_bytes().replace(b'"format": "int', b'"format": "nin', 1))
+    file.write_bytes(file.read_bytes().replace(b'"formats": "int', b'"formats": "nin', 1))
     with pytest.raises(StoreError, match="write the store again"):
         open_store(store.folder)

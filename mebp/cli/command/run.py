@@ -116,7 +116,7 @@ def run(
     require_apart(written, [*read, *model.files(), *target.files(), *folder_files(flags.store)])
     require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
-    config, workload = (given.config, given.workload) if given else (model.config(), step.workload())
+    config, workload = (given.config, given.workload) if given else (model.config(), step.workload(flags.store))
     require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()

@@ -7,12 +7,15 @@ import typer
 
 from mebp.cli.flag import MODEL, Flag, ModelFlags, require_search
 from mebp.cli.screen import working
+from mebp.models.format import DEFAULT_RECIPE
 
 
 def synthesize(
     model: ModelFlags,
     output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
-    weights: Annotated[str, Flag("--weights", help="Format of the frozen weights.", rich_help_panel=MODEL)] = "int4-g64",
+    weights: Annotated[
+        str, Flag("--weights", help="Formats of the frozen weights, as `plan` takes them.", rich_help_panel=MODEL)
+    ] = DEFAULT_RECIPE,
     seed: Annotated[int, Flag("--seed", help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a store of random weights of the right shapes and statistics, to run plans on."""
