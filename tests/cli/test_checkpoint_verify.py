@@ -89,7 +89,7 @@ def test_a_limit_below_the_plan_s_own_memory_is_refused_before_it_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command("run", "--model", tiny, "--limit", "1MB", *QUICK) == 1
-    assert "--limit 1.00 MB is below what the process takes by itself" in capsys.readouterr().err.splitlines()[-1]
+    assert "--limit 1.00 MB is below the predicted peak of the plan" in capsys.readouterr().err.splitlines()[-1]
     assert "no such folder" in refused(capsys, "run", "--model", tiny, "--spill-dir", str(tmp_path / "none"), *QUICK)
     assert "must be one of cpu, cuda, mps" in refused(capsys, "run", "--model", tiny, "--torch-device", "xyz", *QUICK)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mebp import native
+from mebp.errors import InputError
 from mebp.kernel.library import SWITCH, library
 from mebp.kernel.unpack import unpack_rows
 from mebp.models.format import BLOCK_SCALES, FORMATS, SCALES
@@ -72,6 +73,13 @@ def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert library().kernels is None
     assert library().path == "in torch (MEBP_KERNEL=0)"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_switch_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "nonsense")
+    with pytest.raises(InputError, match="MEBP_KERNEL=nonsense: take 0, unpack or own"):
+        library()
 
 
 @pytest.mark.usefixtures("fresh")

@@ -32,6 +32,12 @@ def limit_data(nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
+def lift_limit() -> None:
+    """Let this process take what it may again: the step is over."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 def _data_bytes() -> int:
     """VmData: private writable memory, as RLIMIT_DATA counts it."""
     try:

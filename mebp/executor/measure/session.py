@@ -13,9 +13,9 @@ from mebp.check import graph_of
 from mebp.errors import InputError, NotFinite, StoreError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor, StepResult
-from mebp.executor.measure.floor import floor_seconds
+from mebp.executor.measure.floor import LARGEST_BYTES, floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
-from mebp.executor.measure.limit import limit_data
+from mebp.executor.measure.limit import lift_limit, limit_data
 from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
 from mebp.executor.measure.reference import compare_gradients
 from mebp.kernel.library import library
@@ -58,13 +58,15 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
         )
         ids = batch(graph, job)
         results, recent = _steps(executor, ids, job, progress, sampler)
+    if job.enforce:
+        lift_limit()  # gradients and floor are no part of the plan
     check = None
     if job.check_gradients:
         check = compare_gradients(plan, graph, store, ids, job)
     arena_bytes = executor.arena.used_bytes
     del executor
     gc.collect()  # the floor's products find the room that the arena had
-    floor_s = floor_seconds(graph) if job.device == "cpu" else 0.0
+    floor_s = floor_seconds(graph) if job.device == "cpu" and _has_room(job) else 0.0
     return Measurement(
         arena_bytes=arena_bytes,
         baseline_bytes=baseline,
@@ -79,6 +81,11 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
         unpacking=library().path if job.device == "cpu" else "in torch",
         gradients=check,
     )
+
+
+def _has_room(job: Job) -> bool:
+    """Whether a memory cgroup, if there is one, has room for the products of the floor."""
+    return not job.limit_bytes or job.limit_bytes - memory_now()[0] > 2 * LARGEST_BYTES
 
 
 def _begin(job: Job) -> int:
