@@ -44,7 +44,7 @@ def test_compress_says_what_is_rounded_and_refuses_what_overflows(tmp_path: Path
 
     checkpoint(tmp_path / "hf", **{"model.norm.weight": torch.full((64,), 1.001)})
     assert command("compress", str(tmp_path / "hf"), "-o", str(tmp_path / "store"), "--weights", "int8") == 0
-    assert "rounded to bf16: 1 norms and biases, by 0.10% at worst" in capsys.readouterr().err
+    assert "rounded to bf16: 1 tensors, by 0.10% at worst" in capsys.readouterr().err
     checkpoint(tmp_path / "large", **{"model.norm.weight": torch.full((64,), 3.4e38)})
     assert "final_norm are too large for bf16" in refused(capsys, "compress", str(tmp_path / "large"), "-o", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()

@@ -79,7 +79,7 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, capsys: pyte
     (quantised / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     for source, says in (
         (adapter, "holds a PEFT adapter, not a model"),
-        (gguf, "is a GGUF file"),
+        (gguf, "cannot be read as GGUF"),
         (quantised, "is quantised already (gptq, 4 bits)"),
     ):
         assert says in refused(capsys, "compress", str(source), "-o", str(tmp_path / "store"))

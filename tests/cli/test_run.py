@@ -169,10 +169,10 @@ def test_damaged_weights_are_named_and_not_a_traceback(
     data = bytearray(file.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    low, high = header["0.q.steps"]["data_offsets"]
+    low, high = header["0.q.scales"]["data_offsets"]
     data[start + low : start + high] = b"\xff\x7f" * ((high - low) // 2)
     file.write_bytes(data)
-    assert "tensor 0.q.steps is damaged" in refused(capsys, "run", plan_file, "--store", str(store))
+    assert "tensor 0.q.scales is damaged" in refused(capsys, "run", plan_file, "--store", str(store))
 
 
 def test_enforcing_a_budget_below_the_process_itself_is_refused(
