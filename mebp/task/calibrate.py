@@ -22,6 +22,7 @@ from mebp.executor.measure.worker import run_plan
 from mebp.leftover import temporary_folder
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS, ModelConfig
+from mebp.models.format import WeightFormat, formats_of
 from mebp.models.graph import Graph
 from mebp.models.kind.table import dense_flops, distinct_products, num_kernels
 from mebp.models.op import Rate
@@ -63,8 +64,7 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
     """
     from mebp.executor.measure.rate import measure_flash, measure_rates  # noqa: PLC0415  (imports torch)
 
-    small = replace(config, windows=_few_layers(config, workload), vocab=min(config.vocab, VOCAB), tied=True)
-    graph = build_graph(small, replace(workload, method="backprop", evaluations=1, layer_copies=False))
+    graph = build_graph(*_small(config, workload))
     with temporary_folder("mebp-calibrate", folder) as scratch:
         report("plain products and copies")
         rates = measure_rates(graph)
@@ -177,12 +177,28 @@ def _dense_rate(graph: Graph) -> float:
     return dense_flops(graph.ops) / floor_seconds(graph)
 
 
+def _small(config: ModelConfig, workload: Workload) -> tuple[ModelConfig, Workload]:
+    """A few layers of a model, with a vocabulary that is soon walked, and the workload on them: formats follow their layers."""
+    layers, formats = _few_layers(config, workload), workload.weights
+    found = {f"{at}.{name}": formats.of(f"{layer}.{name}") for at, layer in enumerate(layers) for name in LINEARS}
+    found["embedding"] = formats.of("embedding" if config.tied else "head")
+    windows = tuple(config.windows[layer] for layer in layers)
+    small = replace(config, windows=windows, vocab=min(config.vocab, VOCAB), tied=True)
+    return small, replace(workload, method="backprop", evaluations=1, layer_copies=False, weights=formats_of(found))
+
+
 def _few_layers(config: ModelConfig, workload: Workload) -> tuple[int, ...]:
-    """Windows of as many layers as it takes, two at least, until their weights stay in no cache; every kind of layer among them."""
-    nbytes = sum(workload.weights.of(f"0.{name}").nbytes(*config.linear_shape(name)) for name in LINEARS)
-    count = min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes)))
-    kinds = tuple(dict.fromkeys(config.windows))
-    return (*kinds, *config.windows[len(kinds) - count :])[: max(count, len(kinds))]
+    """As many layers as it takes, two at least, until their weights stay in no cache; one of every kind among them."""
+
+    def kind(layer: int) -> tuple[int, tuple[WeightFormat, ...]]:
+        return config.windows[layer], tuple(workload.weights.of(f"{layer}.{name}") for name in LINEARS)
+
+    every = range(config.num_layers)
+    first = {kind(layer): layer for layer in reversed(every)}.values()
+    nbytes = sum(fmt.nbytes(*config.linear_shape(name)) for name, fmt in zip(LINEARS, kind(0)[1], strict=True))
+    count = max(min(config.num_layers, max(2, ceil(COLD_BYTES / nbytes))), len(first))
+    others = [layer for layer in reversed(every) if layer not in first]
+    return tuple(sorted([*first, *others[: count - len(first)]]))
 
 
 def _small_store(graph: Graph, folder: Path) -> Path:

@@ -8,12 +8,13 @@ import pytest
 from mebp.executor.measure.floor import floor_seconds
 from mebp.executor.measure.memory import MOST_POINTS, Sampler
 from mebp.models.config import LINEARS
+from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
 from mebp.models.kind.table import dense_flops
 from mebp.models.op import Rate
 from mebp.sim.cost import floor_ns
 from mebp.sim.device import Device
-from mebp.task.calibrate import _few_layers, _peak
+from mebp.task.calibrate import _few_layers, _peak, _small
 from tests.conftest import small_config, small_workload
 
 
@@ -32,9 +33,14 @@ def test_layers_are_taken_until_no_cache_holds_them_and_every_kind_is_among_them
     config, workload = small_config(), small_workload()
     assert len(_few_layers(config, workload)) == config.num_layers
     wide = replace(config, hidden=8192, ffn=32768, windows=(0,) * 9)
-    assert _few_layers(wide, workload) == (0, 0)
+    assert _few_layers(wide, workload) == (0, 8)
     gemma = replace(wide, windows=(512, 512, 512, 0, 512, 512))
-    assert _few_layers(gemma, workload) == (512, 0)
+    assert _few_layers(gemma, workload) == (0, 3)
+    mixed = replace(workload, weights=weight_formats("int4-g32,4.down=int8,5.down=int8"))
+    assert _few_layers(gemma, mixed) == (0, 3, 4)
+    small, on_it = _small(gemma, mixed)
+    assert small.windows == (512, 0, 512)
+    assert [on_it.weights.of(f"{layer}.down").name for layer in range(3)] == ["int4-g32", "int4-g32", "int8"]
 
 
 def test_the_curve_of_memory_thins_out_as_it_grows() -> None:
