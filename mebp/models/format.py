@@ -210,4 +210,4 @@ def formats_of(found: Mapping[str, WeightFormat]) -> WeightFormats:
 
 DEFAULT_RECIPE = "int4"
 RECIPES = {"int4": "int4-k,embedding=int6,head=int6"}
-BY_SIZE = ("ternary", "int4-g128", "int4-g64", "int4", "int6", "int8", "bf16")  # what most models take, smallest first
+BY_SIZE = ("ternary", "int4-g128", "int4-g64", "int4-g32", "int4", "int6", "int8", "bf16")  # what most models take, smallest first

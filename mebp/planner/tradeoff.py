@@ -20,6 +20,7 @@ from mebp.sim.uncertainty import Uncertainty, peak_margin
 from mebp.unit import require_budget, require_kind, show_nbytes
 
 CORNERS = 6  # budgets of the outline
+MUCH_LESS = 0.9  # of the bytes that the fastest row writes
 MORE_BYTES = 64 << 20
 ESSENTIAL = ("mebp", "checkpoint-1")  # recipes that are planned however little time there is, and after a stop
 SOLVED, LEAST, PAPER = "solved", "least", "mebp"
@@ -125,13 +126,16 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
 
 
 def chosen_of(exact: Sequence[Row]) -> Row | None:
-    """The fastest row that fits surely, else of those that fit; of rows about as fast the one that writes least."""
+    """The fastest row that fits surely, else of those that fit; where rows about as fast write much less, the one that writes
+    least.
+    """
     fitting = [row for row in exact if row.surely] or [row for row in exact if row.fits]
     if not fitting:
         return None
-    fastest = min(row.prediction.step_ns for row in fitting)
-    alike = [row for row in fitting if row.prediction.step_ns <= fastest * (1 + SLACK)]
-    return min(alike, key=lambda row: (row.prediction.flash_written_bytes, row.prediction.step_ns, row.name != SOLVED))
+    fastest = min(fitting, key=lambda row: (row.prediction.step_ns, row.prediction.flash_written_bytes, row.name != SOLVED))
+    alike = [row for row in fitting if row.prediction.step_ns <= fastest.prediction.step_ns * (1 + SLACK)]
+    less = [row for row in alike if row.prediction.flash_written_bytes < MUCH_LESS * fastest.prediction.flash_written_bytes]
+    return min(less, key=lambda row: (row.prediction.flash_written_bytes, row.prediction.step_ns), default=fastest)
 
 
 def _more_saves_ns(chosen: Row | None, best_with_more_ns: int | None) -> int | None:

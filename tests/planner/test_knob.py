@@ -45,7 +45,7 @@ def test_half_the_tokens_take_less_time_and_memory(small_graph: Graph, device: D
 def test_other_formats_change_the_weights_file(small_graph: Graph, device: Device) -> None:
     asked, *changes = knobs(small_graph, device, 10**9, QUICK)
     sizes = {knob.change.value: knob.weight_file_bytes for knob in changes if knob.change and knob.change.setting == "weights"}
-    assert sizes["int4-g64"] < asked.weight_file_bytes < sizes["int8"]
+    assert sizes["int4-g64"] < asked.weight_file_bytes < sizes["int4"]
 
 
 def stop_at_weights(effort: Effort, change: Change | None) -> None:
