@@ -80,7 +80,7 @@ class Loop:
     def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
         A, B = self.adapters[f"{layer}.{name}"]
         y = Frozen.apply(x, self.weights, f"{layer}.{name}") + (x @ A.bfloat16().T @ B.bfloat16().T) * self.scale
-        return y + self.store.vector(f"{layer}.{name}_bias") if self.config.qkv_bias and name in "qkv" else y
+        return y + self.store.vector(f"{layer}.{name}_bias") if name in self.config.biases else y
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         x32 = x.float()

@@ -32,9 +32,6 @@ def small_config(layers: int = 4, **changes: object) -> ModelConfig:
         "embedding_scale": 1.0,
         "activation": "silu",
         "tied": True,
-        "qkv_bias": False,
-        "qk_norm": False,
-        "four_norms": False,
     }
     return ModelConfig(**(fields | changes))  # type: ignore[arg-type]
 

@@ -114,6 +114,10 @@ class Io:
         """A buffer of the op's scratch."""
         return self._workspace.take(name)
 
+    def take_if_any(self, name: str) -> Tensor | None:
+        """A buffer that not every op of the kind has."""
+        return self._workspace.take_if_any(name)
+
     def leave_scratch(self) -> None:
         """Say that the op ran without its scratch: a kernel did what needs it in torch."""
         self._workspace.whole()

@@ -6,7 +6,7 @@ enum { QUERIES = 64, LEAST_QUERIES = 16, SPANS = 8 };
    A query at t sees keys (t - window, t], all up to t where window is 0. */
 typedef struct {
     int64_t batch, seq, heads, kv_heads, width, window;
-    float scale;
+    float scale, cap; /* scores s = scale q k become cap tanh(s / cap), where cap is not 0 */
 } Attention;
 
 /* Keys that a block of queries is multiplied with: all that it sees, in one of a few numbers, since a library keeps a kernel each. */
@@ -22,8 +22,18 @@ static Span span_of(const Attention *a, int64_t first, int64_t end) {
     return (Span){low, high - low};
 }
 
-/* Scores [first, end) of a row become e^(scale (score - highest)), the others 0; returns the sum. */
-static float spread(float *row, int64_t count, int64_t first, int64_t end, float scale) {
+/* Products [first, end) of a row become e^(score - highest), the others 0; returns the sum. `slopes`, where it is not null, becomes
+   d score / d (scale product), which is 1 where scores are not capped. */
+static float spread(const Attention *a, float *row, int64_t count, int64_t first, int64_t end, float *slopes) {
+    float scale = a->scale;
+    if (a->cap > 0) {
+        for (int64_t j = first; j < end; j++) {
+            const float t = tanh_of(scale * row[j] / a->cap);
+            row[j] = a->cap * t;
+            if (slopes) slopes[j] = 1.0f - t * t;
+        }
+        scale = 1.0f;
+    }
     const float top = largest(row + first, end - first, row[first]);
     for (int64_t j = 0; j < first; j++) row[j] = 0;
     for (int64_t j = end; j < count; j++) row[j] = 0;
@@ -50,8 +60,8 @@ static bool attends(const Attention *a, int64_t threads) {
 /* y = softmax(scale q k^T) v. A thread takes a key head at a time. False where the room is too small, or there are more threads than
    key heads: nothing is computed then. */
 bool attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y, int64_t batch, int64_t seq, int64_t heads,
-               int64_t kv_heads, int64_t width, int64_t window, float scale, uint8_t *room, int64_t nbytes) {
-    const Attention a = {batch, seq, heads, kv_heads, width, window, scale};
+               int64_t kv_heads, int64_t width, int64_t window, float scale, float cap, uint8_t *room, int64_t nbytes) {
+    const Attention a = {batch, seq, heads, kv_heads, width, window, scale, cap};
     const int64_t threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64, keys = keys_of(&a), group = heads / kv_heads;
     const int64_t fixed = 2 * whole(2 * keys * width, 64) + 3 * 64;
     const int64_t queries = block_of_queries(&a, own, fixed, 6 * keys + 4 * width);
@@ -76,7 +86,7 @@ bool attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t
                             true);
                     for (int64_t i = 0; i < m; i++) {
                         float *row = scores + i * span.count;
-                        total[i] = spread(row, span.count, first_key(&a, span, first + i), first + i + 1 - span.low, scale);
+                        total[i] = spread(&a, row, span.count, first_key(&a, span, first + i), first + i + 1 - span.low, 0);
                         for (int64_t j = 0; j < span.count; j++) typed[i * span.count + j] = to_bf16(row[j]);
                     }
                     product(m, width, span.count, span.count, width, width, false, typed, values + span.low * width, sums, true);
@@ -99,10 +109,10 @@ static void turn_back(const float *sums, int64_t keys, int64_t seq, int64_t widt
 /* dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q, where p is computed again. As `attention`. */
 bool attention_backward(const uint16_t *q, const uint16_t *k, const uint16_t *v, const uint16_t *dy, uint16_t *dq, uint16_t *dk,
                         uint16_t *dv, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads, int64_t width, int64_t window,
-                        float scale, uint8_t *room, int64_t nbytes) {
-    const Attention a = {batch, seq, heads, kv_heads, width, window, scale};
+                        float scale, float cap, uint8_t *room, int64_t nbytes) {
+    const Attention a = {batch, seq, heads, kv_heads, width, window, scale, cap};
     const int64_t threads = omp_get_max_threads(), own = nbytes / threads / 64 * 64, keys = keys_of(&a), group = heads / kv_heads;
-    const int64_t fixed = 3 * whole(2 * keys * width, 64) + 2 * whole(4 * keys * width, 64) + 8 * 64;
+    const int64_t fixed = 3 * whole(2 * keys * width, 64) + 2 * whole(4 * keys * width, 64) + whole(4 * keys, 64) + 9 * 64;
     const int64_t queries = block_of_queries(&a, own, fixed, 8 * keys + 6 * keys + 8 * width);
     if (!attends(&a, threads) || !queries) return false;
 #pragma omp parallel
@@ -114,7 +124,7 @@ bool attention_backward(const uint16_t *q, const uint16_t *k, const uint16_t *v,
         float *p = cut_off(&rest, 4 * queries * keys), *dp = cut_off(&rest, 4 * queries * keys);
         uint16_t *ds = cut_off(&rest, 2 * queries * keys), *p_along = cut_off(&rest, 2 * queries * keys);
         uint16_t *ds_along = cut_off(&rest, 2 * queries * keys), *turned = cut_off(&rest, 4 * queries * width);
-        float *sums = (float *)cut_off(&rest, 4 * queries * width);
+        float *sums = (float *)cut_off(&rest, 4 * queries * width), *slopes = cut_off(&rest, 4 * keys);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < batch * kv_heads; item++) {
             const int64_t b = item / kv_heads, kv = item % kv_heads, at = (b * seq * kv_heads + kv) * width, ld = heads * width;
@@ -133,10 +143,12 @@ bool attention_backward(const uint16_t *q, const uint16_t *k, const uint16_t *v,
                     product(m, n, width, ld, keys, n, false, dy + from, values_across + 2 * span.low, dp, true);
                     for (int64_t i = 0; i < m; i++) {
                         float *probability = p + i * n, *slope = dp + i * n, along = 0;
-                        const float total = spread(probability, n, first_key(&a, span, first + i), first + i + 1 - span.low, scale);
+                        const int64_t low = first_key(&a, span, first + i), high = first + i + 1 - span.low;
+                        const float total = spread(&a, probability, n, low, high, slopes);
                         for (int64_t j = 0; j < n; j++) probability[j] /= total;
 #pragma omp simd reduction(+ : along)
                         for (int64_t j = 0; j < n; j++) along += probability[j] * slope[j];
+                        if (cap > 0) for (int64_t j = low; j < high; j++) slope[j] = (slope[j] - along) * slopes[j] + along;
                         for (int64_t j = 0; j < n; j++) ds[i * n + j] = to_bf16(probability[j] * (slope[j] - along) * scale);
                         for (int64_t j = 0; j < n; j++) p_along[i / 2 * 2 * n + 2 * j + i % 2] = to_bf16(probability[j]);
                     }

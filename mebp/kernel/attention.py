@@ -13,7 +13,8 @@ from mebp.kernel.library import extent, fit, library
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Extents: q and y are (batch x seq, heads x width), k and v (batch x seq, kv_heads x width). A query at t sees keys
-    (t - window, t], all up to t where `window` is 0; scores are multiplied by `scale`.
+    (t - window, t], all up to t where `window` is 0; scores are multiplied by `scale`, and become cap tanh(score / cap) where `cap`
+    is not 0.
     """
 
     batch: int
@@ -23,6 +24,7 @@ class Attention:
     width: int
     window: int
     scale: float
+    cap: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor, room: Tensor) -> bool:
         """y = softmax(scale q k^T) v; `room` is a contiguous buffer that the threads share. False, and nothing computed, where the
@@ -38,5 +40,5 @@ class Attention:
         found = library()
         if not found.multiplies or not fit(operands, torch.bfloat16):
             return False
-        extents = (self.batch, self.seq, self.heads, self.kv_heads, self.width, self.window, self.scale)
+        extents = (self.batch, self.seq, self.heads, self.kv_heads, self.width, self.window, self.scale, self.cap)
         return bool(getattr(found.kernels, name)(*(o.data_ptr() for o in operands), *extents, *extent(room)))

@@ -97,16 +97,17 @@ void glu_backward_##NAME(const uint16_t *dy, const uint16_t *gate, const uint16_
 GLU(silu, SILU)
 GLU(gelu_tanh, GELU_TANH)
 
-/* y (rows, heads, 2 half) = x rotated by the angles of its position (row % seq): (x1 c - x2 s, x2 c + x1 s), s times `sign`. y may
-   be x. cos and sin are (seq, half). */
+/* y (rows, heads, width) = x with the first 2 half columns of a head rotated by the angles of its position (row % seq): (x1 c - x2 s,
+   x2 c + x1 s), s times `sign`. y may be x. cos and sin are (seq, half). */
 void rotate(const uint16_t *x, uint16_t *y, const uint16_t *cos_of, const uint16_t *sin_of, int64_t rows, int64_t seq, int64_t heads,
-            int64_t half, float sign) {
+            int64_t width, int64_t half, float sign) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const uint16_t *c = cos_of + (i % seq) * half, *s = sin_of + (i % seq) * half;
         for (int64_t h = 0; h < heads; h++) {
-            const uint16_t *in = x + (i * heads + h) * 2 * half;
-            uint16_t *out = y + (i * heads + h) * 2 * half;
+            const uint16_t *in = x + (i * heads + h) * width;
+            uint16_t *out = y + (i * heads + h) * width;
+            if (in != out) memcpy(out + 2 * half, in + 2 * half, 2 * (width - 2 * half));
 #pragma omp simd
             for (int64_t j = 0; j < half; j++) {
                 const float a = from_bf16(in[j]), b = from_bf16(in[half + j]);

@@ -50,15 +50,15 @@ def glu_backward(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tenso
 
 
 def rotate(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> bool:
-    """y = x with the halves of every head turned by its position's angle, or turned `back`; `y` may be `x`. x (batch, seq, heads,
-    head_dim), cos and sin (seq, head_dim / 2).
+    """y = x with the halves of every head's first columns turned by its position's angle, or turned `back`; `y` may be `x`. x (batch,
+    seq, heads, head_dim), cos and sin (seq, half), half of the columns that turn.
     """
     kernels = _kernels(x, y, cos, sin)
     if kernels is None:
         return False
     batch, seq, heads, head_dim = x.shape
     operands = (x.data_ptr(), y.data_ptr(), cos.data_ptr(), sin.data_ptr())
-    kernels.rotate(*operands, batch * seq, seq, heads, head_dim // 2, -1.0 if back else 1.0)
+    kernels.rotate(*operands, batch * seq, seq, heads, head_dim, cos.shape[1], -1.0 if back else 1.0)
     return True
 
 

@@ -22,7 +22,7 @@ from mebp.errors import InputError
 from mebp.kernel.weight import kernel_weight, plain
 from mebp.native import NoLibraryError, load_library
 
-PARTS = ("number", "unpack", "block", "product", "lora", "softmax", "elementwise", "attention")  # each uses those before it
+PARTS = ("number", "unpack", "block", "product", "lora", "elementwise", "softmax", "attention")  # each uses those before it
 SOURCE = "\n".join(resources.files("mebp.kernel").joinpath(f"{name}.c").read_text(encoding="utf-8") for name in PARTS)
 SWITCH = "MEBP_KERNEL"
 SWITCHES = (None, "", "0", "unpack", "own")
@@ -91,14 +91,14 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
     matrices = [POINTER, COUNT] * 2 + [COUNT] * 3
     declare("multiply_dense", [*matrices, FLAG, POINTER, COUNT, FLAG])
     for name, count in (("attention", 4), ("attention_backward", 7)):
-        declare(name, [POINTER] * count + [COUNT] * 6 + [REAL, POINTER, COUNT], FLAG)
-    declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER])
+        declare(name, [POINTER] * count + [COUNT] * 6 + [REAL, REAL, POINTER, COUNT], FLAG)
+    declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER, REAL, REAL])
     declare("norm", [POINTER] * 3 + [COUNT] * 2 + [REAL] * 2)
     declare("norm_backward", [POINTER] * 4 + [COUNT] * 2 + [REAL] * 2 + [FLAG])
     for activation in ("silu", "gelu_tanh"):
         declare(f"glu_{activation}", [POINTER] * 3 + [COUNT])
         declare(f"glu_backward_{activation}", [POINTER] * 5 + [COUNT])
-    declare("rotate", [POINTER] * 4 + [COUNT] * 4 + [REAL])
+    declare("rotate", [POINTER] * 4 + [COUNT] * 5 + [REAL])
 
 
 def _torch_openmp() -> bool:

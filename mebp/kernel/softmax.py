@@ -11,7 +11,7 @@ from mebp.kernel.library import library
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
     """By token, fp32: the highest logit so far, the sum of e^(logit - highest), the label's logit. Where dx is wanted, the sum
-    (tokens, cols) of the head's rows weighted with e^(logit - highest).
+    (tokens, cols) of the head's rows weighted with e^(logit - highest) times the cap's slope.
     """
 
     highest: Tensor
@@ -20,9 +20,12 @@ class Sums:
     weighted: Tensor | None
 
 
-def softmax_tile(logits: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None) -> bool:
-    """Take logits (tokens, tile) fp32 of the vocabulary from `low` on into the sums. e^(logit - highest) takes their place, or goes
-    to `exps` (tokens, tile) bf16 where that is given. False where the kernel cannot.
+def softmax_tile(
+    logits: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None, *, scale: float, cap: float
+) -> bool:
+    """Take logits (tokens, tile) fp32 of the vocabulary from `low` on, times `scale` and capped, into the sums. e^(logit - highest),
+    times the cap's slope, takes their place, or goes to `exps` (tokens, tile) bf16 where that is given. False where the kernel
+    cannot.
     """
     kernels = library().kernels
     if kernels is None or logits.device.type != "cpu" or (exps is not None and exps.dtype is not torch.bfloat16):
@@ -31,5 +34,5 @@ def softmax_tile(logits: Tensor, low: int, labels: Tensor, sums: Sums, exps: Ten
     weighted, cols = (None, 0) if sums.weighted is None else (sums.weighted.data_ptr(), sums.weighted.shape[1])
     running = (sums.highest.data_ptr(), sums.total.data_ptr(), sums.picked.data_ptr(), weighted, cols)
     typed = None if exps is None else exps.data_ptr()
-    kernels.softmax_tile(logits.data_ptr(), tokens, count, low, labels.data_ptr(), *running, typed)
+    kernels.softmax_tile(logits.data_ptr(), tokens, count, low, labels.data_ptr(), *running, typed, scale, cap)
     return True

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from mebp.models.config import LinearName
 from mebp.models.forward import Forward
+from mebp.models.kind.rope import RopeParams
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 
 STREAM_GRADIENT = TensorId("stream.grad")
+HEADS: tuple[LinearName, ...] = ("q", "k", "v")
 
 
 class Backward(Forward):
@@ -31,17 +33,34 @@ class Backward(Forward):
         )
 
     def _layer_backward(self, layer: int) -> None:
-        c, stream = self.config, STREAM_GRADIENT
-        dy = self._norm_backward_fresh(layer, "post_ffn_norm", stream, "down") if c.four_norms else stream
-        dy = self._linear_backward(layer, "down", dy, "glu", c.ffn)
-        grads = self._glu_backward(layer, dy)
-        dx = self._linear_backward(layer, "up", grads["dup"], "norm2", c.hidden)
-        self._linear_backward(layer, "gate", grads["dgate"], "norm2", c.hidden, into=dx)
-        self._norm_backward_into_stream(layer, "norm2", dx, TensorId(f"{layer}.residual1.out"))
-        dy = self._norm_backward_fresh(layer, "post_attention_norm", stream, "o") if c.four_norms else stream
-        dy = self._linear_backward(layer, "o", dy, "attention", c.q_width)
+        c, middle = self.config, TensorId(f"{layer}.residual1.out")
+        dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
+        grads = self._glu_backward(layer, self._linear_backward(layer, "down", dy, TensorId(f"{layer}.glu.out"), c.ffn))
+        x, dx = self._block_input(layer, "norm2", middle)
+        dx = self._linear_backward(layer, "up", grads["dup"], x, c.hidden, into=dx)
+        self._linear_backward(layer, "gate", grads["dgate"], x, c.hidden, into=dx)
+        self._norm_backward_into_stream(layer, "norm2", dx, middle)
+        dy = self._branch_backward(layer, "residual1", "post_attention_norm", "o")
+        dy = self._linear_backward(layer, "o", dy, TensorId(f"{layer}.attention.out"), c.q_width)
         dx = self._attention_backward(layer, dy)
         self._norm_backward_into_stream(layer, "norm1", dx, self.stream[layer])
+
+    def _branch_backward(self, layer: int, residual: str, norm: str, linear: LinearName) -> TensorId:
+        """The gradient of what `linear` adds to the stream, by way of the residual's scale and the norm after it."""
+        c, dy, d = self.config, STREAM_GRADIENT, self.config.hidden
+        if c.residual_scale != 1.0:
+            scaled = self._gradient(layer, f"{residual}.branch", d)
+            reads, writes, params = {"dy": dy}, {"dx": scaled}, self._residual_params
+            name, dims = f"{layer}.{residual}.backward", self._dims(cols=d)
+            self._append("residual_backward", name, layer, dims, reads=reads, writes=writes, params=params)
+            dy = scaled
+        return dy if c.norms == "before" else self._norm_backward_fresh(layer, norm, dy, linear)
+
+    def _block_input(self, layer: int, norm: str, stream: TensorId) -> tuple[TensorId, TensorId | None]:
+        """What attention or MLP read, and where its gradient goes: a tensor that the first op to need it makes (None), or, without
+        a norm before the block, the stream's gradient.
+        """
+        return (stream, STREAM_GRADIENT) if self.config.norms == "after" else (TensorId(f"{layer}.{norm}.out"), None)
 
     def _glu_backward(self, layer: int, dy: TensorId) -> dict[str, TensorId]:
         width = self.config.ffn
@@ -53,26 +72,37 @@ class Backward(Forward):
 
     def _attention_backward(self, layer: int, dy: TensorId) -> TensorId:
         c = self.config
-        q, k, v = (TensorId(f"{layer}.{name}.out") for name in ("q_rope", "k_rope", "v"))
+        q, k, v = (self._head_input(layer, name) for name in HEADS)
         widths = {"q": c.q_width, "k": c.kv_width, "v": c.kv_width}
         grads = {f"d{name}": self._gradient(layer, name, width) for name, width in widths.items()}
         reads = {"dy": dy, "q": q, "k": k, "v": v}
         dims, params = self._attention_dims(layer), self._attention_params
         self._append("attention_backward", f"{layer}.attention.backward", layer, dims, reads=reads, writes=grads, params=params)
-        dx = self._linear_backward(layer, "v", grads["dv"], "norm1", c.hidden)
-        self._query_key_backward(layer, "k", grads["dk"], c.num_kv_heads, dx)
-        self._query_key_backward(layer, "q", grads["dq"], c.num_heads, dx)
+        x, into = self._block_input(layer, "norm1", self.stream[layer])
+        dx = self._linear_backward(layer, "v", grads["dv"], x, c.hidden, into=into)
+        self._query_key_backward(layer, "k", grads["dk"], c.num_kv_heads, x, dx)
+        self._query_key_backward(layer, "q", grads["dq"], c.num_heads, x, dx)
         return dx
 
-    def _query_key_backward(self, layer: int, name: LinearName, grad: TensorId, num_heads: int, dx: TensorId) -> None:
-        """Back through the rotation and the norm of queries or keys, in place, and through their linear."""
+    def _head_input(self, layer: int, name: LinearName) -> TensorId:
+        """What attention reads as queries, keys or values: the last op's output of rotation, norm and linear, as far as there are
+        any.
+        """
+        rotated = name != "v" and self._rope_of(layer, name) is not None
+        normed = name != "v" and self.config.qk_norm != "none"
+        return TensorId(f"{layer}.{name}{'_rope' if rotated else '_norm' if normed else ''}.out")
+
+    def _query_key_backward(
+        self, layer: int, name: LinearName, grad: TensorId, num_heads: int, x: TensorId, dx: TensorId
+    ) -> None:
+        """Back through the rotation and the norm of queries or keys, in place, and through their linear, which reads `x`."""
         c, in_place = self.config, {"dy": grad}
-        rope = self._rope_params(layer)
-        dims = self._rope_dims(layer, num_heads)
-        self._append("rope_backward", f"{layer}.{name}_rope.backward", layer, dims, updates=in_place, params=rope)
-        if c.qk_norm:
-            reads, norm, dims = {"x": TensorId(f"{layer}.{name}.out")}, f"{layer}.{name}_norm", self._norm_dims(num_heads)
-            params = self._norm_params
+        if (rope := self._rope_of(layer, name)) is not None:
+            dims, rotated = self._rope_dims(layer, num_heads), RopeParams(rope=rope)
+            self._append("rope_backward", f"{layer}.{name}_rope.backward", layer, dims, updates=in_place, params=rotated)
+        if width := c.qk_norm_width(name):
+            reads, norm = {"x": TensorId(f"{layer}.{name}.out")}, f"{layer}.{name}_norm"
+            dims, params = self._norm_dims(width, c.linear_shape(name)[0] // width), self._norm_params
             self._append(
                 "norm_backward",
                 f"{norm}.backward",
@@ -83,7 +113,7 @@ class Backward(Forward):
                 params=params,
                 vectors=(norm,),
             )
-        self._linear_backward(layer, name, grad, "norm1", c.hidden, into=dx)
+        self._linear_backward(layer, name, grad, x, c.hidden, into=dx)
 
     def _norm_backward_fresh(self, layer: int, name: str, dy: TensorId, below: str) -> TensorId:
         """The gradient of what the norm reads, in a tensor of its own."""
@@ -92,6 +122,9 @@ class Backward(Forward):
         return dx
 
     def _norm_backward_into_stream(self, layer: int, name: str, dy: TensorId, x: TensorId) -> None:
+        """Add the gradient of what a norm before a block reads; without one, it is there already."""
+        if self.config.norms == "after":
+            return
         self._norm_backward(layer, name, {"dy": dy, "x": x}, updates={"dx": STREAM_GRADIENT})
 
     def _norm_backward(
@@ -106,7 +139,7 @@ class Backward(Forward):
             "norm_backward",
             f"{layer}.{name}.backward",
             layer,
-            self._norm_dims(0),
+            self._norm_dims(),
             reads=reads,
             writes=writes,
             updates=updates,
@@ -115,19 +148,19 @@ class Backward(Forward):
         )
 
     def _linear_backward(
-        self, layer: int, name: LinearName, dy: TensorId, x: str, width: int, into: TensorId | None = None
+        self, layer: int, name: LinearName, dy: TensorId, x: TensorId, width: int, into: TensorId | None = None
     ) -> TensorId:
-        """Gradients of a linear that reads `{layer}.{x}.out` of `width`: dx added to `into` where that is given."""
+        """Gradients of a linear that reads `x` of `width`: dx added to `into` where that is given."""
         rows, cols = self.config.linear_shape(name)
         rank, adapters = self.workload.lora.rank, self._adapters(layer, name)
         reads, writes = {"dy": dy}, {}
         if adapters:
-            reads["x"] = TensorId(f"{layer}.{x}.out")
+            reads["x"] = x
             for slot, shape in (("dA", (rank, cols)), ("dB", (rows, rank))):
                 writes[slot] = self._tensor(
                     f"{layer}.", f"{name}.{slot}", shape, Role.ADAPTER_GRADIENT, layer, itemsize=FLOAT_BYTES
                 )
-        dx = into or self._gradient(layer, x, width)
+        dx = into or self._gradient(layer, self.tensors[x].name.removesuffix(".out"), width)
         updates = {"dx": dx} if into else {}
         writes |= {} if into else {"dx": dx}
         self._append(

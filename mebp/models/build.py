@@ -8,6 +8,7 @@ from dataclasses import replace
 from mebp.models.backward import STREAM_GRADIENT, Backward
 from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
+from mebp.models.kind.rope import RopeParams
 from mebp.models.kind.update import PerturbParams, UpdateParams
 from mebp.models.op import Op
 from mebp.models.step import adapter_shapes
@@ -36,7 +37,7 @@ def build_graph(config: ModelConfig, workload: Workload) -> Graph:
         stream=tuple(step.stream),
         stream_gradient=STREAM_GRADIENT if STREAM_GRADIENT in step.tensors else None,
         adapters=step.adapters,
-        outside_bytes=_outside_bytes(config, workload),
+        outside_bytes=_outside_bytes(step, workload),
     )
 
 
@@ -45,15 +46,16 @@ def num_trainable(config: ModelConfig, workload: Workload) -> int:
     return sum(a[0] * a[1] + b[0] * b[1] for a, b in adapter_shapes(config, workload).values())
 
 
-def _outside_bytes(config: ModelConfig, workload: Workload) -> dict[str, int]:
+def _outside_bytes(step: "_Builder", workload: Workload) -> dict[str, int]:
     """Bytes that live outside the arena for the whole run, by name: fp32 adapters, optimizer state, gradients that wait for an
     update, rope tables, token ids, and the compressed weights of a layer where they are copied.
     """
+    config = step.config
     trainable = num_trainable(config, workload) * FLOAT_BYTES
     deferred = {"deferred gradients": trainable} if workload.defers_gradients else {}
     copies = {"a layer's compressed weights": _layer_nbytes(config, workload)} if workload.layer_copies else {}
-    num_tables = 2 if config.rope != config.local_rope else 1
-    tables = num_tables * 2 * workload.seq_len * (config.head_dim // 2) * workload.itemsize
+    rotated = {op.params.rope for op in step.ops if isinstance(op.params, RopeParams)}
+    tables = sum(workload.seq_len * rope.width(config.head_dim) * workload.itemsize for rope in rotated)
     return {
         "adapters": trainable,
         "optimizer state": trainable * workload.optimizer_states,

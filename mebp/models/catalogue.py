@@ -69,6 +69,59 @@ def _sizes(d: int, ffn: int, layers: int, heads: int, kv: int) -> dict[str, int]
     }
 
 
+def _exaone4(sizes: dict[str, int]) -> dict[str, Any]:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    fixed = {"vocab_size": 102_400, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "rope_scaling": scaling, "sliding_window": None}
+    kinds = {"layer_types": ["full_attention"] * sizes["num_hidden_layers"]}
+    return {"model_type": "exaone4", "tie_word_embeddings": True, "head_dim": 64} | fixed | kinds | sizes
+
+
+def _phi4_mini(sizes: dict[str, int]) -> dict[str, Any]:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": list(PHI4_LONG)}
+    contexts = {"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096, "sliding_window": 262_144}
+    fixed = {"vocab_size": 200_064, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.75, "rope_scaling": scaling}
+    return {"model_type": "phi3", "tie_word_embeddings": True} | fixed | contexts | sizes
+
+
+PHI4_LONG = (
+    *(1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898, 2.735880826),
+    *(3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555, 7.485043894),
+    *(8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807),
+    *(22.90118105, 25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97),
+    *(33.28, 33.49, 33.5, 44.16, 47.77),
+)
+MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+OLMO3_ROPES = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2079441541679836,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+}
+GRANITE_SCALES = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.015625, "logits_scaling": 8.0}
+MINICPM_SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+
 CATALOGUE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _qwen2(_sizes(896, 4864, 24, 14, 2)),
     "qwen2.5-1.5b": _qwen2(_sizes(1536, 8960, 28, 12, 2)),
@@ -88,6 +141,27 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "smollm2-135m": _smollm2(_sizes(576, 1536, 30, 9, 3)),
     "smollm2-360m": _smollm2(_sizes(960, 2560, 32, 15, 5)),
     "smollm2-1.7b": _smollm2(_sizes(2048, 8192, 24, 32, 32), theta=1.3e5),
+    "smollm3-3b": {"model_type": "smollm3", "vocab_size": 128_256, "rope_theta": 5e6} | _sizes(2048, 11008, 36, 16, 4),
+    "mistral-7b": {"model_type": "mistral", "vocab_size": 32_768, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None}
+    | _sizes(4096, 14336, 32, 32, 8),
+    "ministral-3-3b": {"model_type": "ministral3", "vocab_size": 131_072, "head_dim": 128, "tie_word_embeddings": True}
+    | {"rms_norm_eps": 1e-5, "rope_parameters": MINISTRAL_ROPE, "max_position_embeddings": 262_144}
+    | _sizes(3072, 9216, 26, 32, 8),
+    "gemma-2b": {"model_type": "gemma", "vocab_size": 256_000, "head_dim": 256} | _sizes(2048, 16384, 18, 8, 1),
+    "gemma-2-2b": {"model_type": "gemma2", "vocab_size": 256_000, "head_dim": 256} | _sizes(2304, 9216, 26, 8, 4),
+    "phi-3-mini": {"model_type": "phi3", "vocab_size": 32_064, "rms_norm_eps": 1e-5, "sliding_window": 2047}
+    | _sizes(3072, 8192, 32, 32, 32),
+    "phi-4-mini": _phi4_mini(_sizes(3072, 8192, 32, 24, 8)),
+    "granite-3.3-2b": {"model_type": "granite", "vocab_size": 49_159, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
+    | {"rope_theta": 1e7, **GRANITE_SCALES}
+    | _sizes(2048, 8192, 40, 32, 8),
+    "minicpm-2b": {"model_type": "minicpm", "vocab_size": 122_753, "rms_norm_eps": 1e-5, **MINICPM_SCALES}
+    | _sizes(2304, 5760, 40, 36, 36),
+    "olmo-2-1b": {"model_type": "olmo2", "vocab_size": 100_352, "rope_theta": 5e5, "rms_norm_eps": 1e-6}
+    | _sizes(2048, 8192, 16, 16, 16),
+    "olmo-3-7b": {"model_type": "olmo3", "vocab_size": 100_278, "rms_norm_eps": 1e-6, "rope_parameters": OLMO3_ROPES}
+    | _sizes(4096, 11008, 32, 32, 32),
+    "exaone-4-1.2b": _exaone4(_sizes(2048, 4096, 30, 32, 8)),
 }
 
 

@@ -1,13 +1,15 @@
-"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows and rope tables
-here.
+"""The forward of a step: embedding, layers, final norm, head. Families differ in the norms, biases, windows, scales and rotary
+embeddings here.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from mebp.models.config import LinearName, ModelConfig
+from mebp.models.config import LinearName, ModelConfig, Rope
 from mebp.models.kind.attention import AttentionParams
-from mebp.models.kind.elementwise import GluParams
+from mebp.models.kind.elementwise import GluParams, ResidualParams
 from mebp.models.kind.embed import EmbedParams
+from mebp.models.kind.head import HeadParams
 from mebp.models.kind.linear import LinearParams
 from mebp.models.kind.norm import NormParams
 from mebp.models.kind.rope import RopeParams
@@ -30,7 +32,9 @@ class Forward(StepBuilder):
         self._norm_params = NormParams(eps=config.norm_eps, offset=config.norm_offset)
         self._linear_params = LinearParams(lora_scale=workload.lora.scale, copied=workload.layer_copies)
         self._glu_params = GluParams(activation=config.activation)
-        self._attention_params = AttentionParams(scale=config.attention_scale)
+        self._attention_params = AttentionParams(scale=config.attention_scale, cap=config.attention_cap)
+        self._residual_params = ResidualParams(scale=config.residual_scale)
+        self._head_params = HeadParams(scale=config.logit_scale, cap=config.logit_cap)
 
     def _forward(self, tag: str) -> None:
         c, hidden = self.config, self._dims(cols=self.config.hidden)
@@ -58,44 +62,50 @@ class Forward(StepBuilder):
         """The loss with the gradient of its input, and once more without, where it is evaluated twice."""
         c, w = self.config, self.workload
         dims, weight = self._dims(cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
+        params = self._head_params
         writes = {"loss": self._loss(tag)}
         if w.method == "backprop":
             writes["dx"] = self._tensor("", "final_norm.out.grad", (w.tokens, c.hidden), Role.GRADIENT, None)
-        self._append("head", f"{tag}head", None, dims, reads={"x": x}, writes=writes, weight=weight)
+        self._append("head", f"{tag}head", None, dims, reads={"x": x}, writes=writes, params=params, weight=weight)
         if w.method == "backprop" and w.evaluations > 1:
             metric = {"loss": self._loss("metric.")}
-            self._append("head", "metric.head", None, dims, reads={"x": x}, writes=metric, weight=weight)
+            self._append("head", "metric.head", None, dims, reads={"x": x}, writes=metric, params=params, weight=weight)
 
     def _loss(self, tag: str) -> TensorId:
         return self._tensor(tag, "loss", (1,), Role.LOSS, None, itemsize=FLOAT_BYTES)
 
     def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
-        c = self.config
-        normed = self._norm(tag, layer, "norm1", x)
-        heads: dict[str, TensorId] = {}
-        counts: tuple[tuple[LinearName, int], ...] = (("q", c.num_heads), ("k", c.num_kv_heads))
-        for name, count in counts:
-            y = self._linear(tag, layer, name, normed)
-            if c.qk_norm:
-                y = self._norm(tag, layer, f"{name}_norm", y, heads=count)
-            heads[name] = self._rope(tag, layer, name, y, count)
-        heads["v"] = self._linear(tag, layer, "v", normed)
-        y = self._attention(tag, layer, heads)
-        y = self._linear(tag, layer, "o", y)
-        if c.four_norms:
+        before, after = self.config.norms != "after", self.config.norms != "before"
+        y = self._attention_block(tag, layer, self._norm(tag, layer, "norm1", x) if before else x)
+        if after:
             y = self._norm(tag, layer, "post_attention_norm", y)
         middle = self._residual(tag, layer, "residual1", x, y)
-        normed = self._norm(tag, layer, "norm2", middle)
-        y = self._glu(tag, layer, self._linear(tag, layer, "gate", normed), self._linear(tag, layer, "up", normed))
-        y = self._linear(tag, layer, "down", y)
-        if c.four_norms:
+        y = self._ffn_block(tag, layer, self._norm(tag, layer, "norm2", middle) if before else middle)
+        if after:
             y = self._norm(tag, layer, "post_ffn_norm", y)
         return self._residual(tag, layer, "residual2", middle, y)
 
-    def _norm(self, tag: str, layer: int, name: str, x: TensorId, heads: int = 0) -> TensorId:
-        c, prefix, vectors = self.config, f"{tag}{layer}.", (f"{layer}.{name}",)
-        writes = self._activation(prefix, name, layer, heads * c.head_dim if heads else c.hidden)
-        dims, params = self._norm_dims(heads), self._norm_params
+    def _attention_block(self, tag: str, layer: int, x: TensorId) -> TensorId:
+        c = self.config
+        heads: dict[str, TensorId] = {}
+        counts: tuple[tuple[LinearName, int], ...] = (("q", c.num_heads), ("k", c.num_kv_heads))
+        for name, count in counts:
+            y = self._linear(tag, layer, name, x)
+            if width := c.qk_norm_width(name):
+                y = self._norm(tag, layer, f"{name}_norm", y, width, c.linear_shape(name)[0] // width)
+            heads[name] = self._rope(tag, layer, name, y, count)
+        heads["v"] = self._linear(tag, layer, "v", x)
+        return self._linear(tag, layer, "o", self._attention(tag, layer, heads))
+
+    def _ffn_block(self, tag: str, layer: int, x: TensorId) -> TensorId:
+        y = self._glu(tag, layer, self._linear(tag, layer, "gate", x), self._linear(tag, layer, "up", x))
+        return self._linear(tag, layer, "down", y)
+
+    def _norm(self, tag: str, layer: int, name: str, x: TensorId, width: int = 0, count: int = 1) -> TensorId:
+        """A norm over the hidden size, or over each of `count` parts of `width`."""
+        prefix, vectors = f"{tag}{layer}.", (f"{layer}.{name}",)
+        writes = self._activation(prefix, name, layer, count * (width or self.config.hidden))
+        dims, params = self._norm_dims(width, count), self._norm_params
         self._append("norm", f"{prefix}{name}", layer, dims, reads={"x": x}, writes=writes, params=params, vectors=vectors)
         return writes["y"]
 
@@ -111,20 +121,25 @@ class Forward(StepBuilder):
             writes=writes,
             params=self._linear_params,
             weight=self._layer_weight(layer, name),
-            vectors=(f"{layer}.{name}_bias",) if c.qkv_bias and name in ("q", "k", "v") else (),
+            vectors=(f"{layer}.{name}_bias",) if name in c.biases else (),
             adapters=self._adapters(layer, name),
         )
         return writes["y"]
 
-    def _rope(self, tag: str, layer: int, name: str, x: TensorId, heads: int) -> TensorId:
-        prefix, name = f"{tag}{layer}.", f"{name}_rope"
-        writes = self._activation(prefix, name, layer, heads * self.config.head_dim)
-        dims, params = self._rope_dims(layer, heads), self._rope_params(layer)
-        self._append("rope", f"{prefix}{name}", layer, dims, reads={"x": x}, writes=writes, params=params)
+    def _rope(self, tag: str, layer: int, name: LinearName, x: TensorId, heads: int) -> TensorId:
+        """Queries or keys, rotated; as they are where the layer rotates none."""
+        rope = self._rope_of(layer, name)
+        if rope is None:
+            return x
+        prefix, op = f"{tag}{layer}.", f"{name}_rope"
+        writes = self._activation(prefix, op, layer, heads * self.config.head_dim)
+        dims, params = self._rope_dims(layer, heads), RopeParams(rope=rope)
+        self._append("rope", f"{prefix}{op}", layer, dims, reads={"x": x}, writes=writes, params=params)
         return writes["y"]
 
-    def _rope_params(self, layer: int) -> RopeParams:
-        return RopeParams(rope=self.config.local_rope if self.config.windows[layer] else self.config.rope)
+    def _rope_of(self, layer: int, name: LinearName) -> Rope | None:
+        rope = self.config.rope_of(layer)
+        return replace(rope, query_growth=0.0) if rope is not None and name == "k" else rope
 
     def _attention(self, tag: str, layer: int, heads: Mapping[str, TensorId]) -> TensorId:
         prefix = f"{tag}{layer}."
@@ -136,7 +151,8 @@ class Forward(StepBuilder):
     def _residual(self, tag: str, layer: int, name: str, x: TensorId, y: TensorId) -> TensorId:
         prefix, d = f"{tag}{layer}.", self.config.hidden
         writes = self._activation(prefix, name, layer, d)
-        self._append("residual", f"{prefix}{name}", layer, self._dims(cols=d), reads={"x": x, "branch": y}, writes=writes)
+        dims, params, reads = self._dims(cols=d), self._residual_params, {"x": x, "branch": y}
+        self._append("residual", f"{prefix}{name}", layer, dims, reads=reads, writes=writes, params=params)
         return writes["y"]
 
     def _glu(self, tag: str, layer: int, gate: TensorId, up: TensorId) -> TensorId:

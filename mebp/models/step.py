@@ -92,10 +92,9 @@ class StepBuilder:
     def _dims(self, *, rows: int = 0, cols: int = 0, outs: int = 0) -> Dims:
         return Dims(rows=rows or self.workload.tokens, cols=cols, outs=outs, itemsize=self.workload.itemsize)
 
-    def _norm_dims(self, heads: int) -> Dims:
-        """Dims of a norm over the hidden size, or over each of `heads` heads."""
-        c = self.config
-        return self._dims(rows=self.workload.tokens * heads, cols=c.head_dim) if heads else self._dims(cols=c.hidden)
+    def _norm_dims(self, width: int = 0, count: int = 1) -> Dims:
+        """Dims of a norm over the hidden size, or over each of `count` parts of `width`."""
+        return self._dims(rows=self.workload.tokens * count, cols=width or self.config.hidden)
 
     def _linear_dims(self, name: LinearName) -> Dims:
         rows, cols = self.config.linear_shape(name)

@@ -175,7 +175,7 @@ def _head_name(files: Mapping[str, str], prefix: str) -> str:
 
 def _names(config: ModelConfig, prefix: str, head: str) -> dict[str, str]:
     """The store's names to the checkpoint's."""
-    vectors = NORMS | FOUR_NORMS if config.four_norms else NORMS
+    vectors = NORMS | FOUR_NORMS if config.norms == "both" else NORMS
     found = {"embedding": f"{prefix}{EMBEDDING}", "head": head, "final_norm": f"{prefix}norm.weight"}
     for name in (*config.matrices(), *config.vectors()):
         layer, _, part = name.partition(".")

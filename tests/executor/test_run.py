@@ -24,7 +24,7 @@ from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device, override
-from tests.executor.families import FAMILIES, Trial, trial
+from tests.executor.families import FAMILIES, VARIANTS, Trial, trial
 from tests.plans import leanest, posed, solved
 
 DEVICE = load_device("iphone15promax")
@@ -72,6 +72,11 @@ def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_exact_plan_has_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path), PLANS)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_other_arrangements_of_a_family_have_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path), ["mebp", "least"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -183,7 +188,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     library()  # hands this machine's block product to the kernels again
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
 def test_bf16_gradients_point_where_the_exact_ones_do(
     family: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +207,7 @@ def test_bf16_gradients_point_where_the_exact_ones_do(
             assert any(taken) == library().multiplies
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
 def test_the_projects_own_reference_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     given = trial(family, tmp_path)
     loss, expected = given.expected()

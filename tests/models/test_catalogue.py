@@ -28,6 +28,18 @@ PUBLISHED = {  # parameters, as the checkpoints' own safetensors headers count t
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
+    "mistral-7b": 7_248_023_552,
+    "ministral-3-3b": 3_429_006_336,
+    "gemma-2b": 2_506_172_416,
+    "gemma-2-2b": 2_614_341_888,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4-mini": 3_836_021_760,
+    "granite-3.3-2b": 2_533_539_840,
+    "minicpm-2b": 2_724_880_896,
+    "olmo-2-1b": 1_484_916_736,
+    "olmo-3-7b": 7_298_011_136,
+    "exaone-4-1.2b": 1_279_391_488,
 }
 PAPER_TRAINABLE = {"0.5b": 4.39e6, "1.5b": 9.23e6, "3b": 14.97e6, "1b": 6.52e6, "4b": 14.90e6}
 
@@ -41,7 +53,7 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert catalogue_model(name).num_parameters == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if "minicpm" not in name])  # which transformers does not have
 def test_transformers_builds_as_many_parameters_from_the_same_config(name: str) -> None:
     fields = dict(CATALOGUE[name])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -56,7 +68,7 @@ def test_trainable_parameters_are_those_of_the_paper(alias: str) -> None:
     assert num_trainable(load_model(alias), workload()) == pytest.approx(PAPER_TRAINABLE[alias], rel=0.003)
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "smollm2-135m", "phi-4-mini", "olmo-2-1b"])
 def test_forward_flops_agree_with_torch_counter_on_real_modules(name: str) -> None:
     """Products of the frozen weights; attention is left to its formula (torch counts none on CPU)."""
     fields = dict(CATALOGUE[name])
@@ -104,7 +116,7 @@ def test_hugging_face_ids_of_known_models_are_understood(spec: str, name: str) -
     assert load_model(spec) == catalogue_model(name)
 
 
-@pytest.mark.parametrize("spec", ["google/gemma-2-2b", "/gemma-3-4b", "Qwen/Qwen2.5-14B", "a/b/gemma-3-4b-it"])
+@pytest.mark.parametrize("spec", ["google/gemma-2-9b", "/gemma-3-4b", "Qwen/Qwen2.5-14B", "a/b/gemma-3-4b-it"])
 def test_ids_of_other_models_are_refused_in_a_line(spec: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(spec)

@@ -34,11 +34,24 @@ def refusal(**changes: Any) -> str:
         ({"num_key_value_heads": 5}, "num_attention_heads = 14 is not a multiple of num_key_value_heads = 5"),
         ({"head_dim": 63}, "head_dim = 63"),
         ({"hidden_act": "relu"}, "activation 'relu'"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "granite", "use_sliding_window": True}, "use_sliding_window"),
+        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is not supported for qwen2"),
+        ({"model_type": "gemma2", "hidden_act": "silu"}, "activation 'silu'"),
+        ({"model_type": "qwen3_moe"}, "needs a mixture of experts"),
+        ({"model_type": "falcon_mamba"}, "needs state-space layers"),
+        ({"model_type": "lfm2"}, "needs short convolutions"),
+        ({"model_type": "qwen3_next"}, "needs delta-net layers"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_experts": 8}, "num_experts"),
         ({"rope_scaling": {"rope_type": "linear", "factor": float("inf")}}, "out of range"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn' lacks 'max_position_embeddings'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4}}, "rope type 'ntk' is not supported"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.01}, "rotates 0 of 64 columns"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}, "max_position_embeddings": 9},
+            "short_factor has 1 entries: expected 32",
+        ),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, "rope parameters"),
     ],
@@ -51,6 +64,19 @@ def test_gemma_vision_config_is_read_for_its_text_part() -> None:
     text = {k: v for k, v in CATALOGUE["gemma-3-4b"].items() if k not in ("vocab_size", "head_dim", "num_attention_heads")}
     config = config_from_dict({"model_type": "gemma3", "text_config": text}, name="4b", source="x")
     assert config.num_parameters == load_model("4b").num_parameters
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "text", "same"),
+    [("qwen2_5_vl", "qwen2_5_vl_text", "qwen2"), ("qwen3_vl", "qwen3_vl_text", "qwen3"), ("mistral3", "ministral3", "ministral3")],
+)
+def test_the_decoder_in_a_vision_model_is_the_plain_one(wrapper: str, text: str, same: str) -> None:
+    """Text has one position for each of mrope's three."""
+    fields = QWEN | {"head_dim": 64, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
+    inner = fields | {"model_type": text, "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]}}
+    inner |= {"rope_scaling": None} if text == same else {}
+    found = config_from_dict({"model_type": wrapper, "tie_word_embeddings": True, "text_config": inner}, name="a", source="x")
+    assert found == config_from_dict(fields | {"model_type": same}, name="a", source="x")
 
 
 def test_both_spellings_of_rope_mean_the_same() -> None:

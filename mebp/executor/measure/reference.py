@@ -4,6 +4,7 @@ Written as a textbook decoder, one checkpointed layer at a time, sharing no op w
 executor, with transformers + PEFT; `compare_gradients` compares a plan with it on the model at hand.
 """
 
+from dataclasses import replace
 from math import sqrt
 
 import torch
@@ -86,6 +87,10 @@ def reference_gradients(
     return float(loss.detach()), found
 
 
+def _capped(x: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(x / cap) if cap else x
+
+
 class _Decoder:
     """`dtype` is that of weights and activations, `wide` that of sums."""
 
@@ -107,26 +112,29 @@ class _Decoder:
         for layer in range(c.num_layers):
             x = checkpoint(self.layer, x, layer, use_reentrant=False)
         logits = F.linear(self.norm(x, "final_norm"), self.matrix("embedding" if c.tied else "head")).to(self.wide)
+        logits = _capped(logits * c.logit_scale, c.logit_cap)
         return F.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), ignore_index=-100)
 
     def layer(self, x: Tensor, layer: int) -> Tensor:
         c = self.config
-        attended = self.linear(self.attention(self.norm(x, f"{layer}.norm1"), layer), layer, "o")
-        x = x + (self.norm(attended, f"{layer}.post_attention_norm") if c.four_norms else attended)
-        normed = self.norm(x, f"{layer}.norm2")
+        before, after = c.norms != "after", c.norms != "before"
+        attended = self.attention(self.norm(x, f"{layer}.norm1") if before else x, layer)
+        attended = self.linear(attended, layer, "o")
+        x = x + (self.norm(attended, f"{layer}.post_attention_norm") if after else attended) * c.residual_scale
+        normed = self.norm(x, f"{layer}.norm2") if before else x
         gate = self.linear(normed, layer, "gate")
         act = F.silu(gate) if c.activation == "silu" else F.gelu(gate, approximate="tanh")
         out = self.linear(act * self.linear(normed, layer, "up"), layer, "down")
-        return x + (self.norm(out, f"{layer}.post_ffn_norm") if c.four_norms else out)
+        return x + (self.norm(out, f"{layer}.post_ffn_norm") if after else out) * c.residual_scale
 
     def attention(self, x: Tensor, layer: int) -> Tensor:
         c = self.config
-        q = self.rotate(self.heads(x, layer, "q", c.num_heads), layer)
-        k = self.rotate(self.heads(x, layer, "k", c.num_kv_heads), layer)
+        q = self.rotate(self.heads(x, layer, "q", c.num_heads), layer, "q")
+        k = self.rotate(self.heads(x, layer, "k", c.num_kv_heads), layer, "k")
         v = self.heads(x, layer, "v", c.num_kv_heads)
         group = c.num_heads // c.num_kv_heads
         k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))  # (B, H, T, D)
-        scores = (q @ k.transpose(2, 3)).to(self.wide) * c.attention_scale
+        scores = _capped((q @ k.transpose(2, 3)).to(self.wide) * c.attention_scale, c.attention_cap)
         distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])[None]
         hidden = distance < 0
         if c.windows[layer]:
@@ -135,19 +143,23 @@ class _Decoder:
         return (p @ v).transpose(1, 2).flatten(2)  # (B, T, H x D)
 
     def heads(self, x: Tensor, layer: int, name: LinearName, count: int) -> Tensor:
-        y = self.linear(x, layer, name).view(*x.shape[:2], count, self.config.head_dim)
-        if self.config.qk_norm and name != "v":
-            y = self.norm(y, f"{layer}.{name}_norm")
-        return y.transpose(1, 2)  # (B, heads, T, D)
+        y = self.linear(x, layer, name)
+        width = self.config.qk_norm_width(name) if name != "v" else 0
+        if width:
+            y = self.norm(y.view(*x.shape[:2], -1, width), f"{layer}.{name}_norm")
+        return y.view(*x.shape[:2], count, self.config.head_dim).transpose(1, 2)  # (B, heads, T, D)
 
-    def rotate(self, x: Tensor, layer: int) -> Tensor:
-        cos, sin = self.tables[self.config.local_rope if self.config.windows[layer] else self.config.rope]
-        x1, x2 = x.chunk(2, dim=3)
-        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=3)
+    def rotate(self, x: Tensor, layer: int, name: LinearName) -> Tensor:
+        rope = self.config.rope_of(layer)
+        if rope is None:
+            return x
+        cos, sin = self.tables[rope if name == "q" else replace(rope, query_growth=0.0)]
+        x1, x2, rest = x.tensor_split((cos.shape[1], 2 * cos.shape[1]), dim=3)
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=3)
 
     def linear(self, x: Tensor, layer: int, name: LinearName) -> Tensor:
         y = F.linear(x, self.matrix(f"{layer}.{name}"))
-        if self.config.qkv_bias and name in ("q", "k", "v"):
+        if name in self.config.biases:
             y = y + self.store.vector(f"{layer}.{name}_bias").to(self.dtype)
         if f"{layer}.{name}" in self.leaves:
             A, B = (leaf.to(self.dtype) for leaf in self.leaves[f"{layer}.{name}"])

@@ -49,13 +49,14 @@ def attention(io: Io) -> None:
 
 
 def attention_backward(io: Io) -> None:
-    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale; dq = ds k; dk = ds^T q. p is recomputed from q and k."""
+    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale, times the cap's slope; dq = ds k; dk = ds^T q. p is recomputed from q and k."""
     d = io.dims
     if _kernel(io).backward(tuple(io[slot] for slot in ("q", "k", "v", "dy", "dq", "dk", "dv")), io.room()):
         return
     q, dy, dq = (_by_group(io, io[slot]) for slot in ("q", "dy", "dq"))  # (B, T, KV, G, D)
     k, v, dk, dv = (_by_head(io, io[slot]) for slot in ("k", "v", "dk", "dv"))  # (B, T, KV, D)
     buffers, flat_ds, row = _buffers(io), io.take("ds"), io.take("row")
+    flat_slopes = io.take_if_any("slopes")
     q_tile, dy_tile, dq_tile = (io.take(name) for name in ("q", "dy", "dq"))  # (rows, D)
     dk_sum, dv_sum, product = (io.take(name) for name in ("dk sum", "dv sum", "product"))  # (T, D), (T, D), (S, D)
     scale = io.params(AttentionParams).scale
@@ -65,13 +66,16 @@ def attention_backward(io: Io) -> None:
             dv_sum.zero_()
         keys, values = (t[tile.batch, tile.low : tile.high, tile.group] for t in (k, v))  # (S, D)
         queries, upstream = _gather(q, tile, q_tile), _gather(dy, tile, dy_tile)  # (R x G, D)
-        p = _probabilities(io, buffers, queries, keys, tile)  # (R x G, S) fp32
+        slopes = None if flat_slopes is None else flat_slopes[: len(queries) * len(keys)].view(len(queries), len(keys))
+        p = _probabilities(io, buffers, queries, keys, tile, slopes)  # (R x G, S) fp32
         ds = flat_ds[: p.numel()].view(p.shape)
         typed = buffers.typed[: p.numel()].view(p.shape).copy_(p)
         span = tile.high - tile.low
         add_across(dv_sum[tile.low : tile.high], torch.mm(typed.T, upstream, out=product[:span]), flat_ds)
         ds.copy_(torch.mm(upstream, values.T, out=typed))
         _softmax_backward(p, ds, row[: len(p)], scale)
+        if slopes is not None:
+            ds.mul_(slopes)
         typed.copy_(ds)
         multiply_dense(typed, keys, dq_tile[: len(queries)])
         _scatter(dq_tile[: len(queries)], tile, dq)
@@ -84,7 +88,8 @@ def attention_backward(io: Io) -> None:
 def _kernel(io: Io) -> Attention:
     d = io.dims
     extents = {"batch": d.batch, "seq": d.seq, "heads": d.heads, "kv_heads": d.kv_heads, "width": d.head_dim, "window": d.window}
-    return Attention(**extents, scale=io.params(AttentionParams).scale)
+    params = io.params(AttentionParams)
+    return Attention(**extents, scale=params.scale, cap=params.cap)
 
 
 def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
@@ -94,11 +99,21 @@ def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
     ds.sub_(p.mul_(row[:, None])).mul_(scale)
 
 
-def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, tile: _Tile) -> Tensor:
-    """softmax(scale q k^T) over the keys that each query may see, fp32, (R x G, S)."""
+def _probabilities(
+    io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, tile: _Tile, slopes: Tensor | None = None
+) -> Tensor:
+    """Softmax of the scores over the keys that each query may see, fp32, (R x G, S); `slopes` becomes what capping multiplies
+    their gradient by.
+    """
+    params = io.params(AttentionParams)
     rows, span = len(queries), len(keys)
     typed = torch.mm(queries, keys.T, out=buffers.typed[: rows * span].view(rows, span))
-    scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(io.params(AttentionParams).scale)
+    scores = buffers.scores[: rows * span].view(rows, span).copy_(typed).mul_(params.scale)
+    if params.cap:
+        scores.div_(params.cap).tanh_()
+        if slopes is not None:
+            torch.mul(scores, scores, out=slopes).neg_().add_(1.0)
+        scores.mul_(params.cap)
     _mask(io, buffers, scores, tile)
     return torch.softmax(scores, dim=1, out=scores)  # each row is read before it is written
 

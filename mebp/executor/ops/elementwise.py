@@ -1,17 +1,21 @@
-"""Ops that touch each element once or twice: the residual sum and the gated activation. N tokens."""
+"""Ops that touch each element once or twice: the residual sum, the gated activation, and their backward. N tokens."""
 
 import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
 from mebp.kernel import elementwise as kernel
-from mebp.models.kind.elementwise import GluParams
+from mebp.models.kind.elementwise import GluParams, ResidualParams
 
 aten = torch.ops.aten
 
 
 def residual(io: Io) -> None:
-    torch.add(io["x"], io["branch"], out=io["y"])
+    torch.add(io["x"], io["branch"], alpha=io.params(ResidualParams).scale, out=io["y"])
+
+
+def residual_backward(io: Io) -> None:
+    torch.mul(io["dy"], io.params(ResidualParams).scale, out=io["dx"])
 
 
 def glu(io: Io) -> None:

@@ -2,7 +2,7 @@
 
 As flash attention walks keys, so this walks the vocabulary V in tiles: a running maximum m, a running sum of exp(logit - m), and
 a running sum of exp(logit - m) w, all fp32 and rescaled when the maximum moves. Then dL/dx = (that sum / sum - w[label]) / n.
-The head is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
+Logits are scaled first, and with a cap c become c tanh(logit / c), whose slope 1 - (logit / c)^2 then multiplies every w. The head is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
 """
 
 import math
@@ -15,6 +15,7 @@ from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
 from mebp.kernel.product import multiply_dense
 from mebp.kernel.softmax import Sums, softmax_tile
+from mebp.models.kind.head import HeadParams
 from mebp.models.tile import stream_rows
 
 
@@ -29,16 +30,17 @@ def head(io: Io) -> None:
     rows = min(io.tile, stream_rows(d))
     logits, typed = io.take("logits"), io.take("typed")
     weighted, product = (io.take("weighted").zero_(), io.take("product")) if backward else (None, None)  # (N, d)
+    params = io.params(HeadParams)
     sums = Sums(highest=highest, total=total, picked=picked, weighted=weighted)
     for low in range(0, io.dims.outs, io.tile):
         tile = logits[: N * min(io.tile, io.dims.outs - low)].view(N, -1)
         whole = _logits(io, x, tile, low, typed, rows)
         exps = _room_for_exps(tile, typed, rows) if weighted is not None else None
-        if not softmax_tile(tile, low, labels, sums, exps):
-            _softmax_in_torch(tile, low, labels, sums, row, exps)
+        if not softmax_tile(tile, low, labels, sums, exps, scale=params.scale, cap=params.cap):
+            _softmax_in_torch(tile, low, labels, sums, row, exps, params, typed)
         if weighted is not None and product is not None:
             _add_weighted(io, weighted, product, tile, low, typed, whole, exps)
-    _finish(io, highest.add_(total.log()).sub_(picked), total, weighted, typed)
+    _finish(io, sums, highest.add_(total.log()).sub_(picked), typed)
 
 
 def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
@@ -46,8 +48,13 @@ def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
     return typed[: tile.numel()].view(tile.shape) if tile.shape[1] <= rows and typed.dtype is not tile.dtype else None
 
 
-def _softmax_in_torch(tile: Tensor, low: int, labels: Tensor, sums: Sums, row: Tensor, exps: Tensor | None) -> None:
-    """What the kernel softmax_tile does; `row` (N,) is overwritten."""
+def _softmax_in_torch(
+    tile: Tensor, low: int, labels: Tensor, sums: Sums, row: Tensor, exps: Tensor | None, params: HeadParams, room: Tensor
+) -> None:
+    """What the kernel softmax_tile does; `row` (N,) and `room` are overwritten."""
+    tile.mul_(params.scale)
+    if params.cap:
+        tile.div_(params.cap).tanh_().mul_(params.cap)
     here = ((labels >= low) & (labels < low + tile.shape[1])).nonzero().squeeze(1)
     sums.picked[here] = tile[here, labels[here] - low]
     torch.maximum(sums.highest, torch.amax(tile, dim=1), out=row)
@@ -56,7 +63,13 @@ def _softmax_in_torch(tile: Tensor, low: int, labels: Tensor, sums: Sums, row: T
     if sums.weighted is not None:
         sums.weighted.mul_(sums.highest[:, None])
     sums.highest.copy_(row)
-    sums.total.add_(torch.sum(tile.sub_(sums.highest[:, None]).exp_(), dim=1))
+    step = len(room) // len(tile) if params.cap else tile.shape[1]
+    for start in range(0, tile.shape[1], step):
+        piece = tile[:, start : start + step]
+        slopes = torch.div(piece, params.cap, out=room[: piece.numel()].view(piece.shape)) if params.cap else None
+        sums.total.add_(torch.sum(piece.sub_(sums.highest[:, None]).exp_(), dim=1))
+        if slopes is not None:
+            piece.mul_(slopes.square_().neg_().add_(1.0))
     if exps is not None:
         exps.copy_(tile)
 
@@ -90,8 +103,9 @@ def _add_weighted(
         add_across(weighted, product, typed)
 
 
-def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None, room: Tensor) -> None:
+def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor) -> None:
     """Mean loss over labelled positions, and dx where it is asked for."""
+    params, weighted = io.params(HeadParams), sums.weighted
     labels = io.env.labels
     valid = labels >= 0
     count = int(valid.sum())
@@ -104,5 +118,7 @@ def _finish(io: Io, losses: Tensor, total: Tensor, weighted: Tensor | None, room
         return
     dx = io["dx"]
     io.gather(labels.clamp(min=0), dx)
-    add_across(weighted.div_(total[:, None]), dx, room, sign=-1)
-    dx.copy_(weighted.mul_((valid / max(1, count))[:, None]))
+    if params.cap:
+        dx.mul_((1 - (sums.picked / params.cap).square_())[:, None])
+    add_across(weighted.div_(sums.total[:, None]), dx, room, sign=-1)
+    dx.copy_(weighted.mul_((valid * (params.scale / max(1, count)))[:, None]))

@@ -12,9 +12,12 @@ SPANS = 8  # different numbers of keys that tiles see: for each a library compil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParams:
-    """softmax(scale q k^T) v; which keys a query sees is part of the op's dims."""
+    """softmax(s) v of scores s = scale q k^T, which become cap tanh(s / cap) where `cap` is not 0; which keys a query sees is part
+    of the op's dims.
+    """
 
     scale: float
+    cap: float
 
 
 def score_rows(dims: Dims) -> int:
@@ -90,15 +93,20 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
-    """The same with a second tile of scores for their gradient, fp32 sums over keys, and a product to be added to them."""
+    """The same with a second tile of scores for their gradient, fp32 sums over keys, and a product to be added to them; a third
+    tile for the slopes of capped scores.
+    """
     d = op.dims
     tile_rows = score_rows(d) * (d.heads // d.kv_heads)
+    capped = isinstance(op.params, AttentionParams) and op.params.cap > 0
+    slopes = (Buffer(name="slopes", shape=(tile_rows * score_span(d),), dtype="fp32"),) if capped else ()
     sums = (Buffer(name=name, shape=(d.seq, d.head_dim), dtype="fp32") for name in ("dk sum", "dv sum"))
     return Scratch(
         always=(
             *_score_tile(d),
             Buffer(name="ds", shape=(tile_rows * score_span(d),), dtype="fp32"),
             Buffer(name="row", shape=(tile_rows,), dtype="fp32"),
+            *slopes,
             *_query_tiles(d, "q", "dy", "dq"),
             *sums,
             Buffer(name="product", shape=(score_span(d), d.head_dim), dtype=d.activation),

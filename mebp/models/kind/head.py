@@ -1,8 +1,18 @@
 """The head and the loss in one pass over the vocabulary, a tile of logits at a time; dL/dx comes out with the loss."""
 
+from dataclasses import dataclass
+
 from mebp.models.op import Buffer, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.models.tile import gathered, product_scratch, stream_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadParams:
+    """Logits are scale x W^T, and where `cap` is not 0 cap tanh(that / cap)."""
+
+    scale: float
+    cap: float
 
 
 def _flops(op: Op) -> int:

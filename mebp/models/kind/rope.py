@@ -15,9 +15,11 @@ class RopeParams:
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
-    """The first half of every head, which the second is rotated with."""
+    """The first half of what is rotated of every head, which the second is rotated with."""
     d = op.dims
-    return Scratch(always=(Buffer(name="first", shape=(d.batch, d.seq, d.heads, d.head_dim // 2), dtype=d.activation),))
+    assert isinstance(op.params, RopeParams)
+    shape = (d.batch, d.seq, d.heads, op.params.rope.width(d.head_dim) // 2)
+    return Scratch(always=(Buffer(name="first", shape=shape, dtype=d.activation),))
 
 
 KINDS = (
