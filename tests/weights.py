@@ -3,7 +3,13 @@
 import torch
 
 from mebp.kernel.weight import PART_TYPES, Frozen
-from mebp.models.format import CODES, HIGH, PartType, WeightFormat
+from mebp.models.format import CODES, FORMATS, HIGH, PartType, WeightFormat
+
+_KINDS = {
+    (fmt.bits, fmt.levels, fmt.scale, fmt.affine, fmt.zero_point, fmt.block > 0, fmt.group > 0): name
+    for name, fmt in reversed(FORMATS.items())
+}
+UNLIKE = (*_KINDS.values(), "int4-g64", "int4-g128")  # one format of each kind that differs in more than its group, and two groups
 
 
 def random_weight(rows: int, cols: int, fmt: WeightFormat, seed: int = 0) -> Frozen:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from mebp.errors import InputError
-from mebp.models.format import DEFAULT_RECIPE, FORMATS, RECIPES
+from mebp.models.format import DEFAULT_RECIPE, OFFERED, RECIPES
 from mebp.unit import parse_nbytes, show_nbytes
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class StepFlags(FlagGroup):
         str | None,
         Flag(
             "--weights",
-            help=f"Formats of the frozen weights: {' '.join((*RECIPES, *FORMATS))}; or a list that changes one for some weights:"
+            help=f"Formats of the frozen weights: {' '.join((*RECIPES, *OFFERED))}; or a list that changes one for some weights:"
             f" {DEFAULT_RECIPE},ffn=int4-g64. Default: the store's, without one {DEFAULT_RECIPE}.",
             rich_help_panel=MODEL,
         ),

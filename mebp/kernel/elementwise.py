@@ -50,8 +50,8 @@ def glu_backward(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tenso
 
 
 def rotate(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> bool:
-    """y = x with the halves of every head's first columns turned by its position's angle, or turned `back`; `y` may be `x`. x (batch,
-    seq, heads, head_dim), cos and sin (seq, half), half of the columns that turn.
+    """y = x with the halves of every head's first columns turned by its position's angle, or turned `back`; `y` may be `x`. x is
+    (batch, seq, heads, head_dim), cos and sin (seq, half), half of the columns that turn.
     """
     kernels = _kernels(x, y, cos, sin)
     if kernels is None:

@@ -30,7 +30,7 @@ typedef struct {
     const uint16_t *block_scales, *block_offsets; /* (rows, cols / block) fp16, where scales are bytes */
     const float *levels;            /* 16, by the low bits of a code shifted down; null where bits are more */
     int64_t rows, cols, group, block, bits, type;
-    int64_t is_unsigned;
+    int64_t is_unsigned, zero_point; /* with a zero point, offsets are bytes: weight = (level - offset) x scale */
 } Weight;
 
 enum { BF16, FP16, INT8, UINT8 }; /* types of scales and offsets */
@@ -83,7 +83,8 @@ static inline float part_of(const void *values, int64_t type, int64_t at) {
 /* Group `index` of the `groups` of a row. */
 static inline Group group_of(const Weight *w, int64_t row, int64_t index, int64_t groups) {
     const int64_t at = row * groups + index;
-    Group found = {part_of(w->scales, w->type, at), w->offsets ? part_of(w->offsets, w->type, at) : 0};
+    Group found = {part_of(w->scales, w->type, at), w->offsets ? part_of(w->offsets, w->zero_point ? UINT8 : w->type, at) : 0};
+    if (w->zero_point) found.offset *= -found.scale;
     if (w->block) {
         const int64_t block = row * (w->cols / w->block) + index * w->group / w->block;
         found.scale *= from_fp16(w->block_scales[block]);

@@ -20,11 +20,9 @@ class Sums:
     weighted: Tensor | None
 
 
-def softmax_tile(
-    logits: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None, *, scale: float, cap: float
-) -> bool:
-    """Take logits (tokens, tile) fp32 of the vocabulary from `low` on, times `scale` and capped, into the sums. e^(logit - highest),
-    times the cap's slope, takes their place, or goes to `exps` (tokens, tile) bf16 where that is given. False where the kernel
+def softmax_tile(logits: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None, *, scale: float, cap: float) -> bool:
+    """Take logits (tokens, tile) fp32 of the vocabulary from `low` on, times `scale` and capped, into the sums. In their place, or
+    in `exps` (tokens, tile) bf16 where that is given, is then e^(logit - highest) times the cap's slope. False where the kernel
     cannot.
     """
     kernels = library().kernels

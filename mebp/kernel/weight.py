@@ -67,6 +67,8 @@ class Frozen:
         """What each group's levels are multiplied by, and what is added, (rows, groups) fp32."""
         scales, offsets = self.parts[SCALES].float(), self.parts.get(OFFSETS)
         wide = None if offsets is None else offsets.float()
+        if wide is not None and self.format.zero_point:
+            wide = wide * -scales
         if BLOCK_SCALES in self.parts:
             each = scales.shape[1] // self.parts[BLOCK_SCALES].shape[1]
             scales = scales * self.parts[BLOCK_SCALES].float().repeat_interleave(each, dim=1)
@@ -95,7 +97,7 @@ class KernelWeight(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (CODES, HIGH, SCALES, OFFSETS, BLOCK_SCALES, BLOCK_OFFSETS, "levels")),
-        *((name, ctypes.c_int64) for name in ("rows", "cols", "group", "block", "bits", "type", "is_unsigned")),
+        *((name, ctypes.c_int64) for name in ("rows", "cols", "group", "block", "bits", "type", "is_unsigned", "zero_point")),
     )
 
 
@@ -119,4 +121,5 @@ def kernel_weight(frozen: Frozen) -> KernelWeight | None:
         bits=fmt.bits,
         type=TYPES[fmt.scale],
         is_unsigned=fmt.levels == "unsigned",
+        zero_point=fmt.zero_point,
     )

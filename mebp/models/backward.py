@@ -92,9 +92,7 @@ class Backward(Forward):
         normed = name != "v" and self.config.qk_norm != "none"
         return TensorId(f"{layer}.{name}{'_rope' if rotated else '_norm' if normed else ''}.out")
 
-    def _query_key_backward(
-        self, layer: int, name: LinearName, grad: TensorId, num_heads: int, x: TensorId, dx: TensorId
-    ) -> None:
+    def _query_key_backward(self, layer: int, name: LinearName, grad: TensorId, num_heads: int, x: TensorId, dx: TensorId) -> None:
         """Back through the rotation and the norm of queries or keys, in place, and through their linear, which reads `x`."""
         c, in_place = self.config, {"dy": grad}
         if (rope := self._rope_of(layer, name)) is not None:

@@ -119,7 +119,12 @@ OLMO3_ROPES = {
     },
     "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
 }
-GRANITE_SCALES = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.015625, "logits_scaling": 8.0}
+GRANITE_SCALES = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.015625,
+    "logits_scaling": 8.0,
+}
 MINICPM_SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
 
 CATALOGUE: dict[str, dict[str, Any]] = {

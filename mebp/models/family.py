@@ -1,6 +1,6 @@
 """What a family of decoders is, beyond the numbers in its config.json: one entry of TRAITS per `model_type`.
 
-A family that is an arrangement of what there is needs an entry here, its published sizes in catalogue.py, and, where its checkpoints
+A family that is an arrangement of what there is needs an entry here, sizes in catalogue.py, and, where its checkpoints
 call their tensors otherwise, their names in mebp/store/checkpoint.py.
 """
 
@@ -188,7 +188,13 @@ TRAITS: dict[str, Traits] = {
         local_rope="own",
         caps=True,
         defaults=_GEMMA_DEFAULTS  # transformers leaves the others out of gemma-3-4b's text_config
-        | {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rope_theta": 1e6},
+        | {
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "query_pre_attn_scalar": 256,
+            "rope_theta": 1e6,
+        },
     ),
     "phi3": Traits(family=Family.PHI3, windows=_all_windows, partial_rotary=True, defaults={"rms_norm_eps": 1e-5}),
     "smollm3": Traits(
@@ -198,9 +204,7 @@ TRAITS: dict[str, Traits] = {
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
     "granite": Traits(family=Family.GRANITE, scales=_granite_scales),
-    "minicpm": Traits(
-        family=Family.MINICPM, scales=_minicpm_scales, defaults={"tie_word_embeddings": True, "rms_norm_eps": 1e-5}
-    ),
+    "minicpm": Traits(family=Family.MINICPM, scales=_minicpm_scales, defaults={"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "olmo2": Traits(family=Family.OLMO2, norms="after", qk_norm="width", defaults={"rms_norm_eps": 1e-5}),
     "olmo3": Traits(
         family=Family.OLMO3,
@@ -222,7 +226,10 @@ TRAITS: dict[str, Traits] = {
 WRAPPERS = {"gemma3": "gemma3_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen3_vl": "qwen3_vl_text", "mistral3": "mistral"}
 """Models whose `text_config` is a decoder, and the type of that where it does not say."""
 
-KNOWN = "llama (SmolLM2 too), qwen2, qwen3, mistral, ministral3, gemma, gemma2, gemma3, phi3, smollm3, granite, minicpm, olmo2, olmo3, exaone4"  # fmt: skip
+KNOWN = (
+    "llama (SmolLM2 too), qwen2, qwen3, mistral, ministral3, gemma, gemma2, gemma3, phi3, smollm3, granite, minicpm, olmo2, olmo3,"
+    " exaone4, and the text part of qwen2_5_vl and qwen3_vl"
+)
 MISSING = {  # what models of other types would need
     "moe": "a mixture of experts",
     "mixtral": "a mixture of experts",

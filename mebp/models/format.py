@@ -2,7 +2,8 @@
 
 A format is data: `weight = level x scale + offset`, rounded once to the type that is asked for. A code of `bits` bits names a
 level: a whole number, signed or not, or one of NF4's. `group` columns share a scale, and an offset where the format has them.
-Scales and offsets are 16-bit floats, or bytes that a 16-bit float for each `block` columns multiplies.
+Scales and offsets are 16-bit floats, or bytes that a 16-bit float for each `block` columns multiplies. Or the offset is a byte, the
+zero point: the level that is worth nothing, `weight = (level - zero point) x scale`.
 
 Codes are laid out so that unpacking runs over contiguous bytes: byte i of a row holds the codes of columns i, i + m, ...
 (m = cols / codes per byte), low bits first. Of codes of 6 bits the part `codes` has the low four, and `high` the upper two in the
@@ -10,8 +11,9 @@ same way. This module knows sizes only; mebp/store/codec.py and mebp/kernel move
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from mebp.errors import InputError
@@ -43,7 +45,7 @@ class WeightFormat:
     """A storage format; `group` counts columns that share one scale, 0 a whole row; 16 bits are plain bf16, in the part `codes`.
 
     `scale` is the type of scales and offsets; where it is a byte, `block` columns (0: a whole row) share a fp16 number that
-    multiplies them.
+    multiplies them. With `zero_point` offsets are zero points.
     """
 
     name: str
@@ -52,7 +54,13 @@ class WeightFormat:
     levels: Levels = "signed"
     scale: PartType = "bf16"
     affine: bool = False
+    zero_point: bool = False
     block: int = 0
+
+    @property
+    def offset(self) -> PartType | None:
+        """The type of offsets; None where there are none."""
+        return "uint8" if self.zero_point else self.scale if self.affine else None
 
     @property
     def compressed(self) -> bool:
@@ -83,8 +91,8 @@ class WeightFormat:
         ]
         if self.bits == SPLIT_BITS:
             found.append(Part(name=HIGH, dtype="int8", per_row=cols // 4))
-        if self.affine:
-            found.append(Part(name=OFFSETS, dtype=self.scale, per_row=groups))
+        if self.offset:
+            found.append(Part(name=OFFSETS, dtype=self.offset, per_row=groups))
         if block := self.block_cols(cols):
             found.append(Part(name=BLOCK_SCALES, dtype="fp16", per_row=cols // block))
             if self.affine:
@@ -111,20 +119,29 @@ STORE_VERSION = "4"  # of the files with weights in these formats
 REMEDIES = "a smaller group (int4-g32), int8 or bf16"
 REMEDY = {"int4-g32": "int8 or bf16", "ternary": "int8 or bf16", "int8": "bf16"}
 
+
+def _imported() -> Iterator[WeightFormat]:
+    """What other tools quantise to: signed, affine or with zero points, in groups of some sizes, scales in either 16-bit type."""
+    types: tuple[tuple[PartType, str], ...] = (("bf16", ""), ("fp16", "-fp16"))
+    for group, (scale, suffix) in product((32, 64, 128), types):
+        common = WeightFormat(name="", bits=4, group=group, levels="unsigned", scale=scale)
+        for bits in (4, 8):
+            yield replace(common, name=f"int{bits}-affine-g{group}{suffix}", bits=bits, affine=True)
+        yield replace(common, name=f"int4-zero-g{group}{suffix}", zero_point=True)
+        if suffix:
+            yield replace(common, name=f"int4-g{group}{suffix}", levels="signed")
+
+
 FORMATS = {
     fmt.name: fmt
     for fmt in (
         WeightFormat(name="int4-g32", bits=4, group=32),
         WeightFormat(name="int4-g64", bits=4, group=64),
         WeightFormat(name="int4-g128", bits=4, group=128),
-        WeightFormat(name="int4-affine-g32", bits=4, group=32, levels="unsigned", affine=True),
-        WeightFormat(name="int4-affine-g64", bits=4, group=64, levels="unsigned", affine=True),
-        WeightFormat(name="int4-affine-g128", bits=4, group=128, levels="unsigned", affine=True),
         WeightFormat(name="nf4-g64", bits=4, group=64, levels="nf4"),
         WeightFormat(name="int4-k", bits=4, group=32, levels="unsigned", scale="uint8", affine=True),
         WeightFormat(name="int6", bits=6),
         WeightFormat(name="int8", bits=8),
-        WeightFormat(name="int8-affine-g64", bits=8, group=64, levels="unsigned", affine=True),
         WeightFormat(name="ternary", bits=2),
         WeightFormat(name="bf16", bits=PLAIN_BITS),
         WeightFormat(name="q4_0", bits=4, group=32, scale="fp16"),
@@ -132,14 +149,17 @@ FORMATS = {
         WeightFormat(name="q8_0", bits=8, group=32, scale="fp16"),
         WeightFormat(name="q4_k", bits=4, group=32, levels="unsigned", scale="uint8", affine=True, block=256),
         WeightFormat(name="q6_k", bits=6, group=16, scale="int8", block=256),
+        *_imported(),
     )
 }
+OFFERED = tuple(name for name in FORMATS if not FORMATS[name].block and "zero" not in name and "fp16" not in name)
+"""Formats that help texts name: those of blocks, zero points and fp16 scales are what others' files come in."""
 
 
 def weight_format(name: str) -> WeightFormat:
     """Look a format up by name; an unknown one is an InputError that lists what there is."""
     if name not in FORMATS:
-        raise InputError(f"unknown weight format {name!r}: take one of {', '.join((*RECIPES, *FORMATS))}")
+        raise InputError(f"unknown weight format {name!r}: take one of {', '.join((*RECIPES, *OFFERED))}")
     return FORMATS[name]
 
 

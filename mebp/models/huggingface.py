@@ -1,7 +1,6 @@
 """Read a Hugging Face config.json into a ModelConfig, refusing what would change the mathematics unseen. Weights are not read."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +48,6 @@ def read_config(file: Path) -> dict[str, Any]:
         base = shortened(str(raw.get("base_model_name_or_path")))
         raise ModelError(f"{file} is the config of a PEFT adapter, not of a model: name that of its base model ({base})")
     return raw
-
-
-def quantisation_of(raw: Mapping[str, Any]) -> str | None:
-    """How the weights of a checkpoint are quantised, by its config.json: `gptq, 4 bits`; None where they are not."""
-    found = raw.get("quantization_config") or raw.get("quantization")
-    if not isinstance(found, dict):
-        return None
-    method, bits = found.get("quant_method", "MLX"), found.get("bits")
-    return f"{shortened(str(method))}{f', {bits} bits' if isinstance(bits, int) else ''}"
 
 
 def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelConfig:

@@ -51,12 +51,11 @@ def _rope(fields: Any, theta: float, hf: HFConfig, source: str) -> Rope:
     kind = OTHER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if kind == "yarn" and hf.model_type == "phi3":
         kind = "longrope"  # what early Phi-3 configs call it
-    readers = {"default": _unscaled, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in READERS:
         raise ModelError(f"{source}: rope type {kind!r} is not supported: {KNOWN} are")
     try:
         fraction = float(fields.get("partial_rotary_factor", hf.partial_rotary_factor or 1.0))
-        rope = readers[kind](fields, hf, Rope(theta=float(fields.get("rope_theta", theta)), fraction=fraction))
+        rope = READERS[kind](fields, hf, Rope(theta=float(fields.get("rope_theta", theta)), fraction=fraction))
     except KeyError as error:
         raise ModelError(f"{source}: rope type {kind!r} lacks {error}") from None
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
@@ -121,9 +120,10 @@ def _longrope(fields: dict[str, Any], hf: HFConfig, base: Rope) -> Rope:
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     short, long = (tuple(float(value) for value in fields[name]) for name in ("short_factor", "long_factor"))
-    return replace(
-        base, scaling="longrope", short=short, long=long, original_context=original, magnitude=float(magnitude)
-    )
+    return replace(base, scaling="longrope", short=short, long=long, original_context=original, magnitude=float(magnitude))
+
+
+READERS = {"default": _unscaled, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
 
 
 def _original(fields: dict[str, Any], hf: HFConfig) -> int:
@@ -147,7 +147,9 @@ def _require_sane(rope: Rope, fields: Any, hf: HFConfig, source: str) -> None:
     head_dim = hf.head_dim or hf.hidden_size // hf.num_attention_heads
     width = rope.width(head_dim)
     if width < 2 or width % 2:
-        raise ModelError(f"{source}: partial_rotary_factor = {rope.fraction:g} rotates {width} of {head_dim} columns: expected even")
+        raise ModelError(
+            f"{source}: partial_rotary_factor = {rope.fraction:g} rotates {width} of {head_dim} columns: expected even"
+        )
     for name, factors in (("short_factor", rope.short), ("long_factor", rope.long)):
         if rope.scaling == "longrope" and (len(factors) != width // 2 or min(factors) <= 0):
             raise ModelError(f"{source}: {name} has {len(factors)} entries: expected {width // 2}, above 0")

@@ -39,6 +39,10 @@ def code_parts(codes: Tensor, bits: int) -> dict[str, Tensor]:
 def _scale_parts(scales: Tensor, offsets: Tensor | None, fmt: WeightFormat) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Scales and offsets (rows, groups) as they are stored, and what comes back of them."""
     dtype = PART_TYPES[fmt.scale]
+    if fmt.zero_point:
+        assert offsets is not None
+        points = torch.where(scales > 0, -offsets / scales, 0.0).round().clamp(0, 255)
+        return {SCALES: scales.to(dtype), OFFSETS: points.to(torch.uint8)}, scales, -points * scales
     if fmt.scale != "uint8":
         parts = {SCALES: scales.to(dtype)} | ({} if offsets is None else {OFFSETS: offsets.to(dtype)})
         return parts, scales, offsets
@@ -65,7 +69,7 @@ def _absmean(grouped: Tensor) -> tuple[Tensor, None]:
 def _searched(grouped: Tensor, fmt: WeightFormat) -> tuple[Tensor, Tensor | None]:
     """Scales and offsets (rows, groups) with the smallest squared error among those tried, as they are stored."""
     best = torch.full(grouped.shape[:2], float("inf"))
-    scales, offsets = torch.zeros_like(best), torch.zeros_like(best) if fmt.affine else None
+    scales, offsets = torch.zeros_like(best), torch.zeros_like(best) if fmt.offset else None
     for shrink in SHRINK if fmt.bits < 8 else (1.0,):
         for scale, offset in _candidates(grouped, fmt, shrink):
             error = (_dequantised(_codes(grouped, scale, offset, fmt), scale, offset, fmt) - grouped).square_().sum(dim=2)
@@ -81,8 +85,8 @@ def _candidates(grouped: Tensor, fmt: WeightFormat, shrink: float) -> list[tuple
     """Scales and offsets, as they are stored, whose levels end at `shrink` times the largest magnitude of a group."""
     dtype = torch.float32 if fmt.scale == "uint8" else PART_TYPES[fmt.scale]
     low, high = grouped.amin(dim=2), grouped.amax(dim=2)
-    if fmt.affine:
-        low = low.clamp(max=0) if fmt.scale == "uint8" else low  # offsets that are bytes are below 0
+    if fmt.offset:
+        low = low.clamp(max=0) if fmt.offset == "uint8" else low  # offsets that are bytes are below 0
         middle, half = (high + low) / 2, (high - low) / 2 * shrink
         scale = _stored(2 * half / (2**fmt.bits - 1), dtype)
         return [(scale, _stored(middle - half, dtype))]

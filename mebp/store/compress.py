@@ -34,7 +34,7 @@ class Source(Protocol):
 
     config: ModelConfig
 
-    def watch(self, see: Callable[[bytes], object]) -> None:
+    def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read from now on."""
 
     def stored(self, name: str) -> WeightFormat | None:

@@ -50,12 +50,12 @@ class GgufFile:
             **self.config.matrices(),
             **{name: (length,) for name, length in self.config.vectors().items()},
         }
-        self._see: Callable[[bytes], object] = len
+        self._see: Callable[[memoryview], object] = len
         for name, shape in self.shapes.items():
             self._require_shape(name, shape)
         self._require_finished()
 
-    def watch(self, see: Callable[[bytes], object]) -> None:
+    def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""
         self._see = see
 
@@ -99,7 +99,7 @@ class GgufFile:
         step = max(1, PIECE_WEIGHTS // self.shapes[name][-1])
         for start in range(0, len(data), step):
             piece = np.ascontiguousarray(data[start : start + step] if order is None else data[order[start : start + step]])
-            self._see(piece.tobytes())
+            self._see(piece.reshape(-1).view(np.uint8).data)
             yield piece
 
     def _row_order(self, name: str) -> NDArray[np.int64] | None:

@@ -91,7 +91,9 @@ def _matrix(shape: tuple[int, int], fmt: WeightFormat, table: Tensor, generator:
             parts[BLOCK_OFFSETS] = (parts[BLOCK_SCALES].float() * -middle).half()
     else:
         parts[SCALES] = (unit * varied).to(PART_TYPES[fmt.scale])
-        if fmt.affine:
+        if fmt.zero_point:
+            parts[OFFSETS] = torch.full(sizes[OFFSETS], round(middle), dtype=torch.uint8)
+        elif fmt.affine:
             parts[OFFSETS] = (parts[SCALES].float() * -middle).to(PART_TYPES[fmt.scale])
     return Frozen(format=fmt, cols=cols, parts=parts)
 

@@ -58,7 +58,10 @@ FAMILIES: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama", "rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
     "smollm2": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": 5, "tie_word_embeddings": False},
-    "ministral3": {"model_type": "ministral3", "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "ministral3": {
+        "model_type": "ministral3",
+        "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
     "gemma": {"model_type": "gemma"},
     "gemma2": {
         "model_type": "gemma2",

@@ -75,7 +75,8 @@ def test_what_is_not_bf16_or_contiguous_is_left_to_torch() -> None:
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_a_softmax_by_tiles_is_that_of_all_logits(typed: bool) -> None:
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.3, 0.0), (0.5, 15.0)])
+def test_a_softmax_by_tiles_is_that_of_all_logits(typed: bool, scale: float, cap: float) -> None:
     tokens, vocab, tile = 9, 1000, 300
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(tokens, vocab, generator=generator) * 20
@@ -89,16 +90,19 @@ def test_a_softmax_by_tiles_is_that_of_all_logits(typed: bool) -> None:
     for low in range(0, vocab, tile):
         part = logits[:, low : low + tile].contiguous()
         exps = torch.empty(part.shape, dtype=torch.bfloat16) if typed else None
-        assert softmax_tile(part, low, labels, sums, exps)
+        assert softmax_tile(part, low, labels, sums, exps, scale=scale, cap=cap)
         assert sums.weighted is not None
         sums.weighted.add_((part if exps is None else exps.float()) @ W[low : low + tile])
-    exact = logits.double()
+    exact, slopes = logits.double() * scale, torch.ones(1)
+    if cap:
+        exact = cap * torch.tanh(exact / cap)
+        slopes = 1 - (exact / cap) ** 2
     top = exact.amax(dim=1)
-    assert torch.equal(sums.highest, logits.amax(dim=1))
-    assert torch.allclose(sums.total.double(), (exact - top[:, None]).exp().sum(dim=1), rtol=1e-6)
+    assert torch.allclose(sums.highest.double(), top, rtol=1e-6)
+    assert torch.allclose(sums.total.double(), (exact - top[:, None]).exp().sum(dim=1), rtol=3e-6)
     known = labels >= 0
-    assert torch.equal(sums.picked[known], logits[known, labels[known]])
-    expected = (exact - top[:, None]).exp() @ W.double()
+    assert torch.allclose(sums.picked[known].double(), exact[known, labels[known]], rtol=1e-6)
+    expected = ((exact - top[:, None]).exp() * slopes) @ W.double()
     assert sums.weighted is not None
     assert torch.allclose(sums.weighted.double(), expected, rtol=1e-2 if typed else 1e-5, atol=1e-2 if typed else 1e-6)
 
@@ -107,5 +111,5 @@ def test_logits_that_are_not_finite_spoil_the_sums() -> None:
     logits = torch.zeros(2, 32)
     logits[0, 3], logits[1, 5] = float("nan"), float("inf")
     sums = Sums(highest=torch.full((2,), float("-inf")), total=torch.zeros(2), picked=torch.zeros(2), weighted=None)
-    assert softmax_tile(logits, 0, torch.zeros(2, dtype=torch.int64), sums, None)
+    assert softmax_tile(logits, 0, torch.zeros(2, dtype=torch.int64), sums, None, scale=1.0, cap=0.0)
     assert not torch.isfinite(sums.total).any()

@@ -13,9 +13,9 @@ from mebp.kernel.library import SWITCH, library
 from mebp.kernel.unpack import unpack_rows
 from mebp.models.format import BLOCK_SCALES, FORMATS, SCALES
 from mebp.store.codec import unpack, unpack_in_torch
-from tests.weights import random_weight
+from tests.weights import UNLIKE, random_weight
 
-COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
+COMPRESSED = [name for name in UNLIKE if FORMATS[name].compressed]
 COMPILER = any(shutil.which(name) for name in native.COMPILERS)
 
 

@@ -68,7 +68,9 @@ def test_trainable_parameters_are_those_of_the_paper(alias: str) -> None:
     assert num_trainable(load_model(alias), workload()) == pytest.approx(PAPER_TRAINABLE[alias], rel=0.003)
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "smollm2-135m", "phi-4-mini", "olmo-2-1b"])
+@pytest.mark.parametrize(
+    "name", ["qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "smollm2-135m", "phi-4-mini", "olmo-2-1b"]
+)
 def test_forward_flops_agree_with_torch_counter_on_real_modules(name: str) -> None:
     """Products of the frozen weights; attention is left to its formula (torch counts none on CPU)."""
     fields = dict(CATALOGUE[name])

@@ -6,9 +6,9 @@ import torch
 from mebp.kernel.weight import NF4, Frozen
 from mebp.models.format import BLOCK_OFFSETS, BLOCK_SCALES, CODES, FORMATS, HIGH, OFFSETS, SCALES, WeightFormat
 from mebp.store.codec import join_codes, quantise, unpack_whole
-from tests.weights import random_weight
+from tests.weights import UNLIKE, random_weight
 
-COMPRESSED = [name for name, fmt in FORMATS.items() if fmt.compressed]
+COMPRESSED = [name for name in UNLIKE if FORMATS[name].compressed]
 WRITTEN = [name for name in COMPRESSED if not FORMATS[name].block]
 
 
@@ -33,7 +33,9 @@ def read_slowly(frozen: Frozen, row: int, col: int) -> torch.Tensor:
     level = torch.tensor(NF4[code] if fmt.levels == "nf4" else float(signed))
     group = col // fmt.group_cols(cols)
     scale = frozen.parts[SCALES][row, group].float()
-    offset = frozen.parts[OFFSETS][row, group].float() if fmt.affine else torch.tensor(0.0)
+    offset = frozen.parts[OFFSETS][row, group].float() if fmt.offset else torch.tensor(0.0)
+    if fmt.zero_point:
+        return (level - offset) * scale
     if block := fmt.block_cols(cols):
         scale = scale * frozen.parts[BLOCK_SCALES][row, col // block].float()
         if fmt.affine:
@@ -62,6 +64,7 @@ def test_unpacking_follows_the_definition_of_the_format(name: str, dtype: torch.
         ("int6", 0.05),
         ("int8", 0.01),
         ("int8-affine-g64", 0.01),
+        ("int4-zero-g64-fp16", 0.11),
         ("q4_1", 0.08),
         ("ternary", 0.55),
     ],

@@ -7,13 +7,13 @@ import typer
 
 from mebp.cli.flag import Flag
 from mebp.cli.screen import note, working
-from mebp.models.format import DEFAULT_RECIPE, FORMATS, RECIPES, WEIGHTS_FILE, weight_formats
+from mebp.models.format import DEFAULT_RECIPE, OFFERED, RECIPES, WEIGHTS_FILE, weight_formats
 
 if TYPE_CHECKING:
     from mebp.store.compress import Compressed
 
 LARGEST_ERROR = 0.2  # of a weight, relative root mean square on average: 4 bits make a tenth
-FORMAT_NAMES = " ".join((*RECIPES, *FORMATS))
+FORMAT_NAMES = " ".join((*RECIPES, *OFFERED))
 
 
 def compress(

@@ -49,7 +49,9 @@ def attention(io: Io) -> None:
 
 
 def attention_backward(io: Io) -> None:
-    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale, times the cap's slope; dq = ds k; dk = ds^T q. p is recomputed from q and k."""
+    """dv = p^T dy; dp = dy v^T; ds = p (dp - sum(dp p)) scale, times the cap's slope; dq = ds k; dk = ds^T q. p is recomputed
+    from q and k.
+    """
     d = io.dims
     if _kernel(io).backward(tuple(io[slot] for slot in ("q", "k", "v", "dy", "dq", "dk", "dv")), io.room()):
         return
@@ -99,9 +101,7 @@ def _softmax_backward(p: Tensor, ds: Tensor, row: Tensor, scale: float) -> None:
     ds.sub_(p.mul_(row[:, None])).mul_(scale)
 
 
-def _probabilities(
-    io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, tile: _Tile, slopes: Tensor | None = None
-) -> Tensor:
+def _probabilities(io: Io, buffers: _Buffers, queries: Tensor, keys: Tensor, tile: _Tile, slopes: Tensor | None = None) -> Tensor:
     """Softmax of the scores over the keys that each query may see, fp32, (R x G, S); `slopes` becomes what capping multiplies
     their gradient by.
     """

@@ -2,7 +2,8 @@
 
 As flash attention walks keys, so this walks the vocabulary V in tiles: a running maximum m, a running sum of exp(logit - m), and
 a running sum of exp(logit - m) w, all fp32 and rescaled when the maximum moves. Then dL/dx = (that sum / sum - w[label]) / n.
-Logits are scaled first, and with a cap c become c tanh(logit / c), whose slope 1 - (logit / c)^2 then multiplies every w. The head is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
+Logits are scaled first, and with a cap c become c tanh(logit / c), whose slope 1 - (logit / c)^2 then multiplies every w. The head
+is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
 """
 
 import math
