@@ -1,6 +1,7 @@
 """The typed description of a decoder that the rest of the project reads. Knows nothing of Hugging Face's spelling."""
 
 import hashlib
+import math
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -62,6 +63,15 @@ class Rope:
     def width(self, head_dim: int) -> int:
         """Columns of a head that are rotated."""
         return int(head_dim * self.fraction)
+
+    def llama3_factors(self, head_dim: int) -> list[float]:
+        """What Llama 3.1's scaling divides each frequency by: `factor` where a wavelength is long, nothing where it is short."""
+        width, found = self.width(head_dim), []
+        for column in range(0, width, 2):
+            turns = self.original_context / (2 * math.pi) / self.theta ** (column / width)
+            kept = min(1.0, max(0.0, (turns - self.low) / (self.high - self.low)))
+            found.append(1 / ((1 - kept) / self.factor + kept))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

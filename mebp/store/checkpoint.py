@@ -1,8 +1,7 @@
-"""A Hugging Face checkpoint as a source of weights: a folder of safetensors with a config.json, quantised by another tool or not."""
+"""A Hugging Face checkpoint as a source of weights: safetensors with a config.json, quantised by another tool or not."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +14,9 @@ from mebp.models.format import WeightFormat
 from mebp.models.huggingface import CONFIG, read_config, read_model
 from mebp.store.codec import unpack_whole
 from mebp.store.packing import packing_of
+from mebp.store.place import Place, places
 from mebp.store.tensor_folder import TensorFolder
+from mebp.store.tokenizer import Files, of_folder
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 COMPILED = "_orig_mod."  # before every name where torch.compile wrapped the model that was saved
@@ -34,7 +35,10 @@ LINEARS: dict[LinearName, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-FUSED: dict[str, tuple[LinearName, ...]] = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}  # of Phi-3, rows one behind the other
+FUSED: dict[str, tuple[LinearName, ...]] = {
+    "self_attn.qkv_proj": ("q", "k", "v"),
+    "mlp.gate_up_proj": ("gate", "up"),
+}  # of Phi-3, rows one behind the other
 NORMS = {
     "norm1": "input_layernorm",
     "norm2": "post_attention_layernorm",
@@ -46,20 +50,6 @@ NORMS = {
 NORM_BEFORE_FFN = "pre_feedforward_layernorm"  # norm2 of families that have norms after the blocks too
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a tensor is: rows from `first` on of the `total` that the tensor of a module has."""
-
-    module: str
-    part: str = "weight"
-    first: int = 0
-    total: int
-
-    @property
-    def tensor(self) -> str:
-        return f"{self.module}.{self.part}"
-
-
 class Checkpoint:
     """The tensors of a checkpoint under the store's names, each found, and of the shape that the config says."""
 
@@ -69,7 +59,7 @@ class Checkpoint:
         self._tensors = TensorFolder(folder)
         self._packing = packing_of(read_config(folder / CONFIG), self._tensors)
         prefix = _prefix(self._tensors)
-        self._places = places(config, prefix, _head_module(self._tensors, prefix))
+        self._places = checkpoint_places(config, prefix, _head_module(self._tensors, prefix))
         self._formats: dict[str, WeightFormat] = {}
         for name, place in self._places.items():
             parts = self._parts(name) or (place.tensor,)
@@ -96,6 +86,10 @@ class Checkpoint:
         place, cols = self._places[name], self.shapes[name][1]
         for rows in self._pieces(name, self._packing.rows_at_a_time):
             yield self._packing.frozen(place.module, rows, cols, self._formats[name])
+
+    def tokenizer(self) -> Files:
+        """The files of the tokenizer in the folder."""
+        return of_folder(self._tensors.folder)
 
     def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""
@@ -134,38 +128,11 @@ class Checkpoint:
             raise ModelError(f"{folder}: tensor {theirs} does not belong to a {self.config.family} model of this config.json")
 
 
-def places(config: ModelConfig, prefix: str = "model.", head: str = HEAD) -> dict[str, Place]:
+def checkpoint_places(config: ModelConfig, prefix: str = "model.", head: str = HEAD) -> dict[str, Place]:
     """The store's names to where transformers keeps the tensors of a family."""
-    d, vocab = config.hidden, config.vocab
-    found = {"embedding": Place(module=f"{prefix}{EMBEDDING}", total=vocab), "head": Place(module=head, total=vocab)}
-    found["final_norm"] = Place(module=f"{prefix}norm", total=d)
+    outer = {"embedding": f"{prefix}{EMBEDDING}", "head": head, "final_norm": f"{prefix}norm"}
     norms = NORMS | ({"norm2": NORM_BEFORE_FFN} if config.norms == "both" else {})
-    linears = _linears(config)
-    wanted = {**config.matrices(), **{name: (length,) for name, length in config.vectors().items()}}
-    for name, shape in wanted.items():
-        layer, _, part = name.partition(".")
-        within = f"{prefix}layers.{layer}."
-        linear = next((linear for linear in linears if part in (linear, f"{linear}_bias")), None)
-        if linear is not None:
-            module, first, total = linears[linear]
-            kind = "weight" if linear == part else "bias"
-            found[name] = Place(module=within + module, part=kind, first=first, total=total)
-        elif part:
-            found[name] = Place(module=within + norms[part], total=shape[0])
-    return {name: found[name] for name in wanted}
-
-
-def _linears(config: ModelConfig) -> Mapping[LinearName, tuple[str, int, int]]:
-    """The module of each linear, its first row there, and how many the module has."""
-    rows = {name: shape[0] for name, shape in config.linear_shapes().items()}
-    found = {name: (module, 0, rows[name]) for name, module in LINEARS.items()}
-    if config.family is Family.PHI3:
-        for module, parts in FUSED.items():
-            first, total = 0, sum(rows[part] for part in parts)
-            for part in parts:
-                found[part] = (module, first, total)
-                first += rows[part]
-    return found
+    return places(config, outer, f"{prefix}layers.{{}}.", LINEARS, norms, FUSED if config.family is Family.PHI3 else {})
 
 
 def _prefix(tensors: TensorFolder) -> str:

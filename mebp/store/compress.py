@@ -22,6 +22,7 @@ from mebp.models.format import DEFAULT_RECIPE, FORMATS, WeightFormat, WeightForm
 from mebp.models.huggingface import CONFIG, GGUF
 from mebp.store.checkpoint import Checkpoint
 from mebp.store.codec import quantise, unpack_whole
+from mebp.store.tokenizer import TOKENIZER, Files
 from mebp.store.writer import Pieces, parts_of, write_store
 from mebp.text import resolved
 
@@ -49,12 +50,15 @@ class Source(Protocol):
     def rows(self, name: str) -> Iterator[Tensor]:
         """A tensor in floating point."""
 
+    def tokenizer(self) -> Files:
+        """The files of the model's tokenizer, as far as there are any."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Compressed:
     """What compressing found: the relative RMS error of every matrix that was quantised, that of every tensor whose rounding to
-    bf16 changes it, how many matrices of a quantised source were quantised anew, by its name of their format, and the SHA-256 of
-    all source bytes in the store's order.
+    bf16 changes it, how many matrices of a quantised source were quantised anew, by its name of their format, whether a tokenizer
+    is kept beside the weights, and the SHA-256 of all source bytes in the store's order.
     """
 
     config: ModelConfig
@@ -62,6 +66,7 @@ class Compressed:
     errors: dict[str, float] = field(default_factory=dict)
     rounded: dict[str, float] = field(default_factory=dict)
     converted: Mapping[str, int] = field(default_factory=dict)
+    has_tokenizer: bool = False
     source_sha256: str = ""
 
     @property
@@ -78,15 +83,18 @@ class Compressed:
 
 
 def compress(source: Path, target: Path, formats: WeightFormats | None = None, progress: Progress | None = None) -> Compressed:
-    """Write the checkpoint in folder `source`, or the GGUF file, as a store in folder `target`; refuses to overwrite. Without
-    `formats` a GGUF file's matrices stay in theirs, and others take the default recipe's.
+    """Write the checkpoint in folder `source`, or the GGUF file, as a store in folder `target`, its tokenizer beside it; refuses to
+    overwrite. Without `formats` matrices that are quantised stay as they are, and those of other sources take the default recipe's.
 
     ModelError for a source that is incomplete, of other shapes or types than its config says, with weights that are not finite, or
     whose index points outside the folder; StoreError where the store cannot be written.
     """
     opened = open_source(source)
     chosen = formats or _own_formats(opened)
-    found = Compressed(config=opened.config, formats=chosen, converted=_converted(opened, chosen))
+    beside = opened.tokenizer()
+    found = Compressed(
+        config=opened.config, formats=chosen, converted=_converted(opened, chosen), has_tokenizer=TOKENIZER in beside
+    )
     for name, (_, cols) in found.config.matrices().items():
         chosen.require_fits(name, cols)
     digest = hashlib.sha256()
@@ -108,7 +116,7 @@ def compress(source: Path, target: Path, formats: WeightFormats | None = None, p
         return {"source": source.name, "source_sha256": found.source_sha256} | errors
 
     opened.watch(digest.update)
-    write_store(target, found.config, chosen, tensors(), facts)
+    write_store(target, found.config, chosen, tensors(), facts, beside)
     return found
 
 

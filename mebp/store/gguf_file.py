@@ -4,37 +4,31 @@ Blocks of Q4_0, Q4_1, Q8_0, Q4_K and Q6_K are taken apart, not quantised again: 
 them, bit for bit. Other types are unpacked, and quantised anew. Nothing of the file is executed.
 """
 
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, ReaderTensor, dequantize
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFReader, ReaderTensor, dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mebp.errors import ModelError
 from mebp.kernel.weight import Frozen, plain
 from mebp.models.config import ModelConfig
-from mebp.models.format import BLOCK_OFFSETS, BLOCK_SCALES, CODES, FORMATS, OFFSETS, SCALES, WeightFormat
+from mebp.models.format import FORMATS, WeightFormat
 from mebp.models.huggingface import config_from_dict
-from mebp.store.codec import code_parts, join_codes
+from mebp.store.gguf_block import AS_THEY_ARE
+from mebp.store.gguf_config import LONG, MODEL_TYPES, PERMUTED, ROPE_FACTORS, SHORT, config_fields, gguf_places
+from mebp.store.tokenizer import Files, of_gguf
 from mebp.text import shortened
 
 PIECE_WEIGHTS = 1 << 21  # of a matrix at a time
-Blocks = NDArray[np.uint8]  # (rows, blocks, bytes of one)
-Type = GGMLQuantizationType
-NAMES = {"embedding": "token_embd", "head": "output", "final_norm": "output_norm"}
-PARTS = {
-    **{"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"},
-    **{"norm1": "attn_norm", "norm2": "ffn_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"},
-    **{"post_attention_norm": "post_attention_norm", "post_ffn_norm": "post_ffw_norm"},
-}
-MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-PERMUTED = "llama"  # whose q and k llama.cpp stores with the two halves of a head's rows interleaved
-ROPE_FACTORS = "rope_freqs.weight"
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.x
+FLOATS = (Type.F32, Type.F16, Type.BF16)
+LARGEST_VERSION = 1 << 16  # of the file format; read from the wrong end it is larger
 
 
 class GgufFile:
@@ -44,16 +38,21 @@ class GgufFile:
         self.file = file
         self._reader = _opened(file)
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._architecture = str(self._field("general.architecture", ""))
+        self._architecture = str(self._field("general.architecture") or "")
         self.config = self._read_config()
         self.shapes: dict[str, tuple[int, ...]] = {
             **self.config.matrices(),
             **{name: (length,) for name, length in self.config.vectors().items()},
         }
+        self._places = gguf_places(self.config, self._architecture)
         self._see: Callable[[memoryview], object] = len
         for name, shape in self.shapes.items():
             self._require_shape(name, shape)
         self._require_finished()
+
+    def tokenizer(self) -> Files:
+        """The files of a tokenizer made of the metadata."""
+        return of_gguf(self._field)
 
     def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""
@@ -81,42 +80,34 @@ class GgufFile:
 
     def rows(self, name: str) -> Iterator[Tensor]:
         """A tensor in single precision, some rows at a time."""
-        kind = self._tensor(name).tensor_type
+        kind, is_norm = self._tensor(name).tensor_type, name.endswith(("norm", "norm1", "norm2"))
         for raw in self._pieces(name):
             values = torch.from_numpy(dequantize(raw, kind).astype(np.float32))
             if not bool(torch.isfinite(values).all()):
                 raise ModelError(f"{self.file}: tensor {self._name(name)} holds values that are not finite: copy the file again")
-            if len(self.shapes[name]) == 1:
-                values = values[0] - self.config.norm_offset  # llama.cpp adds it to Gemma's norms
-            yield values
+            yield values - self.config.norm_offset if is_norm else values  # llama.cpp adds it to Gemma's norms
 
     def _pieces(self, name: str) -> Iterator[NDArray[Any]]:
         """Rows as they lie in the file, some at a time, in the order of the checkpoint that it was made of."""
-        data = self._tensor(name).data
-        if data.ndim == 1:
-            data = data[None]
-        order = self._row_order(name)
-        step = max(1, PIECE_WEIGHTS // self.shapes[name][-1])
+        place, shape = self._places[name], self.shapes[name]
+        data, order = self._tensor(name).data[place.first : place.first + shape[0]], self._row_order(name)
+        step = max(1, PIECE_WEIGHTS // shape[-1]) if len(shape) == 2 else shape[0]
         for start in range(0, len(data), step):
             piece = np.ascontiguousarray(data[start : start + step] if order is None else data[order[start : start + step]])
             self._see(piece.reshape(-1).view(np.uint8).data)
             yield piece
 
     def _row_order(self, name: str) -> NDArray[np.int64] | None:
-        """Which row of the file each row of a matrix is, where they differ: llama.cpp permutes q and k of one architecture."""
-        part = name.rpartition(".")[2]
-        if self._architecture != PERMUTED or part not in ("q", "k"):
+        """Which row of the file each row of a tensor is, where they differ: llama.cpp permutes q and k of some architectures."""
+        part = name.rpartition(".")[2].removesuffix("_bias")
+        if self._architecture not in PERMUTED or part not in ("q", "k"):
             return None
         heads = self.config.num_heads if part == "q" else self.config.num_kv_heads
         rows = np.arange(self.shapes[name][0]).reshape(heads, -1, 2)
         return rows.swapaxes(1, 2).reshape(-1)
 
     def _name(self, name: str) -> str:
-        layer, _, part = name.rpartition(".")
-        if not layer:
-            return f"{NAMES[name]}.weight"
-        bias = part.endswith("_bias")
-        return f"blk.{layer}.{PARTS[part.removesuffix('_bias')]}.{'bias' if bias else 'weight'}"
+        return self._places[name].tensor
 
     def _tensor(self, name: str) -> ReaderTensor:
         theirs = self._name(name)
@@ -125,19 +116,21 @@ class GgufFile:
         return self._tensors[theirs]
 
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        found = tuple(int(extent) for extent in reversed(self._tensor(name).shape))
-        if found != shape:
-            raise ModelError(f"{self.file}: tensor {self._name(name)} has shape {list(found)}, its metadata ask for {list(shape)}")
+        found, expected = _shape(self._tensor(name)), (self._places[name].total, *shape[1:])
+        if found != expected:
+            raise ModelError(
+                f"{self.file}: tensor {self._name(name)} has shape {list(found)}, its metadata ask for {list(expected)}"
+            )
 
     def _require_finished(self) -> None:
-        known = {self._name(name) for name in self.shapes} | {ROPE_FACTORS}
+        known = {place.tensor for place in self._places.values()} | {ROPE_FACTORS, LONG, SHORT}
         other = next((name for name in self._tensors if name not in known), None)
         if other is not None:
             raise ModelError(f"{self.file}: tensor {shortened(other)} does not belong to a {self.config.family} model")
 
-    def _field(self, key: str, default: Any = None) -> Any:
+    def _field(self, key: str) -> Any:
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        return None if field is None else field.contents()
 
     def _read_config(self) -> ModelConfig:
         """The config.json that these metadata stand for, read as one."""
@@ -145,117 +138,41 @@ class GgufFile:
         if where not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
             raise ModelError(f"{self.file}: architecture {shortened(repr(where))} is not known here: {known}")
-        embedding = self._tensors.get("token_embd.weight")
-        if embedding is None:
+        if "token_embd.weight" not in self._tensors:
             raise ModelError(f"{self.file}: tensor token_embd.weight is missing: the file is no whole model")
-        fields = {
-            "hidden_size": self._field(f"{where}.embedding_length"),
-            "intermediate_size": self._field(f"{where}.feed_forward_length"),
-            "num_hidden_layers": self._field(f"{where}.block_count"),
-            "num_attention_heads": self._field(f"{where}.attention.head_count"),
-            "num_key_value_heads": self._field(f"{where}.attention.head_count_kv"),
-            "head_dim": self._field(f"{where}.attention.key_length") or self._field(f"{where}.rope.dimension_count"),
-            "rms_norm_eps": self._field(f"{where}.attention.layer_norm_rms_epsilon"),
-            "sliding_window": self._field(f"{where}.attention.sliding_window") if where == "gemma3" else None,
-            "rope_theta": self._field(f"{where}.rope.freq_base"),
-            "rope_scaling": self._rope_scaling(),
-            "vocab_size": int(embedding.shape[1]),
-            "tie_word_embeddings": "output.weight" not in self._tensors,
-            "model_type": MODEL_TYPES[where],
-            "num_experts": self._field(f"{where}.expert_count"),
-        }
-        given = {name: value for name, value in fields.items() if value is not None}
-        name = str(self._field("general.name", "") or self.file.stem)
-        return config_from_dict(given, name=shortened(name.replace(" ", "-")), source=str(self.file))
+        shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
+        factors = {name: self._tensors[name].data.tolist() for name in (ROPE_FACTORS, LONG, SHORT) if name in self._tensors}
+        try:
+            fields = config_fields(where, lambda key: self._field(f"{where}.{key}"), shapes, factors)
+        except (TypeError, ZeroDivisionError):
+            raise ModelError(f"{self.file}: its metadata lack dimensions of a {where} model: copy it again") from None
+        given = {name: value for name, value in fields.items() if value is not None or name == "sliding_window"}
+        name = str(self._field("general.name") or self.file.stem)
+        config = config_from_dict(given, name=shortened(name.replace(" ", "-")), source=str(self.file))
+        if ROPE_FACTORS in factors:
+            self._require_llama3(config, factors[ROPE_FACTORS])
+        return config
 
-    def _rope_scaling(self) -> dict[str, Any] | None:
-        factors = self._tensors.get(ROPE_FACTORS)
-        if factors is not None:
-            return {"rope_type": "llama3", "factor": float(factors.data.max()), **LLAMA3}
-        kind = self._field(f"{self._architecture}.rope.scaling.type")
-        if kind in (None, "none"):
-            return None
-        return {"rope_type": kind, "factor": self._field(f"{self._architecture}.rope.scaling.factor")}
+    def _require_llama3(self, config: ModelConfig, factors: list[float]) -> None:
+        """Refuse factors that are not what Llama 3's scaling makes of their largest."""
+        if not np.allclose(config.rope.llama3_factors(config.head_dim), factors, rtol=1e-3):
+            raise ModelError(f"{self.file}: {ROPE_FACTORS} is of a scaling that is not known here: only Llama 3's is")
 
 
 def _opened(file: Path) -> GGUFReader:
     try:
-        reader = GGUFReader(file)
+        with file.open("rb") as opened:
+            (version,) = struct.unpack("<4xI", opened.read(8))
+        if version >= LARGEST_VERSION:
+            raise ModelError(f"{file} is a big-endian GGUF file, which is not read: convert it to little-endian")
+        return GGUFReader(file)
+    except ModelError:
+        raise
     except Exception as error:
-        raise ModelError(
-            f"{file} cannot be read as GGUF ({shortened(str(error) or type(error).__name__)}): copy it again"
-        ) from None
-    if reader.endianess is not GGUFEndian.LITTLE:
-        raise ModelError(f"{file} is a big-endian GGUF file, which is not read: convert it to little-endian")
-    return reader
+        said = shortened(str(error) or type(error).__name__)
+        raise ModelError(f"{file} cannot be read as GGUF ({said}): copy it again") from None
 
 
-def _half(values: Blocks) -> Tensor:
-    """16-bit floats, (rows, blocks)."""
-    return torch.from_numpy(values.copy().view(np.float16)[..., 0])
-
-
-def _nibbles(bytes_of: Blocks) -> NDArray[np.uint8]:
-    """(rows, blocks, chunks, n) bytes: the low halves of a chunk's bytes, then their high halves, (rows, blocks x chunks x 2n)."""
-    return np.concatenate([bytes_of & 15, bytes_of >> 4], axis=-1).reshape(len(bytes_of), -1)
-
-
-def _codes(codes: NDArray[Any], bits: int) -> Tensor:
-    return join_codes(torch.from_numpy(codes.astype(np.int8)), bits)
-
-
-def _q4_0(blocks: Blocks) -> dict[str, Tensor]:
-    codes = _nibbles(blocks[:, :, None, 2:]).astype(np.int8) - 8
-    return {CODES: _codes(codes, 4), SCALES: _half(blocks[..., :2])}
-
-
-def _q4_1(blocks: Blocks) -> dict[str, Tensor]:
-    codes = _nibbles(blocks[:, :, None, 4:])
-    return {CODES: _codes(codes, 4), SCALES: _half(blocks[..., :2]), OFFSETS: _half(blocks[..., 2:4])}
-
-
-def _q8_0(blocks: Blocks) -> dict[str, Tensor]:
-    codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(blocks), -1)
-    return {CODES: torch.from_numpy(codes), SCALES: _half(blocks[..., :2])}
-
-
-def _q4_k(blocks: Blocks) -> dict[str, Tensor]:
-    """Of 8 scales and 8 minima of 6 bits, the first four lie in 4 bytes each; the low halves of the others share 4 bytes, and
-    their upper two bits fill the top of the first four's.
-    """
-    first, second, shared = (blocks[..., 4 + 4 * part : 8 + 4 * part] for part in range(3))
-    scales = np.concatenate([first & 0x3F, (shared & 15) | ((first >> 2) & 0x30)], axis=-1)
-    minima = np.concatenate([second & 0x3F, (shared >> 4) | ((second >> 2) & 0x30)], axis=-1)
-    rows = len(blocks)
-    return {
-        CODES: _codes(_nibbles(blocks[..., 16:].reshape(rows, -1, 4, 32)), 4),
-        SCALES: torch.from_numpy(scales.reshape(rows, -1)),
-        OFFSETS: torch.from_numpy(minima.reshape(rows, -1)),
-        BLOCK_SCALES: _half(blocks[..., :2]),
-        BLOCK_OFFSETS: -_half(blocks[..., 2:4]),
-    }
-
-
-def _q6_k(blocks: Blocks) -> dict[str, Tensor]:
-    """A half of a block: 64 bytes of low halves for 128 codes, 32 bytes with the upper two bits of four codes each."""
-    rows = len(blocks)
-    low = blocks[..., :128].reshape(rows, -1, 2, 64)
-    high = blocks[..., 128:192].reshape(rows, -1, 2, 1, 32)
-    low = np.concatenate([low & 15, low >> 4], axis=-1)
-    upper = (high >> np.array([0, 2, 4, 6], dtype=np.uint8).reshape(4, 1)) & 3
-    codes = (low | (upper.reshape(low.shape) << 4)).astype(np.int8) - 32
-    return {
-        **code_parts(torch.from_numpy(codes.reshape(rows, -1)), 6),
-        SCALES: torch.from_numpy(np.ascontiguousarray(blocks[..., 192:208]).view(np.int8).reshape(rows, -1)),
-        BLOCK_SCALES: _half(blocks[..., 208:210]),
-    }
-
-
-FLOATS = (Type.F32, Type.F16, Type.BF16)
-AS_THEY_ARE: dict[GGMLQuantizationType, tuple[WeightFormat, int, Callable[[Blocks], dict[str, Tensor]]]] = {
-    Type.Q4_0: (FORMATS["q4_0"], 18, _q4_0),
-    Type.Q4_1: (FORMATS["q4_1"], 20, _q4_1),
-    Type.Q8_0: (FORMATS["q8_0"], 34, _q8_0),
-    Type.Q4_K: (FORMATS["q4_k"], 144, _q4_k),
-    Type.Q6_K: (FORMATS["q6_k"], 210, _q6_k),
-}
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    """(rows, cols), or (length,)."""
+    return tuple(int(extent) for extent in reversed(tensor.shape))

@@ -1,5 +1,5 @@
-"""Matrices that other tools have quantised, in a folder of safetensors: MLX, GPTQ and AWQ. Their codes, scales and offsets are taken
-as they are, only laid out anew: unpacked, a weight is what the tool's own formula makes of it in single precision.
+"""Matrices that other tools have quantised, in a folder of safetensors: MLX, GPTQ and AWQ. Codes, scales and offsets are taken as
+they are, only laid out anew: unpacked, a weight is what the tool's own formula makes of it in single precision.
 """
 
 from collections.abc import Mapping

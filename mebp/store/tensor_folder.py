@@ -1,4 +1,4 @@
-"""A folder of safetensors, sharded or not: which tensors there are, and some rows of one. Nothing of it is unpickled or executed."""
+"""A folder of safetensors, sharded or not: which tensors there are, and rows of one. Nothing is unpickled or executed."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -40,12 +40,14 @@ def write_store(
     formats: WeightFormats,
     tensors: Iterable[tuple[str, Pieces]],
     facts: Callable[[], Mapping[str, str]] = dict,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a store tensor by tensor, in layout order (`parts_of` gives a matrix's), with no more than one in memory; refuses to
     overwrite.
 
     `facts` is called once all is written and returns what the header says in addition to the formats: one short entry per tensor at
-    most. Raises StoreError naming the folder where it exists already, cannot be written, or the disk is full.
+    most. `beside` are further files of the folder, name to text. Raises StoreError naming the folder where it exists already,
+    cannot be written, or the disk is full.
     """
     require_new(folder)
     target = resolved(folder)
@@ -58,6 +60,9 @@ def write_store(
             _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
         with _opened(part / WEIGHTS_FILE) as file:
             _write_tensors(file, layout(config, formats), _known(config, formats), tensors, facts)
+        for name, text in (beside or {}).items():
+            with _opened(part / name) as file:
+                _write_all(file, memoryview(text.encode()))
         part.replace(target)  # takes the place of an empty folder, of no other
     except OSError as error:
         require_new(folder)  # another process was faster

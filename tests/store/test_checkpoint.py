@@ -15,10 +15,10 @@ from mebp.models.build import build_graph
 from mebp.models.format import WEIGHTS_FILE, weight_formats
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
-from mebp.store.tensor_folder import INDEX_FILE, SINGLE_FILE
 from mebp.store.codec import quantise, unpack_whole
 from mebp.store.compress import compress
 from mebp.store.reader import checksum, open_store
+from mebp.store.tensor_folder import INDEX_FILE, SINGLE_FILE
 from tests.executor.families import FAMILIES, hf_config, reference_weights, tiny_workload
 
 

@@ -21,9 +21,11 @@ from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from mebp.store.codec import unpack_whole
 from mebp.store.compress import compress
-from mebp.store.gguf_file import AS_THEY_ARE, PARTS
+from mebp.store.gguf_block import AS_THEY_ARE
+from mebp.store.gguf_config import LINEARS, NORMS
 from mebp.store.reader import Store, open_store
 
+PARTS = LINEARS | NORMS
 TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 HIDDEN, FFN, HEADS, KV_HEADS, VOCAB, LAYERS = 256, 512, 4, 2, 320, 2
 WIDTHS = {"q": HIDDEN, "k": HIDDEN // 2, "v": HIDDEN // 2, "o": HIDDEN, "gate": FFN, "up": FFN, "down": HIDDEN}
@@ -72,11 +74,15 @@ def write(path: Path, kind: Type, architecture: str = "llama", leave_out: str = 
     ]
     for name in vectors:
         writer.add_tensor(name, np.ones(HIDDEN, dtype=np.float32))
+    finish(writer)
+    return expected
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return expected
 
 
 def rows_of(values: np.ndarray, heads: int) -> torch.Tensor:
@@ -129,7 +135,10 @@ def damaged(path: Path, how: str) -> None:
     elif how == "header":
         path.write_bytes(data[:60])
     elif how == "big-endian":
-        path.write_bytes(data[:4] + struct.pack(">I", 3) + data[8:])
+        path.unlink()
+        writer = gguf.GGUFWriter(str(path), "llama", endianess=gguf.GGUFEndian.BIG)
+        writer.add_tensor("token_embd.weight", np.zeros((VOCAB, HIDDEN), dtype=np.float32))
+        finish(writer)
     elif how == "type":
         at = data.index(b"blk.0.ffn_gate.weight") + len("blk.0.ffn_gate.weight") + 4 + 16
         path.write_bytes(data[:at] + struct.pack("<I", 99) + data[at + 4 :])
@@ -140,7 +149,7 @@ def damaged(path: Path, how: str) -> None:
     [
         ("cut off", "copy it again"),
         ("header", "copy it again"),
-        ("big-endian", "big-endian|copy it again"),
+        ("big-endian", "big-endian GGUF file, which is not read"),
         ("type", "copy it again"),
         ("architecture", "architecture 'mamba' is not known here"),
         ("missing", "ffn_up.weight is missing"),

@@ -1,4 +1,4 @@
-"""Checkpoints that MLX, GPTQ and AWQ have quantised: unpacked to what each tool's own formula says, bit for bit; refused in a line."""
+"""Checkpoints that MLX, GPTQ and AWQ have quantised: what each tool's own formula says, bit for bit; or refused in a line."""
 
 import json
 from collections.abc import Callable

@@ -46,6 +46,8 @@ def compress(
 
 def _print_errors(found: "Compressed") -> None:
     """What was lost on the way."""
+    if not found.has_tokenizer:
+        note("no tokenizer is kept beside it, since the source has none that is known here: training asks for tokenizer.json")
     for kind, count in found.converted.items():
         note(f"{count} matrices in {kind} were quantised anew, to {found.formats.name}")
     if found.rounded:

@@ -1,0 +1,177 @@
+"""The tokenizer that belongs to a model's weights, kept beside them: `tokenizer.json` as the library `tokenizers` reads it, the
+names of its special tokens, and the chat template. Taken from a checkpoint's folder as they are, or made of a GGUF file's metadata.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from mebp.errors import ModelError
+from mebp.text import read_text
+
+TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+Files = Mapping[str, str]  # file names to contents
+Field = Callable[[str], Any]  # a GGUF file's metadata by key, None where there are none
+CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # types of tokens in GGUF
+SPACE = "\u2581"  # what SentencePiece writes for a space
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}{_REST}"
+QWEN2 = rf"{_WORDS}|\p{{N}}{_REST}"
+GPT4O = _CASED % (_CONTRACTED, _CONTRACTED, r"\p{N}{1,3}")
+TEKKEN = _CASED % ("", "", r"\p{N}")
+PATTERNS = {  # how text is split before byte pairs are joined, by the name that llama.cpp gives it; None is GPT-2's own
+    **dict.fromkeys(("default", "gpt-2", "olmo", "phi-2"), None),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3"), LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), QWEN2),
+    "gpt-4o": GPT4O,
+    "tekken": TEKKEN,
+}
+BY_DIGIT = ("smollm", "starcoder", "refact", "command-r")  # each digit by itself, then GPT-2's split
+KNOWN = "llama (SentencePiece) and gpt2 (byte pairs)"
+
+
+def of_folder(folder: Path) -> Files:
+    """The files of a checkpoint's tokenizer, as far as there are any; its template taken out of the settings where it is there."""
+    found = {name: read_text(folder / name) for name in (TOKENIZER, SETTINGS, TEMPLATE) if (folder / name).is_file()}
+    try:
+        template = json.loads(found.get(SETTINGS, "{}")).get("chat_template")
+    except (ValueError, AttributeError):
+        raise ModelError(f"{folder / SETTINGS} is not readable JSON: copy the checkpoint again") from None
+    return found if TEMPLATE in found or not isinstance(template, str) else found | {TEMPLATE: template}
+
+
+def of_gguf(field: Field) -> Files:
+    """The same files, made of a GGUF file's metadata; none where it has no tokenizer of a kind that is known."""
+    given = _read(field)
+    tokenizer = None if given is None else _byte_pairs(given) if given.model == "gpt2" else _sentence_pieces(given)
+    if given is None or tokenizer is None:
+        return {}
+    special = [
+        AddedToken(token, special=kind == CONTROL, normalized=False)
+        for token, kind in zip(given.tokens, given.types, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    tokenizer.add_special_tokens([token for token in special if token.special])
+    tokenizer.add_tokens([token for token in special if not token.special])
+    if given.adds_bos and given.bos is not None:
+        bos = given.tokens[given.bos]
+        tokenizer.post_processor = processors.Sequence(
+            [tokenizer.post_processor] * (tokenizer.post_processor is not None)
+            + [processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, given.bos)])]
+        )
+    template = field("tokenizer.chat_template")
+    settings = json.dumps(given.settings, indent=2, ensure_ascii=False)
+    return {TOKENIZER: tokenizer.to_str(), SETTINGS: settings} | ({TEMPLATE: template} if isinstance(template, str) else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What a GGUF file says of its tokenizer."""
+
+    model: str
+    split: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    scores: Sequence[float]
+    merges: Sequence[str]
+    bos: int | None
+    adds_bos: bool
+    adds_space: bool
+    settings: Mapping[str, object]
+
+
+def _read(field: Field) -> _Given | None:
+    model, tokens = field("tokenizer.ggml.model"), field("tokenizer.ggml.tokens")
+    if model not in ("gpt2", "llama") or not tokens:
+        return None
+    types = field("tokenizer.ggml.token_type") or [1] * len(tokens)
+    ids = {name: field(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
+    ids = {name: int(token) for name, token in ids.items() if token is not None and 0 <= int(token) < len(tokens)}
+    adds = {"add_bos_token": field("tokenizer.ggml.add_bos_token"), "add_eos_token": field("tokenizer.ggml.add_eos_token")}
+    split = str(field("tokenizer.ggml.pre") or "default")
+    adds_bos = (
+        model == "llama" or split in ("llama-bpe", "llama3", "tekken") if adds["add_bos_token"] is None else adds["add_bos_token"]
+    )
+    settings = {name: tokens[token] for name, token in ids.items()} | {"add_bos_token": bool(adds_bos)}
+    return _Given(
+        model=str(model),
+        split=split,
+        tokens=tokens,
+        types=types,
+        scores=field("tokenizer.ggml.scores") or [],
+        merges=field("tokenizer.ggml.merges") or [],
+        bos=ids.get("bos_token"),
+        adds_bos=bool(adds_bos),
+        adds_space=field("tokenizer.ggml.add_space_prefix") is not False,
+        settings=settings | {"add_eos_token": bool(adds["add_eos_token"])},
+    )
+
+
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+def _byte_pairs(given: _Given) -> Tokenizer | None:
+    """GPT-2's: bytes as visible characters, split by a pattern, joined by merges."""
+    if given.split not in PATTERNS and given.split not in BY_DIGIT:
+        return None
+    vocab = {token: index for index, token in enumerate(given.tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in given.merges)]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=given.split in ("llama-bpe", "llama3")))
+    pattern = PATTERNS.get(given.split)
+    if given.split in BY_DIGIT:
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif pattern is None:
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if given.split == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_pieces(given: _Given) -> Tokenizer:
+    """Llama's and Gemma's: pieces joined by score, bytes where there is none. A merge's rank is that of the piece it makes."""
+    vocab = {token: index for index, token in enumerate(given.tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab, merges=_merges_of_scores(given, vocab), unk_token=_unknown(given), fuse_unk=True, byte_fallback=True
+        )
+    )
+    prefix = [normalizers.Prepend(SPACE)] if given.adds_space else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    tail = [decoders.Strip(content=" ", left=1)] if given.adds_space else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *tail])
+    return tokenizer
+
+
+def _unknown(given: _Given) -> str | None:
+    found = given.settings.get("unk_token")
+    return found if isinstance(found, str) else None
+
+
+def _merges_of_scores(given: _Given, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two, the pieces with the best score first."""
+    found: list[tuple[float, int, tuple[str, str]]] = []
+    for token, kind, score in zip(given.tokens, given.types, given.scores, strict=True):
+        if kind in (CONTROL, BYTE):
+            continue
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        ranked = sorted((vocab[left], vocab[right], left, right) for left, right in halves if left in vocab and right in vocab)
+        found += [(-score, len(found) + at, (left, right)) for at, (_, _, left, right) in enumerate(ranked)]
+    return [pair for _, _, pair in sorted(found)]
