@@ -115,7 +115,7 @@ class WeightFormat:
 
 
 WEIGHTS_FILE = "weights.safetensors"  # of a store
-STORE_VERSION = "4"  # of the files with weights in these formats
+STORE_VERSION = "5"  # of the files with weights in these formats
 REMEDIES = "a smaller group (int4-g32), int8 or bf16"
 REMEDY = {"int4-g32": "int8 or bf16", "ternary": "int8 or bf16", "int8": "bf16"}
 

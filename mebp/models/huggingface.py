@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mebp.errors import ModelError
 from mebp.models.config import LinearName, ModelConfig
@@ -14,11 +14,12 @@ from mebp.models.rope import ropes
 from mebp.text import read_text, resolved, shortened
 
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", b"GGUF"
+OWN = {"family", "windows", "local_rope"}  # fields of a store's config.json
 LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration")  # ends of the names of what has a head over the vocabulary
 
 
 def read_model(path: Path) -> ModelConfig:
-    """Read `path`, a config.json or a folder with one; the model is named after the folder or file.
+    """Read `path`, a config.json or a folder with one, which may be a store; the model is named after the folder or file.
 
     Raises ModelError in one line for a folder without config, a family that is not known, a missing or absurd field.
     """
@@ -28,8 +29,18 @@ def read_model(path: Path) -> ModelConfig:
     if not file.is_file():
         raise ModelError(f"no model at {path}: expected a {CONFIG}, or a folder that holds one")
     raw = read_config(file)
+    if raw.keys() >= OWN:
+        return _own(raw, file)
     name = resolved(file.parent).name if file.name == CONFIG else file.stem
     return config_from_dict(raw, name=shortened(name), source=str(file))
+
+
+def _own(raw: dict[str, Any], file: Path) -> ModelConfig:
+    """The config that a store has of its model."""
+    try:
+        return TypeAdapter(ModelConfig).validate_python(raw)
+    except ValidationError:
+        raise ModelError(f"{file} is of a store that another version of mebp-plan wrote: write the store again") from None
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -63,6 +74,21 @@ def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelCon
         raise ModelError(f"{source}: {field}{given}: {first['msg'].lower()}") from None
     _refuse_unsupported(hf, traits, source)
     return _build(hf, traits, name, source)
+
+
+def plain_config(raw: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a decoder by itself, not quantised, that transformers builds `config` from; `raw` may be that of a larger
+    model.
+    """
+    fields = _decoder_fields(raw)
+    kept = {name: value for name, value in fields.items() if name not in ("quantization", "quantization_config")}
+    if fields["model_type"] != config.family:  # the text part of a vision model, whose mrope is a plain one for text
+        kept = {name: value for name, value in kept.items() if name != "architectures"} | {"model_type": str(config.family)}
+        for name in ("rope_scaling", "rope_parameters"):
+            found = kept.get(name)
+            if isinstance(found, dict):
+                kept[name] = {key: value for key, value in found.items() if "mrope" not in (key, value) and key != "mrope_section"}
+    return kept
 
 
 def _decoder_fields(raw: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint as a source of weights: safetensors with a config.json, quantised by another tool or not."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from mebp.errors import ModelError
 from mebp.kernel.weight import Frozen
 from mebp.models.config import Family, LinearName, ModelConfig
 from mebp.models.format import WeightFormat
-from mebp.models.huggingface import CONFIG, read_config, read_model
+from mebp.models.huggingface import CONFIG, plain_config, read_config, read_model
 from mebp.store.codec import unpack_whole
 from mebp.store.packing import packing_of
 from mebp.store.place import Place, places
@@ -90,6 +90,16 @@ class Checkpoint:
     def tokenizer(self) -> Files:
         """The files of the tokenizer in the folder."""
         return of_folder(self._tensors.folder)
+
+    def float_type(self, name: str) -> torch.dtype:
+        """The type of a tensor that is not quantised; bf16 of one that is."""
+        if name in self._formats:
+            return torch.bfloat16
+        return self._tensors.float_type(self._places[name].tensor)
+
+    def hf_config(self) -> Mapping[str, object]:
+        """A config.json of the same decoder, not quantised."""
+        return plain_config(read_config(self._tensors.folder / CONFIG), self.config)
 
     def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""

@@ -53,6 +53,12 @@ class Source(Protocol):
     def tokenizer(self) -> Files:
         """The files of the model's tokenizer, as far as there are any."""
 
+    def float_type(self, name: str) -> torch.dtype:
+        """The type of a tensor that is not quantised; bf16 of one that is."""
+
+    def hf_config(self) -> Mapping[str, object]:
+        """A config.json of the same decoder, not quantised."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Compressed:

@@ -5,7 +5,7 @@ them, bit for bit. Other types are unpacked, and quantised anew. Nothing of the 
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from mebp.errors import ModelError
 from mebp.kernel.weight import Frozen, plain
 from mebp.models.config import ModelConfig
 from mebp.models.format import FORMATS, WeightFormat
-from mebp.models.huggingface import config_from_dict
+from mebp.models.huggingface import config_from_dict, plain_config
 from mebp.store.gguf_block import AS_THEY_ARE
 from mebp.store.gguf_config import LONG, MODEL_TYPES, PERMUTED, ROPE_FACTORS, SHORT, config_fields, gguf_places
 from mebp.store.tokenizer import Files, of_gguf
 from mebp.text import shortened
 
 PIECE_WEIGHTS = 1 << 21  # of a matrix at a time
-FLOATS = (Type.F32, Type.F16, Type.BF16)
+FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 LARGEST_VERSION = 1 << 16  # of the file format; read from the wrong end it is larger
 
 
@@ -38,13 +38,13 @@ class GgufFile:
         self.file = file
         self._reader = _opened(file)
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._architecture = str(self._field("general.architecture") or "")
+        self.architecture = str(self._field("general.architecture") or "")
         self.config = self._read_config()
         self.shapes: dict[str, tuple[int, ...]] = {
             **self.config.matrices(),
             **{name: (length,) for name, length in self.config.vectors().items()},
         }
-        self._places = gguf_places(self.config, self._architecture)
+        self._places = gguf_places(self.config, self.architecture)
         self._see: Callable[[memoryview], object] = len
         for name, shape in self.shapes.items():
             self._require_shape(name, shape)
@@ -53,6 +53,14 @@ class GgufFile:
     def tokenizer(self) -> Files:
         """The files of a tokenizer made of the metadata."""
         return of_gguf(self._field)
+
+    def float_type(self, name: str) -> torch.dtype:
+        """The type of a tensor that is not quantised; bf16 of one that is."""
+        return FLOATS.get(self._tensor(name).tensor_type, torch.bfloat16)
+
+    def hf_config(self) -> Mapping[str, object]:
+        """The config.json that the metadata stand for."""
+        return plain_config(self._fields, self.config)
 
     def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""
@@ -100,7 +108,7 @@ class GgufFile:
     def _row_order(self, name: str) -> NDArray[np.int64] | None:
         """Which row of the file each row of a tensor is, where they differ: llama.cpp permutes q and k of some architectures."""
         part = name.rpartition(".")[2].removesuffix("_bias")
-        if self._architecture not in PERMUTED or part not in ("q", "k"):
+        if self.architecture not in PERMUTED or part not in ("q", "k"):
             return None
         heads = self.config.num_heads if part == "q" else self.config.num_kv_heads
         rows = np.arange(self.shapes[name][0]).reshape(heads, -1, 2)
@@ -112,7 +120,7 @@ class GgufFile:
     def _tensor(self, name: str) -> ReaderTensor:
         theirs = self._name(name)
         if theirs not in self._tensors:
-            raise ModelError(f"{self.file}: tensor {theirs} is missing: the file is no whole {self._architecture} model")
+            raise ModelError(f"{self.file}: tensor {theirs} is missing: the file is no whole {self.architecture} model")
         return self._tensors[theirs]
 
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -134,7 +142,7 @@ class GgufFile:
 
     def _read_config(self) -> ModelConfig:
         """The config.json that these metadata stand for, read as one."""
-        where = self._architecture
+        where = self.architecture
         if where not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
             raise ModelError(f"{self.file}: architecture {shortened(repr(where))} is not known here: {known}")
@@ -147,6 +155,7 @@ class GgufFile:
         except (TypeError, ZeroDivisionError):
             raise ModelError(f"{self.file}: its metadata lack dimensions of a {where} model: copy it again") from None
         given = {name: value for name, value in fields.items() if value is not None or name == "sliding_window"}
+        self._fields = given
         name = str(self._field("general.name") or self.file.stem)
         config = config_from_dict(given, name=shortened(name.replace(" ", "-")), source=str(self.file))
         if ROPE_FACTORS in factors:

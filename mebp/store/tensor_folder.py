@@ -14,7 +14,7 @@ from mebp.text import read_text
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class TensorFolder:
@@ -47,6 +47,13 @@ class TensorFolder:
             view = opened.get_slice(name)
             return str(view.get_dtype()), tuple(view.get_shape())
 
+    def float_type(self, name: str) -> torch.dtype:
+        """The type of a tensor that must be of floating-point numbers."""
+        dtype, _ = self.type_and_shape(name)
+        if dtype not in FLOAT_TYPES:
+            raise ModelError(f"{self.folder / self._files[name]}: tensor {name} is {dtype}: expected BF16, F16 or F32")
+        return FLOAT_TYPES[dtype]
+
     def read(self, name: str, rows: slice = slice(None), cols: slice | None = None) -> Tensor:
         """Rows, and of a matrix columns, of a tensor."""
         with self._reading(name) as file, safe_open(file, framework="pt") as opened:
@@ -58,7 +65,7 @@ class TensorFolder:
     def read_floats(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor that must be of finite floating-point numbers."""
         piece, file = self.read(name, rows), self.folder / self._files[name]
-        if piece.dtype not in FLOATS:
+        if piece.dtype not in FLOAT_TYPES.values():
             raise ModelError(f"{file}: tensor {name} is {piece.dtype}: expected bfloat16, float16 or float32")
         if not bool(torch.isfinite(piece).all()):
             raise ModelError(f"{file}: tensor {name} holds values that are not finite: copy the checkpoint again")

@@ -1,0 +1,1 @@
+"""Trained adapters as other tools take them, and merged into their model."""

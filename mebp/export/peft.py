@@ -1,0 +1,126 @@
+"""Adapters as PEFT's folder: adapter_model.safetensors and adapter_config.json, written and read."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mebp.errors import InputError
+from mebp.export.folder import new_folder, read_object
+from mebp.export.lora_set import LoraSet, Pair
+from mebp.models.config import ModelConfig
+from mebp.store.checkpoint import checkpoint_places
+from mebp.text import shortened
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # before every module's name
+TENSOR = re.compile(r"\b(?P<module>layers\.[0-9]+\..+)\.lora_(?P<part>[AB])(\.default)?\.weight$")
+LARGEST_ALPHA = 1e6
+UNSUPPORTED = ("use_dora", "use_qalora", "modules_to_save", "trainable_token_indices", "fan_in_fan_out", "target_parameters")
+
+
+def write_peft(folder: Path, adapters: LoraSet, base: str) -> None:
+    """Write `adapters` as a new folder that PEFT loads on the checkpoint `base`, a path or a Hugging Face id; InputError where
+    there is something already.
+    """
+    pairs = list(adapters.by_tensor(checkpoint_places(adapters.config)))
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for place, (A, B) in pairs:
+        module = PREFIX + place.module
+        tensors |= {f"{module}.lora_A.weight": A.contiguous(), f"{module}.lora_B.weight": B.contiguous()}
+        ranks[place.module.rpartition(".")[2]] = len(A)
+    other_ranks = {module: rank for module, rank in ranks.items() if rank != adapters.rank}
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapters.rank,
+        "lora_alpha": adapters.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(ranks),
+        "rank_pattern": other_ranks,
+        "alpha_pattern": {module: adapters.alpha * rank / adapters.rank for module, rank in other_ranks.items()},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+    if len(adapters.layers) < adapters.config.num_layers:
+        settings |= {"layers_to_transform": list(adapters.layers), "layers_pattern": "layers"}
+    with new_folder(folder) as part:
+        (part / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
+        (part / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def base_of(folder: Path) -> str:
+    """What an adapter says that it was trained on; an empty text where it does not."""
+    return str(read_object(folder / SETTINGS, "a PEFT adapter's folder").get("base_model_name_or_path") or "")
+
+
+def read_peft(folder: Path, config: ModelConfig) -> LoraSet:
+    """Read the adapters of `config` from PEFT's folder; InputError in one line for one that is damaged, of another model, or more
+    than LoRA pairs of linears. Where scales or ranks differ between modules, B is scaled and pairs are filled up with zeros.
+    """
+    settings = read_object(folder / SETTINGS, "a PEFT adapter's folder")
+    _require_lora(settings, folder)
+    modules = _modules(folder)
+    matrices, everywhere = config.matrices(), checkpoint_places(config)
+    places = {name: everywhere[name] for name in matrices if everywhere[name].module in modules}
+    unknown = modules.keys() - {place.module for place in places.values()}
+    if unknown:
+        raise InputError(f"{folder}: {min(unknown)} is no linear of {config.name}: name the model that the adapter was trained on")
+    if not places:
+        raise InputError(f"{folder / WEIGHTS} holds no adapter: copy it again")
+    rank = max(len(A) for A, _ in modules.values())
+    scales = {module: _scale(settings, module, len(A), folder) for module, (A, _) in modules.items()}
+    common = max(scales.values())
+    pairs: dict[str, Pair] = {}
+    for name, place in places.items():
+        A, B = modules[place.module]
+        own = B[place.first : place.first + matrices[name][0]] * (scales[place.module] / common)
+        pairs[name] = F.pad(A, (0, 0, 0, rank - len(A))), F.pad(own, (0, rank - len(A)))
+    return LoraSet(config=config, rank=rank, alpha=common * rank, pairs=pairs)
+
+
+def _require_lora(settings: Mapping[str, Any], folder: Path) -> None:
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise InputError(f"{folder} is an adapter of type {shortened(str(kind))}, which is not read: PEFT's LORA is")
+    for name in UNSUPPORTED:
+        if settings.get(name):
+            raise InputError(f"{folder}: {name} is not read: LoRA pairs of linears are")
+
+
+def _modules(folder: Path) -> dict[str, Pair]:
+    """A and B in fp32 by the name of their module in a plain decoder."""
+    found: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (no mapping)
+                match = TENSOR.search(name)
+                if match is None:
+                    raise InputError(f"{folder / WEIGHTS}: {shortened(name)} is no LoRA pair of a layer's linear, which are read")
+                found.setdefault(f"model.{match['module']}", {})[match["part"]] = opened.get_tensor(name).float()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {folder / WEIGHTS}: {error}: copy the adapter again") from None
+    for module, parts in found.items():
+        if set(parts) != {"A", "B"} or any(part.ndim != 2 for part in parts.values()) or len(parts["A"]) != parts["B"].shape[1]:
+            raise InputError(f"{folder / WEIGHTS}: {module} has no pair of A and B that fit: copy the adapter again")
+    return {module: (parts["A"], parts["B"]) for module, parts in found.items()}
+
+
+def _scale(settings: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
+    """alpha / rank of a module, as PEFT's patterns say."""
+    patterns = settings.get("alpha_pattern") or {}
+    named = next((alpha for key, alpha in patterns.items() if module == key or module.endswith(f".{key}")), None)
+    alpha = settings.get("lora_alpha") if named is None else named
+    if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
+        raise InputError(f"{folder / SETTINGS}: lora_alpha = {shortened(repr(alpha))}: expected a number above 0")
+    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
