@@ -84,8 +84,11 @@ def read_peft(folder: Path, config: ModelConfig) -> LoraSet:
     pairs: dict[str, Pair] = {}
     for name, place in places.items():
         A, B = modules[place.module]
-        own = B[place.first : place.first + matrices[name][0]] * (scales[place.module] / common)
-        pairs[name] = F.pad(A, (0, 0, 0, rank - len(A))), F.pad(own, (0, rank - len(A)))
+        own = B[place.first : place.first + matrices[name][0]]
+        if (scales[place.module], len(A)) != (common, rank):  # else as they are: adapters are large
+            own = F.pad(own * (scales[place.module] / common), (0, rank - len(A)))
+            A = F.pad(A, (0, 0, 0, rank - len(A)))
+        pairs[name] = A, own
     return LoraSet(config=config, rank=rank, alpha=common * rank, pairs=pairs)
 
 

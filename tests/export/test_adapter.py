@@ -23,7 +23,6 @@ from tests.executor.families import FUSED, hf_config, reference_weights, tiny_st
 from tests.store.test_gguf_family import ARCHITECTURES
 
 
-
 def random_set(config: ModelConfig, targets: tuple[LinearName, ...] = LINEARS, layers: range | None = None) -> LoraSet:
     """Pairs whose products are not zero."""
     generator, rank = torch.Generator().manual_seed(1), 3
