@@ -23,10 +23,13 @@ def build_graph(config: ModelConfig, workload: Workload) -> Graph:
     require_kind("`workload`", workload, Workload, remedy="Workload(lora=Lora(), weights=weight_formats(...)) makes one")
     require_workload(config, workload)
     step = _Builder(config, workload)
-    if workload.method == "mezo":
-        step.mezo()
-    else:
-        step.backprop()
+    match workload.method:
+        case "mezo":
+            step.mezo()
+        case "evaluate":
+            step.evaluate()
+        case "backprop":
+            step.backprop()
     used = {weight for op in step.ops for weight in op.weights}
     return Graph(
         config=config,
@@ -92,6 +95,10 @@ class _Builder(Backward):
             adapters = tuple(self.adapters)
             self._append("apply", "apply", None, self._adapter_dims(adapters, 0), params=self._update_params, adapters=adapters)
         self._prune()
+
+    def evaluate(self) -> None:
+        """Forward and loss."""
+        self._forward("")
 
     def mezo(self) -> None:
         """Two forwards with perturbed adapters (Malladi et al., 2023), and an update along the perturbation."""

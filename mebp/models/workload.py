@@ -10,7 +10,7 @@ from mebp.unit import require_kind, require_whole
 
 Precision = Literal["bf16", "fp32"]
 Optimizer = Literal["sgd", "adamw"]
-Method = Literal["backprop", "mezo"]
+Method = Literal["backprop", "mezo", "evaluate"]
 
 OPTIMIZER_STATES: dict[Optimizer, int] = {"sgd": 0, "adamw": 2}
 ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp32": 4}
@@ -32,7 +32,8 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products.
+    """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products. With the
+    method `evaluate` it is a forward alone, for the loss.
 
     The update comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this
     2-norm, over all adapters together, where it is longer; 0 leaves it alone. With `evaluations` = 2 the loss is computed

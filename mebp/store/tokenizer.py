@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mebp.errors import ModelError
-from mebp.text import read_text
+from mebp.text import read_text, shortened
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 Files = Mapping[str, str]  # file names to contents
@@ -74,6 +74,18 @@ def of_gguf(field: Field) -> Files:
     template = field("tokenizer.chat_template")
     settings = json.dumps(given.settings, indent=2, ensure_ascii=False)
     return {TOKENIZER: tokenizer.to_str(), SETTINGS: settings} | ({TEMPLATE: template} if isinstance(template, str) else {})
+
+
+def token_ids(folder: Path, text: str) -> list[int]:
+    """A text's tokens by the tokenizer in `folder`; ModelError where there is none that can be read."""
+    file = folder / TOKENIZER
+    if not file.is_file():
+        raise ModelError(f"no {TOKENIZER} in {folder}: put the model's there")
+    try:
+        found: list[int] = Tokenizer.from_file(str(file)).encode(text).ids
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{file} cannot be read as a tokenizer ({shortened(str(error))}): copy the model's again") from None
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

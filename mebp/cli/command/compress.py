@@ -19,6 +19,13 @@ FORMAT_NAMES = " ".join((*RECIPES, *OFFERED))
 def compress(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR|FILE.gguf", help="Folder with config.json and safetensors, or GGUF.")],
     output: Annotated[Path, Flag("--output", "-o", help="Folder to write.")],
+    calibrate_on: Annotated[
+        Path | None,
+        Flag(
+            "--calibrate-on",
+            help="A text file: measure the model's loss on it, before and after. Takes disk for the model in bf16.",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         Flag(
@@ -32,9 +39,11 @@ def compress(
     from mebp.store.compress import compress as write  # noqa: PLC0415  (torch)
     from mebp.store.compress import require_apart  # noqa: PLC0415
     from mebp.store.writer import require_new  # noqa: PLC0415
+    from mebp.task.quality import loss_change, read_sample  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
 
     formats = None if weights is None else weight_formats(weights)
+    text = None if calibrate_on is None else read_sample(calibrate_on)
     require_apart(source, output)
     require_new(output)
     with working(f"compressing {source.name}") as status:
@@ -42,6 +51,11 @@ def compress(
     size = (output / WEIGHTS_FILE).stat().st_size
     typer.echo(f"wrote {output}: {found.config.name} in {found.formats.name}, {show_nbytes(size)}")
     _print_errors(found)
+    if text is not None:
+        with working("measuring the loss") as status:
+            change = loss_change(source, output, found, text, lambda what: status.update(f"measuring the loss {what}"))
+        on = f"loss on {calibrate_on}, {change.tokens:,} tokens"
+        typer.echo(f"{on}: {change.before:.3f} before, {change.after:.3f} after ({change.after - change.before:+.3f})")
 
 
 def _print_errors(found: "Compressed") -> None:

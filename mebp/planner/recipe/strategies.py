@@ -88,6 +88,11 @@ def mezo(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
     return Recipe(unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.WHOLE), head_tile=graph.head.dims.outs)
 
 
+def evaluate(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
+    """A forward for the loss alone: streamed weights, the head one pass, nothing kept."""
+    return Recipe(head_tile=head_tile(graph))
+
+
 def _checkpoints(graph: Graph, every: int) -> dict[TensorId, Saving]:
     """Inputs of every `every`-th layer, and the input of the final norm."""
     chosen: Iterable[TensorId] = [*graph.stream[:-1:every], graph.stream[-1]]
@@ -134,3 +139,4 @@ STRATEGIES = {
         ),
     )
 }
+EVALUATION = Strategy(name="evaluate", summary="a forward, for the loss", recipe=evaluate, changes={"method": "evaluate"})

@@ -1,0 +1,83 @@
+"""What compressing costs in quality: the loss on a text, before and after."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mebp.errors import InputError
+from mebp.leftover import temporary_folder
+from mebp.models.build import build_graph
+from mebp.models.format import WeightFormats, weight_formats
+from mebp.models.workload import Lora, Workload
+from mebp.planner.recipe.strategies import EVALUATION
+from mebp.sim.profile import load_device
+from mebp.text import read_text, shortened
+
+if TYPE_CHECKING:
+    from mebp.store.compress import Compressed
+
+SEQUENCE, MOST_SEQUENCES, FEWEST_TOKENS = 256, 8, 16
+ORIGINAL = "bf16"  # what the source's weights are rounded to for the loss before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossChange:
+    """Mean loss over `tokens` tokens of a text, of the source's weights in bf16 and of the store's."""
+
+    before: float
+    after: float
+    tokens: int
+
+
+def read_sample(path: Path) -> str:
+    """A text file; InputError in one line for one that cannot be read, or is empty."""
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        said = shortened(getattr(error, "strerror", None) or "not UTF-8")
+        raise InputError(f"`calibrate_on` {path} cannot be read ({said}): name a text file") from None
+    if not text.strip():
+        raise InputError(f"`calibrate_on` {path} is empty: name a text file")
+    return text
+
+
+def loss_change(source: Path, store: Path, found: "Compressed", text: str, say: Callable[[str], None]) -> LossChange:
+    """The loss on the first tokens of `text`, through an evaluation plan, of `source` and of the store that was made of it. Where a
+    weight changed, the source is written beside the store once more, in bf16, for as long as it takes.
+    """
+    sequences = _sequences(store, text)
+    say("after")
+    after = _loss(store, found.formats, sequences)
+    if not found.errors:
+        before = after
+    else:
+        from mebp.store.compress import compress  # noqa: PLC0415  (torch)
+
+        with temporary_folder(f"{store.name}-{ORIGINAL}", store.absolute().parent) as folder:
+            say("before")
+            original = weight_formats(ORIGINAL)
+            compress(source, folder / "store", original)
+            before = _loss(folder / "store", original, sequences)
+    return LossChange(before=before, after=after, tokens=sum(map(len, sequences)))
+
+
+def _sequences(store: Path, text: str) -> list[list[int]]:
+    """Sequences of one length, one behind the other."""
+    from mebp.store.tokenizer import token_ids  # noqa: PLC0415  (its library takes a while)
+
+    ids = token_ids(store, text)
+    if len(ids) < FEWEST_TOKENS:
+        raise InputError(f"`calibrate_on` has {len(ids)} tokens: must be {FEWEST_TOKENS} or more")
+    length = min(SEQUENCE, len(ids))
+    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:MOST_SEQUENCES]
+
+
+def _loss(store: Path, formats: WeightFormats, sequences: list[list[int]]) -> float:
+    from mebp.executor.measure.loss import mean_loss  # noqa: PLC0415  (torch)
+    from mebp.store.reader import open_store  # noqa: PLC0415
+
+    opened = open_store(store)
+    graph = EVALUATION.graph(build_graph(opened.config, Workload(seq_len=len(sequences[0]), lora=Lora(), weights=formats)))
+    plan = EVALUATION.plan(graph, load_device("laptop16"), 0)
+    return mean_loss(opened, plan, graph, sequences)
