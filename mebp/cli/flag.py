@@ -74,15 +74,23 @@ class ModelFlags(FlagGroup):
         Flag(
             "--model",
             "-m",
-            help="Name or alias (0.5b 1.5b 3b 1b 4b), Hugging Face id of one of these, config.json or its folder. Default: 0.5b.",
+            help="Name or alias (0.5b 1.5b 3b 1b 4b), Hugging Face id of one of these, config.json or its folder, store or GGUF"
+            " file. Default: 0.5b.",
             rich_help_panel=MODEL,
         ),
     ] = None
 
-    def config(self) -> "ModelConfig":
-        from mebp.models.catalogue import load_model  # noqa: PLC0415  (--help does without)
+    def config(self, store: Path | None = None) -> "ModelConfig":
+        """The model that --model names; without it that of `store`, where one is named, else the default."""
+        from mebp.task.model import find_model  # noqa: PLC0415  (--help does without)
 
-        return load_model(DEFAULT_MODEL if self.model is None else self.model)
+        return find_model(self.model or (str(store) if store else DEFAULT_MODEL))
+
+    def store(self) -> Path | None:
+        """The store that --model names, if it names one."""
+        from mebp.task.weights import is_written  # noqa: PLC0415
+
+        return Path(self.model) if self.model and is_written(Path(self.model)) else None
 
     def files(self) -> list[Path]:
         """Files that the flag names."""

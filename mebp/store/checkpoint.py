@@ -56,8 +56,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.config = config = read_model(folder)
         self.shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
+        packing = packing_of(read_config(folder / CONFIG), folder)
         self._tensors = TensorFolder(folder)
-        self._packing = packing_of(read_config(folder / CONFIG), self._tensors)
+        self._packing = None if packing is None else packing(self._tensors)
         prefix = _prefix(self._tensors)
         self._places = checkpoint_places(config, prefix, _head_module(self._tensors, prefix))
         self._formats: dict[str, WeightFormat] = {}

@@ -2,8 +2,10 @@
 they are, only laid out anew: unpacked, a weight is what the tool's own formula makes of it in single precision.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -39,22 +41,22 @@ class Packing(Protocol):
         """Some rows of a matrix."""
 
 
-def packing_of(raw: Mapping[str, Any], tensors: TensorFolder) -> Packing | None:
-    """How the matrices of a checkpoint with this config.json are packed; None where they are not. ModelError in one line for what
-    is not known.
+def packing_of(raw: Mapping[str, Any], folder: Path) -> Callable[[TensorFolder], Packing] | None:
+    """How the matrices of a checkpoint in `folder` with this config.json are packed; None where they are not. ModelError in one
+    line for what is not known.
     """
     found = raw.get("quantization_config") or raw.get("quantization")
     if not isinstance(found, dict):
         return None
     method = str(found.get("quant_method", "mlx")).lower()
-    bits, folder = found.get("bits"), tensors.folder
+    bits = found.get("bits")
     said = f"{folder} is quantised already ({shortened(method)}{f', {bits} bits' if isinstance(bits, int) else ''})"
     if method == "mlx" and found.get("mode", "affine") == "affine":
-        return _Mlx(tensors)
+        return _Mlx
     if method == "gptq" and bits == 4 and found.get("checkpoint_format", "gptq") in ("gptq", "gptq_v2"):
-        return _Gptq(tensors, first=0 if found.get("checkpoint_format") == "gptq_v2" else 1)
+        return partial(_Gptq, first=0 if found.get("checkpoint_format") == "gptq_v2" else 1)
     if method == "awq" and bits == 4 and str(found.get("version", "gemm")).lower() == "gemm":
-        return _Awq(tensors)
+        return _Awq
     raise ModelError(f"{said}, which is not read: {KNOWN} are; or take the checkpoint that it was made from")
 
 

@@ -48,7 +48,7 @@ def test_token_ids_of_another_shape_are_refused_before_anything_is_measured(
         ({"is_causal": False}, "is_causal = false"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification is no causal language model"),
         ({"peft_type": "LORA", "base_model_name_or_path": "some/model"}, "PEFT adapter, not of a model: name that of its base"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by kind of attention are gemma3_text's alone"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by kind of attention are not llama's"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5.0}},
             "both rope_param",
@@ -76,14 +76,14 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, capsys: pyte
     (adapter / "adapter_config.json").write_text("{}")
     gguf.write_bytes(b"GGUF" + bytes(20))
     quantised.mkdir()
-    (quantised / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (quantised / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "gptq", "bits": 3}}))
     for source, says in (
         (adapter, "holds a PEFT adapter, not a model"),
         (gguf, "cannot be read as GGUF"),
-        (quantised, "is quantised already (gptq, 4 bits)"),
+        (quantised, "is quantised already (gptq, 3 bits)"),
     ):
         assert says in refused(capsys, "compress", str(source), "-o", str(tmp_path / "store"))
-    assert "is a GGUF file" in refused(capsys, "--model", str(gguf), *QUICK)
+    assert "cannot be read as GGUF" in refused(capsys, "--model", str(gguf), *QUICK)
     assert "PEFT adapter" in refused(capsys, "--model", str(adapter), *QUICK)
 
 

@@ -41,7 +41,7 @@ def curve(
         raise InputError(f"--points = {num_points}: must be between 2 and {MOST_POINTS}")
     require_apart({"-o": output}, [*model.files(), *target.files()])
     require_writable({"-o": output})
-    graph = build_graph(model.config(), step.workload())
+    graph = build_graph(model.config(), step.workload(model.store()))
     device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
     found = solve_curve(graph, device, budget, search, num_points)

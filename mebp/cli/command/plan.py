@@ -78,7 +78,7 @@ def plan(
 def _graph(model: ModelFlags, step: StepFlags) -> "Graph":
     from mebp.models.build import build_graph  # noqa: PLC0415
 
-    return build_graph(model.config(), step.workload())
+    return build_graph(model.config(), step.workload(model.store()))
 
 
 def require_row(name: str | None) -> None:

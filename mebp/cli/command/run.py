@@ -53,14 +53,14 @@ class RunFlags(FlagGroup):
         Flag("--limit", help="Limit in a memory cgroup, where page cache counts too, such as 1GiB.", rich_help_panel=RUN),
     ] = None
 
-    def job(self, seed: int) -> "Job":
-        """The job for the worker, its store still to be found; refuses what no run can take."""
+    def job(self, seed: int, store: Path | None) -> "Job":
+        """The job for the worker on `store`, which may still have to be found; refuses what no run can take."""
         from mebp.executor.measure.job import Job  # noqa: PLC0415
         from mebp.task.run import NO_STORE, require_job  # noqa: PLC0415
 
         require_job(self.steps, self.spill_dir, self.torch_device)
         return Job(
-            store=self.store or NO_STORE,
+            store=store or NO_STORE,
             steps=self.steps,
             device=self.torch_device,
             spill_dir=self.spill_dir,
@@ -109,20 +109,21 @@ def run(
 
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
-    job = flags.job(search.seed)
+    store = flags.store or model.store()
+    job = flags.job(search.seed, store)
     require_row(choose)
     written = {"-o": outputs.output, "--trace": outputs.trace}
     read = [path for path in (plan_file, flags.ids) if path is not None]
-    require_apart(written, [*read, *model.files(), *target.files(), *folder_files(flags.store)])
+    require_apart(written, [*read, *model.files(), *target.files(), *folder_files(store)])
     require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
-    config, workload = (given.config, given.workload) if given else (model.config(), step.workload(flags.store))
+    config, workload = (given.config, given.workload) if given else (model.config(store), step.workload(store))
     require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()
     device = override(machine, (*own, *profile.overrides()))
     plan, graph = _graph_of(given, plan_file) if given else _plan_first(config, workload, device, target, profile, search, choose)
-    job = replace(job, store=flags.store or random_store(config, workload.weights))
+    job = replace(job, store=store or random_store(config, workload.weights))
     with working(f"running {plan.name}") as status:
         result = execute(plan, graph, machine, device, job, lambda n, of: status.update(f"running {plan.name}: step {n} of {of}"))
     _write(result, outputs)
