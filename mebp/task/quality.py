@@ -12,7 +12,6 @@ from mebp.models.format import WeightFormats, weight_formats
 from mebp.models.workload import Lora, Workload
 from mebp.planner.recipe.strategies import EVALUATION
 from mebp.sim.profile import load_device
-from mebp.text import read_text, shortened
 
 if TYPE_CHECKING:
     from mebp.store.compress import Compressed
@@ -28,18 +27,6 @@ class LossChange:
     before: float
     after: float
     tokens: int
-
-
-def read_sample(path: Path) -> str:
-    """A text file; InputError in one line for one that cannot be read, or is empty."""
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        said = shortened(getattr(error, "strerror", None) or "not UTF-8")
-        raise InputError(f"`calibrate_on` {path} cannot be read ({said}): name a text file") from None
-    if not text.strip():
-        raise InputError(f"`calibrate_on` {path} is empty: name a text file")
-    return text
 
 
 def loss_change(source: Path, store: Path, found: "Compressed", text: str, say: Callable[[str], None]) -> LossChange:

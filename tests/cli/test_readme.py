@@ -11,7 +11,11 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mebp.cli.main import main
+from mebp.export.peft import write_peft
+from mebp.models.catalogue import load_model
 from mebp.sim.profile import dump_device, load_device, override
+from tests.export.test_adapter import random_set
+from tests.task.test_quality import TEXT, with_tokenizer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEVICES = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
@@ -25,6 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     config = AutoConfig.for_model("llama", num_attention_heads=4, num_key_value_heads=2, **SIZES)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "HF_DIR")
+    with_tokenizer(folder / "HF_DIR")
+    (folder / "TEXT").write_text(TEXT * 9)
+    write_peft(folder / "ADAPTER", random_set(load_model(str(folder / "HF_DIR"))), "HF_DIR")
     (folder / "IDS.json").write_text(json.dumps([list(range(256))]))
     (folder / "myboard.toml").write_text(dump_device(load_device("rpi5_nvme")))
     (folder / "MEASURED.csv").write_text((Path(__file__).parents[2] / "mebp" / "task" / "fit" / "paper.csv").read_text())

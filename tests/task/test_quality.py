@@ -15,7 +15,8 @@ from mebp.planner.recipe.strategies import EVALUATION
 from mebp.sim.profile import load_device
 from mebp.sim.simulate import simulate
 from mebp.store.compress import compress
-from mebp.task.quality import loss_change, read_sample
+from mebp.task.quality import loss_change
+from mebp.task.sample import read_sample, sample_ids
 from tests.conftest import small_config, small_workload
 from tests.store.test_checkpoint import checkpoint
 
@@ -75,4 +76,13 @@ def test_texts_that_say_nothing_are_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for name, says in (("empty", "is empty"), ("bytes", "not UTF-8"), ("none", "No such file")):
         with pytest.raises(InputError, match=says):
-            read_sample(tmp_path / name)
+            read_sample(tmp_path / name, "`text`")
+
+
+def test_sequences_of_a_text_follow_one_another(tmp_path: Path) -> None:
+    with_tokenizer(tmp_path)
+    (tmp_path / "text").write_text(TEXT)
+    ids = sample_ids(tmp_path, tmp_path / "text", "`text`", count=2, length=5)
+    assert ids == ((1, 2, 3, 4, 3), (1, 2, 4, 2, 3))
+    with pytest.raises(InputError, match="has 240 tokens, the step takes 500: name a longer text"):
+        sample_ids(tmp_path, tmp_path / "text", "`text`", count=2, length=250)

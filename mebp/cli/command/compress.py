@@ -39,11 +39,12 @@ def compress(
     from mebp.store.compress import compress as write  # noqa: PLC0415  (torch)
     from mebp.store.compress import require_apart  # noqa: PLC0415
     from mebp.store.writer import require_new  # noqa: PLC0415
-    from mebp.task.quality import loss_change, read_sample  # noqa: PLC0415
+    from mebp.task.quality import loss_change  # noqa: PLC0415
+    from mebp.task.sample import read_sample  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
 
     formats = None if weights is None else weight_formats(weights)
-    text = None if calibrate_on is None else read_sample(calibrate_on)
+    text = None if calibrate_on is None else read_sample(calibrate_on, "`calibrate_on`")
     require_apart(source, output)
     require_new(output)
     with working(f"compressing {source.name}") as status:

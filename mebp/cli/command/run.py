@@ -40,6 +40,9 @@ class RunFlags(FlagGroup):
         Path | None,
         Flag("--ids", help="JSON file of token ids, one list per sequence; default: random ones.", rich_help_panel=RUN),
     ] = None
+    text: Annotated[
+        Path | None, Flag("--text", help="Text file to step on, by the tokenizer beside the store's weights.", rich_help_panel=RUN)
+    ] = None
     spill_dir: Annotated[Path | None, Flag("--spill-dir", help="Folder for the spill file.", rich_help_panel=RUN)] = None
     torch_device: Annotated[str, Flag("--torch-device", help="cpu, cuda or mps.", rich_help_panel=RUN)] = "cpu"
     check_gradients: Annotated[
@@ -59,6 +62,9 @@ class RunFlags(FlagGroup):
         from mebp.task.run import NO_STORE, require_job  # noqa: PLC0415
 
         require_job(self.steps, self.spill_dir, self.torch_device)
+        if self.text is not None and (self.ids is not None or store is None):
+            missing = "--ids names tokens already: leave one of the two out" if store else "a store has the tokenizer: name one"
+            raise InputError(f"--text {self.text}: {missing}")
         return Job(
             store=store or NO_STORE,
             steps=self.steps,
@@ -106,6 +112,7 @@ def run(
     from mebp.task.agreement import require_agreement  # noqa: PLC0415
     from mebp.task.run import require_inputs  # noqa: PLC0415
     from mebp.task.run import run as execute  # noqa: PLC0415
+    from mebp.task.sample import sample_ids  # noqa: PLC0415
 
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
@@ -113,11 +120,14 @@ def run(
     job = flags.job(search.seed, store)
     require_row(choose)
     written = {"-o": outputs.output, "--trace": outputs.trace}
-    read = [path for path in (plan_file, flags.ids) if path is not None]
+    read = [path for path in (plan_file, flags.ids, flags.text) if path is not None]
     require_apart(written, [*read, *model.files(), *target.files(), *folder_files(store)])
     require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
     config, workload = (given.config, given.workload) if given else (model.config(store), step.workload(store))
+    if flags.text is not None and store is not None:
+        ids = sample_ids(store, flags.text, "--text", count=workload.batch_size, length=workload.seq_len)
+        job = replace(job, ids=ids)
     require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()
