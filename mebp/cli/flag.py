@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mebp.models.workload import Workload
     from mebp.planner.effort import Effort, Progress
     from mebp.sim.device import Device
+    from mebp.task.model import FoundModel
 
 Flag = typer.Option
 MODEL, STEP, TARGET, SEARCH, OUTPUT, RUN = "Model", "Training step", "Device and budget", "Search", "Output", "Run"
@@ -80,17 +81,18 @@ class ModelFlags(FlagGroup):
         ),
     ] = None
 
-    def config(self, store: Path | None = None) -> "ModelConfig":
+    def found(self, store: Path | None = None) -> "FoundModel":
         """The model that --model names; without it that of `store`, where one is named, else the default."""
-        from mebp.task.model import find_model  # noqa: PLC0415  (--help does without)
+        from mebp.task.model import FoundModel, find_model  # noqa: PLC0415  (--help does without)
 
-        return find_model(self.model or (str(store) if store else DEFAULT_MODEL))
+        if self.model is None and store is not None:
+            from mebp.store.header import read_header  # noqa: PLC0415  (torch)
 
-    def store(self) -> Path | None:
-        """The store that --model names, if it names one."""
-        from mebp.task.weights import is_written  # noqa: PLC0415
+            return FoundModel(config=read_header(store).config, store=store)
+        return find_model(DEFAULT_MODEL if self.model is None else self.model)
 
-        return Path(self.model) if self.model and is_written(Path(self.model)) else None
+    def config(self) -> "ModelConfig":
+        return self.found().config
 
     def files(self) -> list[Path]:
         """Files that the flag names."""

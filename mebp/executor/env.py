@@ -42,7 +42,7 @@ class Env:
     ids: Tensor  # (tokens,) int64
     labels: Tensor  # (tokens,) int64, the next token or -100
     positions: Tensor  # (seq,) int64
-    tables: dict[Rope, tuple[Tensor, Tensor]]  # cos, sin, each (seq, head_dim / 2)
+    tables: dict[Rope, tuple[Tensor, Tensor]]  # cos, sin, each (seq, R / 2)
     device: torch.device
     learning_rate: float = 1e-4
     epsilon: float = 1e-3

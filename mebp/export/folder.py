@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and the JSON objects in them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,18 @@ from typing import Any
 
 from mebp.errors import InputError, StoreError
 from mebp.leftover import part_name, sweep
-from mebp.text import read_text, resolved, shortened
+from mebp.text import read_text, require_writable, resolved, shortened
 
 
-def require_new_path(path: Path) -> None:
-    """Refuse a place where something is already."""
+def require_new_path(path: Path, *, folder: bool = True) -> None:
+    """Refuse a place where something is already (an empty folder may become one), or where nothing can be written."""
     if str(path) in ("", ".", "-"):
         raise InputError(f"{str(path)!r} is no name for what is written: name a new file or folder as `output`")
-    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+    empty = folder and path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if os.path.lexists(path) and not empty:
         raise InputError(f"{path} exists already: remove it or name another")
+    if not folder:
+        require_writable({"`output`": path})
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """The same for a file."""
-    require_new_path(path)
+    require_new_path(path, folder=False)
     target = resolved(path)
     part = target.with_name(part_name(target.name))
     try:

@@ -9,34 +9,21 @@ from gguf import GGUFWriter, Keys
 from torch import Tensor
 
 from mebp.errors import InputError
+from mebp.export.base import Base
 from mebp.export.folder import new_file
 from mebp.export.lora_set import LoraSet
-from mebp.models.config import Family, LinearName, ModelConfig
-from mebp.store.gguf_config import MODEL_TYPES, PERMUTED, gguf_places
-from mebp.store.gguf_file import GgufFile
-
-ARCHITECTURES = {
-    Family.MISTRAL: "llama",
-    Family.MINISTRAL3: "mistral3",
-    Family.GEMMA3: "gemma3",
-    Family.OLMO3: "olmo2",
-}  # where it is not the family's name
+from mebp.models.config import LinearName, ModelConfig
+from mebp.store.gguf_config import MODEL_TYPES, PERMUTED, gguf_locations
 
 
-def architecture_of(config: ModelConfig, model: Path | None = None) -> str:
-    """What llama.cpp calls the architecture of a model: a GGUF file's own word, else that of its family."""
-    if model is not None and model.suffix == ".gguf" and model.is_file():
-        return GgufFile(model).architecture
-    return ARCHITECTURES.get(config.family, str(config.family))
-
-
-def write_gguf(file: Path, adapters: LoraSet, architecture: str) -> None:
-    """Write `adapters` as a new GGUF file for a model of `architecture`; InputError where there is something already, or the
+def write_gguf(file: Path, adapters: LoraSet, base: Base) -> None:
+    """Write `adapters` as a new GGUF file for `base`; InputError where there is something already, or the
     architecture is not known.
     """
+    architecture = base.llama_cpp_architecture
     if architecture not in MODEL_TYPES:
         raise InputError(f"architecture {architecture!r} is not known here: {', '.join(MODEL_TYPES)}")
-    places = gguf_places(adapters.config, architecture)
+    locations = gguf_locations(adapters.config, architecture)
     with new_file(file) as part:
         writer = GGUFWriter(str(part), architecture)
         writer.add_type("adapter")
@@ -49,11 +36,11 @@ def write_gguf(file: Path, adapters: LoraSet, architecture: str) -> None:
             alpha=adapters.alpha,
             pairs={name: (A, _permuted(B, name, adapters.config, architecture)) for name, (A, B) in adapters.pairs.items()},
         )
-        for place, (A, B) in moved.by_tensor(places):
+        for location, (A, B) in moved.by_tensor(locations):
             # llama.cpp divides alpha by the rank that it finds
             scaled = B.float() * (len(A) / adapters.rank)
-            writer.add_tensor(f"{place.tensor}.lora_a", A.float().contiguous().numpy())
-            writer.add_tensor(f"{place.tensor}.lora_b", scaled.contiguous().numpy())
+            writer.add_tensor(f"{location.tensor}.lora_a", A.float().contiguous().numpy())
+            writer.add_tensor(f"{location.tensor}.lora_b", scaled.contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

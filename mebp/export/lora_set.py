@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mebp.errors import InputError
 from mebp.models.config import ModelConfig
-from mebp.store.place import Place
+from mebp.store.location import Location
 
 Pair = tuple[Tensor, Tensor]  # A (rank, in), B (out, rank)
 
@@ -59,25 +59,25 @@ class LoraSet:
         A, B = (part.float() for part in self.pairs[name])
         return (self.scale * B[rows]) @ A
 
-    def by_tensor(self, places: Mapping[str, Place]) -> Iterator[tuple[Place, Pair]]:
+    def by_tensor(self, locations: Mapping[str, Location]) -> Iterator[tuple[Location, Pair]]:
         """The pair of every tensor that a target keeps linears in. Where several linears share one, their pairs lie in blocks: A
         one below the other, B along a diagonal, so that the rank is the sum of theirs; scaled by alpha / rank of a single pair.
         """
         shared: dict[str, list[str]] = {}
         for name in self.pairs:
-            shared.setdefault(places[name].tensor, []).append(name)
+            shared.setdefault(locations[name].tensor, []).append(name)
         for names in shared.values():
-            first = places[names[0]]
+            first = locations[names[0]]
             if first.total == self.pairs[names[0]][1].shape[0]:
                 yield first, self.pairs[names[0]]
             else:
-                yield first, self._blocks(names, places)
+                yield first, self._blocks(names, locations)
 
-    def _blocks(self, names: list[str], places: Mapping[str, Place]) -> Pair:
-        total = places[names[0]].total
+    def _blocks(self, names: list[str], locations: Mapping[str, Location]) -> Pair:
+        total = locations[names[0]].total
         A = torch.cat([self.pairs[name][0] for name in names])
         B = torch.zeros(total, len(A), dtype=A.dtype)
         for at, name in enumerate(names):
-            place, part = places[name], self.pairs[name][1]
-            B[place.first : place.first + len(part), at * self.rank : (at + 1) * self.rank] = part
+            location, part = locations[name], self.pairs[name][1]
+            B[location.first : location.first + len(part), at * self.rank : (at + 1) * self.rank] = part
         return A, B

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mebp.errors import InputError
 from mebp.export.folder import new_folder
 from mebp.export.lora_set import LoraSet
 from mebp.models.huggingface import CONFIG
-from mebp.store.checkpoint import checkpoint_places
+from mebp.store.checkpoint import checkpoint_locations
 from mebp.store.compress import Source
 from mebp.store.reader import DTYPES, bytes_of
 from mebp.store.tensor_folder import INDEX_FILE, SINGLE_FILE
@@ -64,14 +65,14 @@ def merge(source: Source, adapters: LoraSet, target: Path, progress: Progress | 
 
 def _tensors(source: Source) -> list[_Written]:
     config, by_tensor = source.config, dict[str, list[str]]()
-    places = checkpoint_places(config)
-    for name, place in places.items():
-        by_tensor.setdefault(place.tensor, []).append(name)
-    shapes: Mapping[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
+    locations = checkpoint_locations(config)
+    for name, location in locations.items():
+        by_tensor.setdefault(location.tensor, []).append(name)
+    shapes = config.shapes()
     found = []
     for tensor, names in by_tensor.items():
-        ordered = tuple(sorted(names, key=lambda name: places[name].first))
-        shape = (places[names[0]].total, *shapes[names[0]][1:])
+        ordered = tuple(sorted(names, key=lambda name: locations[name].first))
+        shape = (locations[names[0]].total, *shapes[names[0]][1:])
         found.append(_Written(name=tensor, parts=ordered, dtype=source.float_type(names[0]), shape=shape))
     return found
 
@@ -89,7 +90,7 @@ def _shards(tensors: list[_Written]) -> dict[str, list[_Written]]:
 
 
 def _write(path: Path, tensors: list[_Written], source: Source, adapters: LoraSet) -> Iterator[int]:
-    """One safetensors file; yields how many weights were written, again and again."""
+    """One safetensors file; yields the number of weights in each piece written."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -113,5 +114,8 @@ def _merged(source: Source, name: str, adapters: LoraSet, dtype: torch.dtype) ->
     start = 0
     for rows in source.rows(name):
         delta = adapters.delta(name, slice(start, start + len(rows)))
-        yield rows.to(dtype) if delta is None else delta.add_(rows.float()).to(dtype)
+        made = rows.to(dtype) if delta is None else delta.add_(rows.float()).to(dtype)
+        if not bool(torch.isfinite(made).all()):
+            raise InputError(f"{name} with its adapter is too large for {dtype}: the adapter did not converge")
+        yield made
         start += len(rows)

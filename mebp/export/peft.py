@@ -12,39 +12,44 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mebp.errors import InputError
+from mebp.export.base import Base
 from mebp.export.folder import new_folder, read_object
 from mebp.export.lora_set import LoraSet, Pair
 from mebp.models.config import ModelConfig
-from mebp.store.checkpoint import checkpoint_places
+from mebp.store.checkpoint import checkpoint_locations
 from mebp.text import shortened
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # before every module's name
-TENSOR = re.compile(r"\b(?P<module>layers\.[0-9]+\..+)\.lora_(?P<part>[AB])(\.default)?\.weight$")
+TENSOR = re.compile(
+    r"base_model\.model\.((model|language_model)\.)*(?P<module>layers\.[0-9]+\..+)\.lora_(?P<part>[AB])(\.default)?\.weight"
+)
 LARGEST_ALPHA = 1e6
-UNSUPPORTED = ("use_dora", "use_qalora", "modules_to_save", "trainable_token_indices", "fan_in_fan_out", "target_parameters")
+UNSUPPORTED = (  # fields whose adapters are more than pairs of linears, or change the base
+    *("use_dora", "use_qalora", "use_bdlora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias"),
+    *("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
+)
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # of `init_lora_weights`: the base stays as it is
+EXPECTED = "a PEFT adapter's folder"
 
 
-def write_peft(folder: Path, adapters: LoraSet, base: str) -> None:
-    """Write `adapters` as a new folder that PEFT loads on the checkpoint `base`, a path or a Hugging Face id; InputError where
-    there is something already.
-    """
-    pairs = list(adapters.by_tensor(checkpoint_places(adapters.config)))
+def write_peft(folder: Path, adapters: LoraSet, base: Base) -> None:
+    """Write `adapters` as a new folder that PEFT loads on `base`; InputError where there is something already."""
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for place, (A, B) in pairs:
-        module = PREFIX + place.module
+    for location, (A, B) in adapters.by_tensor(base.peft_locations()):
+        module = PREFIX + location.module
         tensors |= {f"{module}.lora_A.weight": A.contiguous(), f"{module}.lora_B.weight": B.contiguous()}
-        ranks[place.module.rpartition(".")[2]] = len(A)
+        ranks[location.module.rpartition(".")[2]] = len(A)
     other_ranks = {module: rank for module, rank in ranks.items() if rank != adapters.rank}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base.name,
         "r": adapters.rank,
         "lora_alpha": adapters.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(ranks),
+        "target_modules": _targets(sorted(ranks), base),
         "rank_pattern": other_ranks,
         "alpha_pattern": {module: adapters.alpha * rank / adapters.rank for module, rank in other_ranks.items()},
         "bias": "none",
@@ -52,41 +57,46 @@ def write_peft(folder: Path, adapters: LoraSet, base: str) -> None:
         "use_rslora": False,
         "inference_mode": True,
     }
-    if len(adapters.layers) < adapters.config.num_layers:
+    if len(adapters.layers) < adapters.config.num_layers and not base.wrapper:
         settings |= {"layers_to_transform": list(adapters.layers), "layers_pattern": "layers"}
     with new_folder(folder) as part:
         (part / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
         (part / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def _targets(modules: list[str], base: Base) -> list[str] | str:
+    """The linears by name; in a vision model by an expression that its vision part does not match."""
+    return rf".*language_model\.layers\.[0-9]+\..*\.({'|'.join(modules)})" if base.wrapper else modules
+
+
 def base_of(folder: Path) -> str:
     """What an adapter says that it was trained on; an empty text where it does not."""
-    return str(read_object(folder / SETTINGS, "a PEFT adapter's folder").get("base_model_name_or_path") or "")
+    return str(read_object(folder / SETTINGS, EXPECTED).get("base_model_name_or_path") or "")
 
 
 def read_peft(folder: Path, config: ModelConfig) -> LoraSet:
     """Read the adapters of `config` from PEFT's folder; InputError in one line for one that is damaged, of another model, or more
     than LoRA pairs of linears. Where scales or ranks differ between modules, B is scaled and pairs are filled up with zeros.
     """
-    settings = read_object(folder / SETTINGS, "a PEFT adapter's folder")
+    settings = read_object(folder / SETTINGS, EXPECTED)
     _require_lora(settings, folder)
     modules = _modules(folder)
-    matrices, everywhere = config.matrices(), checkpoint_places(config)
-    places = {name: everywhere[name] for name in matrices if everywhere[name].module in modules}
-    unknown = modules.keys() - {place.module for place in places.values()}
+    matrices, everywhere = config.matrices(), checkpoint_locations(config)
+    locations = {name: everywhere[name] for name in matrices if everywhere[name].module in modules}
+    unknown = modules.keys() - {location.module for location in locations.values()}
     if unknown:
-        raise InputError(f"{folder}: {min(unknown)} is no linear of {config.name}: name the model that the adapter was trained on")
-    if not places:
+        raise InputError(f"{folder}: {min(unknown)} is no linear of {config.name}: name the model that it was trained on")
+    if not locations:
         raise InputError(f"{folder / WEIGHTS} holds no adapter: copy it again")
     rank = max(len(A) for A, _ in modules.values())
     scales = {module: _scale(settings, module, len(A), folder) for module, (A, _) in modules.items()}
     common = max(scales.values())
     pairs: dict[str, Pair] = {}
-    for name, place in places.items():
-        A, B = modules[place.module]
-        own = B[place.first : place.first + matrices[name][0]]
-        if (scales[place.module], len(A)) != (common, rank):  # else as they are: adapters are large
-            own = F.pad(own * (scales[place.module] / common), (0, rank - len(A)))
+    for name, location in locations.items():
+        A, B = modules[location.module]
+        own = B[location.first : location.first + matrices[name][0]]
+        if (scales[location.module], len(A)) != (common, rank):  # else as they are: adapters are large
+            own = F.pad(own * (scales[location.module] / common), (0, rank - len(A)))
             A = F.pad(A, (0, 0, 0, rank - len(A)))
         pairs[name] = A, own
     return LoraSet(config=config, rank=rank, alpha=common * rank, pairs=pairs)
@@ -99,6 +109,9 @@ def _require_lora(settings: Mapping[str, Any], folder: Path) -> None:
     for name in UNSUPPORTED:
         if settings.get(name):
             raise InputError(f"{folder}: {name} is not read: LoRA pairs of linears are")
+    start = settings.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise InputError(f"{folder}: init_lora_weights = {shortened(repr(start))} changes the base's weights, which is not read")
 
 
 def _modules(folder: Path) -> dict[str, Pair]:
@@ -107,23 +120,29 @@ def _modules(folder: Path) -> dict[str, Pair]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (no mapping)
-                match = TENSOR.search(name)
-                if match is None:
-                    raise InputError(f"{folder / WEIGHTS}: {shortened(name)} is no LoRA pair of a layer's linear, which are read")
-                found.setdefault(f"model.{match['module']}", {})[match["part"]] = opened.get_tensor(name).float()
+                match = TENSOR.fullmatch(name)
+                parts = {} if match is None else found.setdefault(f"model.{match['module']}", {})
+                if match is None or match["part"] in parts:
+                    raise InputError(f"{folder / WEIGHTS}: {shortened(name)} is no LoRA pair of a decoder's linear, which are read")
+                parts[match["part"]] = opened.get_tensor(name).float()
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read {folder / WEIGHTS}: {error}: copy the adapter again") from None
     for module, parts in found.items():
-        if set(parts) != {"A", "B"} or any(part.ndim != 2 for part in parts.values()) or len(parts["A"]) != parts["B"].shape[1]:
+        fit = set(parts) == {"A", "B"} and all(part.ndim == 2 for part in parts.values())
+        if not fit or not 0 < len(parts["A"]) == parts["B"].shape[1]:
             raise InputError(f"{folder / WEIGHTS}: {module} has no pair of A and B that fit: copy the adapter again")
     return {module: (parts["A"], parts["B"]) for module, parts in found.items()}
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
-    """alpha / rank of a module, as PEFT's patterns say."""
+    """alpha / rank of a module; `alpha_pattern` has expressions that the end of its name matches."""
     patterns = settings.get("alpha_pattern") or {}
-    named = next((alpha for key, alpha in patterns.items() if module == key or module.endswith(f".{key}")), None)
-    alpha = settings.get("lora_alpha") if named is None else named
-    if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
+    alpha = settings.get("lora_alpha")
+    try:
+        named = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    except (AttributeError, re.error):
+        raise InputError(f"{folder / SETTINGS}: alpha_pattern is no object of expressions and numbers") from None
+    alpha = named[0] if named else alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
         raise InputError(f"{folder / SETTINGS}: lora_alpha = {shortened(repr(alpha))}: expected a number above 0")
     return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)

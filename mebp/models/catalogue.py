@@ -183,6 +183,11 @@ def hub_name(spec: str) -> str | None:
     return plain if plain in CATALOGUE else None
 
 
+def is_known(spec: str) -> bool:
+    """Whether `spec` is a name of the catalogue, or an alias."""
+    return ALIASES.get(spec.lower(), spec.lower()) in CATALOGUE
+
+
 def load_model(spec: str) -> ModelConfig:
     """Find the model that `spec` names: an alias, a catalogue name, the Hugging Face id of a catalogue model, or a config.json or
     folder in Hugging Face form.
@@ -190,14 +195,13 @@ def load_model(spec: str) -> ModelConfig:
     require_kind("`model`", spec, str, remedy="name a model, or the path of a config.json")
     if not spec.strip():
         raise ModelError("`model` is empty: take a name that `mebp-plan models` lists, or a folder with config.json")
-    name = ALIASES.get(spec.lower(), spec.lower())
-    if name in CATALOGUE:
-        return catalogue_model(name)
+    if is_known(spec):
+        return catalogue_model(ALIASES.get(spec.lower(), spec.lower()))
     there = os.path.exists(spec)  # False for what no path can be
     if not there and (known := hub_name(spec)):
         return catalogue_model(known)
     if there or spec.endswith(".json") or ("/" in spec and not HUB_ID.fullmatch(spec)):
         return read_model(Path(spec))
-    near = difflib.get_close_matches(name.rpartition("/")[2], [*CATALOGUE, *ALIASES], n=1)
+    near = difflib.get_close_matches(spec.lower().rpartition("/")[2], [*CATALOGUE, *ALIASES], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ModelError(f"unknown model {spec!r:.80}: {hint}take a name that `mebp-plan models` lists, or a folder with config.json")

@@ -164,6 +164,10 @@ class ModelConfig:
             found |= {f"{layer}.{linear}": self.linear_shape(linear) for linear in LINEARS}
         return found if self.tied else found | {"head": (self.vocab, self.hidden)}
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the model, name to shape: matrices, then vectors."""
+        return {**self.matrices(), **{name: (length,) for name, length in self.vectors().items()}}
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the base model, a tied head counted once."""

@@ -4,16 +4,26 @@ A family that is an arrangement of what there is needs an entry here, sizes in c
 call their tensors otherwise, their names in mebp/store/checkpoint.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mebp.models.config import Family, LinearName, Norms, QkNorm
 from mebp.models.hf_config import HFConfig
+from mebp.models.window import (
+    all_but_every,
+    all_rotated,
+    all_windows,
+    every_nth_unrotated,
+    exaone_windows,
+    late_windows,
+    no_windows,
+    unrotated_windows,
+    windowless_unrotated,
+)
 
 SILU = ("silu", "swish")
 GELU_TANH = ("gelu_pytorch_tanh",)
-LOCAL = "sliding_attention"  # a layer with a window, in `layer_types`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,71 +34,6 @@ class Scales:
     residual: float = 1.0
     attention: float | None = None
     logit: float = 1.0
-
-
-def _no_windows(hf: HFConfig) -> list[bool]:
-    return [False] * hf.num_hidden_layers
-
-
-def _all_windows(hf: HFConfig) -> list[bool]:
-    return [hf.sliding_window is not None] * hf.num_hidden_layers
-
-
-def _late_windows(hf: HFConfig) -> list[bool]:
-    """Qwen's: from layer `max_window_layers` on, where `use_sliding_window` says so."""
-    if not hf.use_sliding_window or hf.sliding_window is None:
-        return _no_windows(hf)
-    first = 28 if hf.max_window_layers is None else hf.max_window_layers
-    return _listed(hf) or [layer >= first for layer in range(hf.num_hidden_layers)]
-
-
-def _all_but_every(nth: int) -> Callable[[HFConfig], list[bool]]:
-    """A window on all layers but every nth."""
-
-    def windows(hf: HFConfig) -> list[bool]:
-        count = hf.num_hidden_layers
-        if listed := _listed(hf):
-            return listed
-        match hf.sliding_window_pattern:
-            case str(pattern) if pattern and set(pattern) <= {"L", "G"}:
-                return [pattern[layer % len(pattern)] == "L" and layer < count - 1 for layer in range(count)]
-            case int(every) if every > 0:
-                return [(layer + 1) % every != 0 for layer in range(count)]
-        return [(layer + 1) % nth != 0 for layer in range(count)]
-
-    return windows
-
-
-def _exaone_windows(hf: HFConfig) -> list[bool]:
-    return _no_windows(hf) if hf.sliding_window is None else _all_but_every(4)(hf)
-
-
-def _unrotated_windows(hf: HFConfig) -> list[bool]:
-    """SmolLM3's: on layers without rotary embedding, where `use_sliding_window` says so."""
-    if not hf.use_sliding_window or hf.sliding_window is None:
-        return _no_windows(hf)
-    unrotated = _every_nth_unrotated(hf)
-    return _listed(hf) or [layer in unrotated for layer in range(hf.num_hidden_layers)]
-
-
-def _listed(hf: HFConfig) -> list[bool] | None:
-    return [kind == LOCAL for kind in hf.layer_types] if hf.layer_types else None
-
-
-def _all_rotated(hf: HFConfig) -> tuple[int, ...]:
-    return ()
-
-
-def _every_nth_unrotated(hf: HFConfig) -> tuple[int, ...]:
-    layers, every = range(hf.num_hidden_layers), hf.no_rope_layer_interval
-    given: Sequence[int] = hf.no_rope_layers or [int((layer + 1) % every != 0) for layer in layers]
-    return tuple(layer for layer in layers if layer < len(given) and not given[layer])
-
-
-def _windowless_unrotated(hf: HFConfig) -> tuple[int, ...]:
-    """EXAONE 4's: where some layers have a window, the others have no rotary embedding."""
-    windows = _exaone_windows(hf)
-    return () if hf.sliding_window is None else tuple(layer for layer, local in enumerate(windows) if not local)
 
 
 def _plain_scales(hf: HFConfig) -> Scales:
@@ -132,8 +77,8 @@ class Traits:
     qk_norm: QkNorm = "none"
     biases: tuple[LinearName, ...] = ()
     activations: tuple[str, ...] = SILU
-    windows: Callable[[HFConfig], list[bool]] = _no_windows
-    unrotated: Callable[[HFConfig], tuple[int, ...]] = _all_rotated
+    windows: Callable[[HFConfig], list[bool]] = no_windows
+    unrotated: Callable[[HFConfig], tuple[int, ...]] = all_rotated
     scales: Callable[[HFConfig], Scales] = _plain_scales
     local_rope: Literal["same", "own", "unscaled"] = "same"
     partial_rotary: bool = False
@@ -142,23 +87,23 @@ class Traits:
 
     @property
     def reads_windows(self) -> bool:
-        return self.windows is not _no_windows
+        return self.windows is not no_windows
 
 
-_QWEN2 = Traits(family=Family.QWEN2, biases=("q", "k", "v"), windows=_late_windows)
-_QWEN3 = Traits(family=Family.QWEN3, qk_norm="head", windows=_late_windows, defaults={"head_dim": 128})
+_QWEN2 = Traits(family=Family.QWEN2, biases=("q", "k", "v"), windows=late_windows)
+_QWEN3 = Traits(family=Family.QWEN3, qk_norm="head", windows=late_windows, defaults={"head_dim": 128})
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "hidden_act": GELU_TANH[0]}
 
 TRAITS: dict[str, Traits] = {
     "llama": Traits(family=Family.LLAMA),
     "qwen2": _QWEN2,
     "qwen2_5_vl_text": Traits(
-        family=Family.QWEN2, biases=("q", "k", "v"), windows=_late_windows, defaults={"rope_theta": 1e6, "max_window_layers": 80}
+        family=Family.QWEN2, biases=("q", "k", "v"), windows=late_windows, defaults={"rope_theta": 1e6, "max_window_layers": 80}
     ),
     "qwen3": _QWEN3,
     "qwen3_vl_text": Traits(family=Family.QWEN3, qk_norm="head", defaults={"head_dim": 128, "rope_theta": 5e5}),
-    "mistral": Traits(family=Family.MISTRAL, windows=_all_windows, defaults={"sliding_window": 4096}),
-    "ministral3": Traits(family=Family.MINISTRAL3, windows=_all_windows, defaults={"head_dim": 128, "rms_norm_eps": 1e-5}),
+    "mistral": Traits(family=Family.MISTRAL, windows=all_windows, defaults={"sliding_window": 4096}),
+    "ministral3": Traits(family=Family.MINISTRAL3, windows=all_windows, defaults={"head_dim": 128, "rms_norm_eps": 1e-5}),
     "gemma": Traits(
         family=Family.GEMMA,
         norm_offset=1.0,
@@ -171,7 +116,7 @@ TRAITS: dict[str, Traits] = {
         norms="both",
         norm_offset=1.0,
         activations=GELU_TANH,
-        windows=_all_but_every(2),
+        windows=all_but_every(2),
         scales=_gemma_scales,
         caps=True,
         defaults=_GEMMA_DEFAULTS
@@ -183,7 +128,7 @@ TRAITS: dict[str, Traits] = {
         norm_offset=1.0,
         qk_norm="head",
         activations=GELU_TANH,
-        windows=_all_but_every(6),
+        windows=all_but_every(6),
         scales=_gemma_scales,
         local_rope="own",
         caps=True,
@@ -196,11 +141,11 @@ TRAITS: dict[str, Traits] = {
             "rope_theta": 1e6,
         },
     ),
-    "phi3": Traits(family=Family.PHI3, windows=_all_windows, partial_rotary=True, defaults={"rms_norm_eps": 1e-5}),
+    "phi3": Traits(family=Family.PHI3, windows=all_windows, partial_rotary=True, defaults={"rms_norm_eps": 1e-5}),
     "smollm3": Traits(
         family=Family.SMOLLM3,
-        windows=_unrotated_windows,
-        unrotated=_every_nth_unrotated,
+        windows=unrotated_windows,
+        unrotated=every_nth_unrotated,
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
     "granite": Traits(family=Family.GRANITE, scales=_granite_scales),
@@ -210,7 +155,7 @@ TRAITS: dict[str, Traits] = {
         family=Family.OLMO3,
         norms="after",
         qk_norm="width",
-        windows=_all_but_every(4),
+        windows=all_but_every(4),
         local_rope="unscaled",
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096},
     ),
@@ -218,8 +163,8 @@ TRAITS: dict[str, Traits] = {
         family=Family.EXAONE4,
         norms="after",
         qk_norm="head",
-        windows=_exaone_windows,
-        unrotated=_windowless_unrotated,
+        windows=exaone_windows,
+        unrotated=windowless_unrotated,
         defaults={"rms_norm_eps": 1e-5},
     ),
 }

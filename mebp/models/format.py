@@ -152,7 +152,7 @@ FORMATS = {
         *_imported(),
     )
 }
-OFFERED = tuple(name for name in FORMATS if not FORMATS[name].block and "zero" not in name and "fp16" not in name)
+OFFERED = tuple(name for name, fmt in FORMATS.items() if not (fmt.block or fmt.zero_point or fmt.scale == "fp16"))
 """Formats that help texts name: those of blocks, zero points and fp16 scales are what others' files come in."""
 
 

@@ -1,6 +1,6 @@
 """The fields of a Hugging Face config.json that are read, with their bounds."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,7 +31,7 @@ class HFConfig(BaseModel):
     sliding_window: int | None = Field(default=None, ge=1)
     use_sliding_window: bool | None = False
     max_window_layers: int | None = Field(default=None, ge=0)
-    sliding_window_pattern: int | str | None = None
+    sliding_window_pattern: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern="^[LG]+$")] | None = None
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
     no_rope_layers: list[Literal[0, 1]] | None = None
     no_rope_layer_interval: int = Field(default=4, ge=1)

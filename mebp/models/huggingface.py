@@ -43,12 +43,27 @@ def _own(raw: dict[str, Any], file: Path) -> ModelConfig:
         raise ModelError(f"{file} is of a store that another version of mebp-plan wrote: write the store again") from None
 
 
+def is_gguf(file: Path) -> bool:
+    """Whether there is a GGUF file, by its first bytes."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(GGUF)) == GGUF
+    except (OSError, ValueError):  # no file, or what no path can be
+        return False
+
+
+def wrapper_of(path: Path) -> str | None:
+    """The type of the vision model that a config.json, or a folder with one, is of; None where it is a decoder by itself."""
+    file = path / CONFIG if path.is_dir() else path
+    kind = read_config(file).get("model_type") if file.is_file() else None
+    return kind if isinstance(kind, str) and kind in WRAPPERS else None
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """The fields of a config.json; ModelError in one line for a file that is none."""
     try:
-        with file.open("rb") as opened:
-            if opened.read(len(GGUF)) == GGUF:
-                raise ModelError(f"{file} is a GGUF file, which is not read: take the model's {CONFIG}, or its folder")
+        if is_gguf(file):
+            raise ModelError(f"{file} is a GGUF file: compress it into a store, or take the model's {CONFIG}, or its folder")
         raw = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         said = shortened(getattr(error, "strerror", None) or str(error), 120)
@@ -72,6 +87,10 @@ def config_from_dict(raw: dict[str, Any], *, name: str, source: str) -> ModelCon
         field = ".".join(str(part) for part in first["loc"])
         given = "" if first["type"] == "missing" else f" = {shortened(repr(first['input']))}"
         raise ModelError(f"{source}: {field}{given}: {first['msg'].lower()}") from None
+    if hf.sliding_window_pattern == 0 and hf.sliding_window is not None:
+        raise ModelError(f"{source}: sliding_window_pattern = 0: must be 1 or more, or sliding_window null")
+    if hf.no_rope_layers is not None and len(hf.no_rope_layers) < hf.num_hidden_layers:
+        raise ModelError(f"{source}: no_rope_layers has {len(hf.no_rope_layers)} entries for {hf.num_hidden_layers} layers")
     _refuse_unsupported(hf, traits, source)
     return _build(hf, traits, name, source)
 
@@ -93,13 +112,13 @@ def plain_config(raw: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 def _decoder_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The fields of the decoder in a larger model's config; empty ones left out, for which defaults stand."""
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind in WRAPPERS:
         text = raw.get("text_config")
         tied = {"tie_word_embeddings": raw["tie_word_embeddings"]} if isinstance(raw.get("tie_word_embeddings"), bool) else {}
         own = text if isinstance(text, dict) else raw
-        inner = own.get("model_type")
-        raw = own | tied | {"model_type": inner if inner in TRAITS else WRAPPERS[str(kind)]}
+        inner = str(own.get("model_type"))
+        raw = own | tied | {"model_type": inner if inner in TRAITS else WRAPPERS[kind]}
     kept = ("sliding_window",)  # says that there is none, where it is null
     return {name: value for name, value in raw.items() if value is not None or name in kept}
 
@@ -116,7 +135,8 @@ def _traits(raw: dict[str, Any], source: str) -> Traits:
 
 def _refuse_unsupported(hf: HFConfig, traits: Traits, source: str) -> None:
     act = hf.hidden_activation or hf.hidden_act
-    partial = (hf.rope_parameters or {}).get("partial_rotary_factor", hf.partial_rotary_factor)
+    given = (hf.rope_parameters or {}, hf.rope_scaling or {}, {"partial_rotary_factor": hf.partial_rotary_factor})
+    partial = next((fields["partial_rotary_factor"] for fields in given if fields.get("partial_rotary_factor")), None)
     caps = {name: getattr(hf, name) is not None for name in ("attn_logit_softcapping", "final_logit_softcapping")}
     refusals = {
         f"activation {act!r} (expected {traits.activations[0]})": act is not None and act not in traits.activations,

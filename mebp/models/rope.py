@@ -9,11 +9,13 @@ from typing import Any
 
 from mebp.errors import ModelError
 from mebp.models.config import Rope
-from mebp.models.family import LOCAL, Traits
+from mebp.models.family import Traits
 from mebp.models.hf_config import HFConfig
+from mebp.models.window import LOCAL
 
 FULL = "full_attention"
 OTHER_NAMES = {"mrope": "default", "su": "longrope"}  # mrope's three positions are one and the same for text
+LARGEST = 1e6  # divisor of a frequency
 KNOWN = "default, linear, dynamic, llama3, yarn and longrope"
 
 
@@ -150,6 +152,8 @@ def _require_sane(rope: Rope, fields: Any, hf: HFConfig, source: str) -> None:
         raise ModelError(
             f"{source}: partial_rotary_factor = {rope.fraction:g} rotates {width} of {head_dim} columns: expected even"
         )
+    if rope.scaling == "dynamic" and width < 4:
+        raise ModelError(f"{source}: rope type 'dynamic' rotates {width} columns: expected 4 or more")
     for name, factors in (("short_factor", rope.short), ("long_factor", rope.long)):
-        if rope.scaling == "longrope" and (len(factors) != width // 2 or min(factors) <= 0):
-            raise ModelError(f"{source}: {name} has {len(factors)} entries: expected {width // 2}, above 0")
+        if rope.scaling == "longrope" and (len(factors) != width // 2 or not all(0 < f < LARGEST for f in factors)):
+            raise ModelError(f"{source}: {name} has {len(factors)} entries: expected {width // 2} above 0")

@@ -13,8 +13,8 @@ from mebp.models.config import Family, LinearName, ModelConfig
 from mebp.models.format import WeightFormat
 from mebp.models.huggingface import CONFIG, plain_config, read_config, read_model
 from mebp.store.codec import unpack_whole
+from mebp.store.location import Location, locations
 from mebp.store.packing import packing_of
-from mebp.store.place import Place, places
 from mebp.store.tensor_folder import TensorFolder
 from mebp.store.tokenizer import Files, of_folder
 
@@ -55,22 +55,22 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.config = config = read_model(folder)
-        self.shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **{name: (n,) for name, n in config.vectors().items()}}
+        self.shapes = config.shapes()
         packing = packing_of(read_config(folder / CONFIG), folder)
         self._tensors = TensorFolder(folder)
         self._packing = None if packing is None else packing(self._tensors)
         prefix = _prefix(self._tensors)
-        self._places = checkpoint_places(config, prefix, _head_module(self._tensors, prefix))
+        self._locations = checkpoint_locations(config, prefix, _head_module(self._tensors, prefix))
         self._formats: dict[str, WeightFormat] = {}
-        for name, place in self._places.items():
-            parts = self._parts(name) or (place.tensor,)
+        for name, location in self._locations.items():
+            parts = self._parts(name) or (location.tensor,)
             for part in parts:
                 self._tensors.require(part, f"the checkpoint does not match its config.json ({name})")
             if len(parts) == 1:
-                self._tensors.require_shape(place.tensor, (place.total, *self.shapes[name][1:]))
+                self._tensors.require_shape(location.tensor, (location.total, *self.shapes[name][1:]))
             else:
                 assert self._packing is not None
-                self._formats[name] = self._packing.format(place.module, self.shapes[name][1])
+                self._formats[name] = self._packing.format(location.module, location.total, self.shapes[name][1])
         self._refuse_others()
 
     def stored(self, name: str) -> WeightFormat | None:
@@ -84,9 +84,9 @@ class Checkpoint:
     def frozen(self, name: str) -> Iterator[Frozen]:
         """A matrix as it is stored, some rows at a time."""
         assert self._packing is not None
-        place, cols = self._places[name], self.shapes[name][1]
+        location, cols = self._locations[name], self.shapes[name][1]
         for rows in self._pieces(name, self._packing.rows_at_a_time):
-            yield self._packing.frozen(place.module, rows, cols, self._formats[name])
+            yield self._packing.frozen(location.module, rows, cols, self._formats[name])
 
     def tokenizer(self) -> Files:
         """The files of the tokenizer in the folder."""
@@ -96,7 +96,7 @@ class Checkpoint:
         """The type of a tensor that is not quantised; bf16 of one that is."""
         if name in self._formats:
             return torch.bfloat16
-        return self._tensors.float_type(self._places[name].tensor)
+        return self._tensors.float_type(self._locations[name].tensor)
 
     def hf_config(self) -> Mapping[str, object]:
         """A config.json of the same decoder, not quantised."""
@@ -112,10 +112,10 @@ class Checkpoint:
             yield from (unpack_whole(piece, torch.float32) for piece in self.frozen(name))
             return
         for rows in self._pieces(name, 1):
-            yield self._tensors.read_floats(self._places[name].tensor, rows)
+            yield self._tensors.read_floats(self._locations[name].tensor, rows)
 
     def _pieces(self, name: str, multiple: int) -> Iterator[slice]:
-        shape, first = self.shapes[name], self._places[name].first
+        shape, first = self.shapes[name], self._locations[name].first
         step = max(1, PIECE_WEIGHTS // math.prod(shape[1:]) // multiple) * multiple
         for start in range(0, shape[0], step):
             yield slice(first + start, first + min(start + step, shape[0]))
@@ -123,11 +123,12 @@ class Checkpoint:
     def _parts(self, name: str) -> tuple[str, ...]:
         """The tensors of a quantised matrix."""
         quantised = self._packing is not None and len(self.shapes[name]) == 2
-        return self._packing.parts(self._places[name].module) if quantised and self._packing else ()
+        return self._packing.parts(self._locations[name].module) if quantised and self._packing else ()
 
     def _refuse_others(self) -> None:
         """Refuse a tensor that belongs to another model. Zero biases of what has none are only ballast of some tools."""
-        ours = {place.tensor for place in self._places.values()} | {part for name in self._places for part in self._parts(name)}
+        ours = {location.tensor for location in self._locations.values()}
+        ours |= {part for name in self._locations for part in self._parts(name)}
         head = tuple(f"{HEAD}.{part}" for part in ("weight", "scales", "biases", "qweight", "qzeros", "g_idx"))
         for theirs in self._tensors.names:
             twice = self.config.tied and theirs.endswith(head)
@@ -139,11 +140,11 @@ class Checkpoint:
             raise ModelError(f"{folder}: tensor {theirs} does not belong to a {self.config.family} model of this config.json")
 
 
-def checkpoint_places(config: ModelConfig, prefix: str = "model.", head: str = HEAD) -> dict[str, Place]:
+def checkpoint_locations(config: ModelConfig, prefix: str = "model.", head: str = HEAD) -> dict[str, Location]:
     """The store's names to where transformers keeps the tensors of a family."""
     outer = {"embedding": f"{prefix}{EMBEDDING}", "head": head, "final_norm": f"{prefix}norm"}
     norms = NORMS | ({"norm2": NORM_BEFORE_FFN} if config.norms == "both" else {})
-    return places(config, outer, f"{prefix}layers.{{}}.", LINEARS, norms, FUSED if config.family is Family.PHI3 else {})
+    return locations(config, outer, f"{prefix}layers.{{}}.", LINEARS, norms, FUSED if config.family is Family.PHI3 else {})
 
 
 def _prefix(tensors: TensorFolder) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mebp.models.config import LinearName, ModelConfig
-from mebp.store.place import Place, places
+from mebp.store.location import Location, locations
 
-Field = Callable[[str], Any]  # metadata by key without the architecture, None where there are none
+Metadata = Callable[[str], Any]  # metadata by key without the architecture, None where there are none
 MODEL_TYPES = {
     "llama": "llama",
     "qwen2": "qwen2",
@@ -53,13 +53,13 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every model so far
 
 
-def gguf_places(config: ModelConfig, architecture: str) -> dict[str, Place]:
+def gguf_locations(config: ModelConfig, architecture: str) -> dict[str, Location]:
     """The store's names to where a file of this architecture keeps the tensors."""
-    return places(config, OUTER, "blk.{}.", LINEARS, NORMS, FUSED if architecture == "phi3" else {})
+    return locations(config, OUTER, "blk.{}.", LINEARS, NORMS, FUSED if architecture == "phi3" else {})
 
 
 def config_fields(
-    architecture: str, field: Field, tensors: Mapping[str, tuple[int, ...]], factors: Mapping[str, list[float]]
+    architecture: str, field: Metadata, tensors: Mapping[str, tuple[int, ...]], factors: Mapping[str, list[float]]
 ) -> dict[str, Any]:
     """The fields of config.json. `tensors` are the file's, name to shape, `factors` the values of those that scale the rotary
     embedding.
@@ -84,19 +84,26 @@ def config_fields(
         "num_experts": field("expert_count") or None,
         "sliding_window": (field("attention.sliding_window") or None) if architecture in WINDOWED else None,
         "layer_types": _layer_types(field),
+        "sliding_window_pattern": _period(field),
     }
     return fields | _FAMILIES.get(architecture, _nothing)(field, fields)
 
 
-def _layer_types(field: Field) -> list[str] | None:
+def _layer_types(field: Metadata) -> list[str] | None:
     """Of an array that says which layers have a window."""
     pattern = field("attention.sliding_window_pattern")
     if not isinstance(pattern, list):
-        return None
+        return None  # a number is a period, which has a field of its own
     return ["sliding_attention" if local else "full_attention" for local in pattern]
 
 
-def _rope_scaling(field: Field, factors: Mapping[str, list[float]]) -> dict[str, Any] | None:
+def _period(field: Metadata) -> int | None:
+    """Of a number that says which layers have no window: every so manyth."""
+    pattern = field("attention.sliding_window_pattern")
+    return pattern if isinstance(pattern, int) and not isinstance(pattern, bool) else None
+
+
+def _rope_scaling(field: Metadata, factors: Mapping[str, list[float]]) -> dict[str, Any] | None:
     original = field("rope.scaling.original_context_length")
     if ROPE_FACTORS in factors:
         return {"rope_type": "llama3", "factor": max(factors[ROPE_FACTORS]), **LLAMA3}
@@ -111,22 +118,23 @@ def _rope_scaling(field: Field, factors: Mapping[str, list[float]]) -> dict[str,
         grown = field("rope.scaling.yarn_log_multiplier")
         turns = {"beta_fast": field("rope.scaling.yarn_beta_fast"), "beta_slow": field("rope.scaling.yarn_beta_slow")}
         found |= {"original_max_position_embeddings": original, "mscale": grown, "mscale_all_dim": grown, **turns}
+        found |= {"attention_factor": field("rope.scaling.attn_factor")} if grown is None else {}
     return found
 
 
-def _nothing(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _nothing(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _mistral(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _mistral(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     beta = field("attention.temperature_scale")
     if not beta:
         return {}
     return {"model_type": "ministral3", "rope_scaling": (fields["rope_scaling"] or {}) | {"llama_4_scaling_beta": beta}}
 
 
-def _gemma(architecture: str) -> Callable[[Field, Mapping[str, Any]], dict[str, Any]]:
-    def fields_of(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma(architecture: str) -> Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]:
+    def fields_of(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
         wide = fields["num_hidden_layers"] == WIDE_QUERIES[architecture]
         heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
         caps = {
@@ -138,14 +146,14 @@ def _gemma(architecture: str) -> Callable[[Field, Mapping[str, Any]], dict[str, 
     return fields_of
 
 
-def _phi(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _phi(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     rotated, original = field("rope.dimension_count"), field("rope.scaling.original_context_length")
     width = fields["hidden_size"] // fields["num_attention_heads"]
     share = rotated / width if rotated and rotated != width else None
     return {"partial_rotary_factor": share, "original_max_position_embeddings": original}
 
 
-def _granite(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _granite(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "embedding_multiplier": field("embedding_scale"),
         "residual_multiplier": field("residual_scale"),
@@ -154,7 +162,7 @@ def _granite(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _minicpm(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _minicpm(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Files of before these keys were written have the numbers of the first models."""
     depth, hidden = fields["num_hidden_layers"] ** 0.5, fields["hidden_size"]
     residual, logit = field("residual_scale"), field("logit_scale")
@@ -165,11 +173,11 @@ def _minicpm(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _olmo(field: Field, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _olmo(field: Metadata, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_type": "olmo3"} if fields["sliding_window"] else {}
 
 
-_FAMILIES: dict[str, Callable[[Field, Mapping[str, Any]], dict[str, Any]]] = {
+_FAMILIES: dict[str, Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]] = {
     "mistral3": _mistral,
     "gemma2": _gemma("gemma2"),
     "gemma3": _gemma("gemma3"),

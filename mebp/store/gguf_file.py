@@ -22,7 +22,7 @@ from mebp.models.config import ModelConfig
 from mebp.models.format import FORMATS, WeightFormat
 from mebp.models.huggingface import config_from_dict, plain_config
 from mebp.store.gguf_block import AS_THEY_ARE
-from mebp.store.gguf_config import LONG, MODEL_TYPES, PERMUTED, ROPE_FACTORS, SHORT, config_fields, gguf_places
+from mebp.store.gguf_config import LONG, MODEL_TYPES, PERMUTED, ROPE_FACTORS, SHORT, config_fields, gguf_locations
 from mebp.store.tokenizer import Files, of_gguf
 from mebp.text import shortened
 
@@ -39,20 +39,21 @@ class GgufFile:
         self._reader = _opened(file)
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
         self.architecture = str(self._field("general.architecture") or "")
-        self.config = self._read_config()
-        self.shapes: dict[str, tuple[int, ...]] = {
-            **self.config.matrices(),
-            **{name: (length,) for name, length in self.config.vectors().items()},
-        }
-        self._places = gguf_places(self.config, self.architecture)
+        self.config, self._fields = self._read_config()
+        self.shapes = self.config.shapes()
+        self._locations = gguf_locations(self.config, self.architecture)
         self._see: Callable[[memoryview], object] = len
         for name, shape in self.shapes.items():
             self._require_shape(name, shape)
-        self._require_finished()
+            self._require_readable(name)
+        self._refuse_others()
 
     def tokenizer(self) -> Files:
         """The files of a tokenizer made of the metadata."""
-        return of_gguf(self._field)
+        try:
+            return of_gguf(self._field)
+        except ModelError as error:
+            raise ModelError(f"{self.file}: {error}") from None
 
     def float_type(self, name: str) -> torch.dtype:
         """The type of a tensor that is not quantised; bf16 of one that is."""
@@ -60,7 +61,8 @@ class GgufFile:
 
     def hf_config(self) -> Mapping[str, object]:
         """The config.json that the metadata stand for."""
-        return plain_config(self._fields, self.config)
+        ids = {f"{name}_token_id": self._field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+        return plain_config(self._fields, self.config) | {name: token for name, token in ids.items() if token is not None}
 
     def watch(self, see: Callable[[memoryview], object]) -> None:
         """Show `see` every byte that is read."""
@@ -97,8 +99,8 @@ class GgufFile:
 
     def _pieces(self, name: str) -> Iterator[NDArray[Any]]:
         """Rows as they lie in the file, some at a time, in the order of the checkpoint that it was made of."""
-        place, shape = self._places[name], self.shapes[name]
-        data, order = self._tensor(name).data[place.first : place.first + shape[0]], self._row_order(name)
+        location, shape = self._locations[name], self.shapes[name]
+        data, order = self._tensor(name).data[location.first : location.first + shape[0]], self._row_order(name)
         step = max(1, PIECE_WEIGHTS // shape[-1]) if len(shape) == 2 else shape[0]
         for start in range(0, len(data), step):
             piece = np.ascontiguousarray(data[start : start + step] if order is None else data[order[start : start + step]])
@@ -115,7 +117,7 @@ class GgufFile:
         return rows.swapaxes(1, 2).reshape(-1)
 
     def _name(self, name: str) -> str:
-        return self._places[name].tensor
+        return self._locations[name].tensor
 
     def _tensor(self, name: str) -> ReaderTensor:
         theirs = self._name(name)
@@ -124,24 +126,40 @@ class GgufFile:
         return self._tensors[theirs]
 
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        found, expected = _shape(self._tensor(name)), (self._places[name].total, *shape[1:])
+        found, expected = _shape(self._tensor(name)), (self._locations[name].total, *shape[1:])
         if found != expected:
             raise ModelError(
                 f"{self.file}: tensor {self._name(name)} has shape {list(found)}, its metadata ask for {list(expected)}"
             )
 
-    def _require_finished(self) -> None:
-        known = {place.tensor for place in self._places.values()} | {ROPE_FACTORS, LONG, SHORT}
+    def _require_readable(self, name: str) -> None:
+        """Refuse a tensor of a type that gguf cannot unpack."""
+        tensor = self._tensor(name)
+        if tensor.tensor_type in AS_THEY_ARE or tensor.tensor_type in FLOATS:
+            return
+        try:
+            dequantize(tensor.data[:1], tensor.tensor_type)
+        except (NotImplementedError, KeyError, ValueError, TypeError):
+            kind = tensor.tensor_type.name
+            raise ModelError(
+                f"{self.file}: tensor {tensor.name} is in {kind}, which is not read: take another quantisation"
+            ) from None
+
+    def _refuse_others(self) -> None:
+        known = {location.tensor for location in self._locations.values()} | {ROPE_FACTORS, LONG, SHORT}
         other = next((name for name in self._tensors if name not in known), None)
         if other is not None:
             raise ModelError(f"{self.file}: tensor {shortened(other)} does not belong to a {self.config.family} model")
 
     def _field(self, key: str) -> Any:
         field = self._reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (UnicodeDecodeError, IndexError, ValueError):
+            raise ModelError(f"{self.file}: its metadata {shortened(key)} cannot be read: copy the file again") from None
 
-    def _read_config(self) -> ModelConfig:
-        """The config.json that these metadata stand for, read as one."""
+    def _read_config(self) -> tuple[ModelConfig, dict[str, Any]]:
+        """The config.json that these metadata stand for, read as one, and its fields."""
         where = self.architecture
         if where not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
@@ -150,21 +168,25 @@ class GgufFile:
             raise ModelError(f"{self.file}: tensor token_embd.weight is missing: the file is no whole model")
         shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
         factors = {name: self._tensors[name].data.tolist() for name in (ROPE_FACTORS, LONG, SHORT) if name in self._tensors}
+        if (LONG in factors) != (SHORT in factors):
+            raise ModelError(f"{self.file}: {LONG} and {SHORT} belong together, and one is missing: copy the file again")
         try:
             fields = config_fields(where, lambda key: self._field(f"{where}.{key}"), shapes, factors)
         except (TypeError, ZeroDivisionError):
             raise ModelError(f"{self.file}: its metadata lack dimensions of a {where} model: copy it again") from None
         given = {name: value for name, value in fields.items() if value is not None or name == "sliding_window"}
-        self._fields = given
+        if where == "gemma2" and given["sliding_window"] is None:
+            del given["sliding_window"]  # the family's own
         name = str(self._field("general.name") or self.file.stem)
         config = config_from_dict(given, name=shortened(name.replace(" ", "-")), source=str(self.file))
         if ROPE_FACTORS in factors:
             self._require_llama3(config, factors[ROPE_FACTORS])
-        return config
+        return config, given
 
     def _require_llama3(self, config: ModelConfig, factors: list[float]) -> None:
         """Refuse factors that are not what Llama 3's scaling makes of their largest."""
-        if not np.allclose(config.rope.llama3_factors(config.head_dim), factors, rtol=1e-3):
+        expected = config.rope.llama3_factors(config.head_dim)
+        if len(factors) != len(expected) or not np.allclose(expected, factors, rtol=1e-3):
             raise ModelError(f"{self.file}: {ROPE_FACTORS} is of a scaling that is not known here: only Llama 3's is")
 
 

@@ -26,7 +26,9 @@ CENTRE = 8  # the zero point of codes that are symmetric
 
 
 class Packing(Protocol):
-    """How one tool packs a matrix. `module` is the name of the tensors without the part behind the last dot."""
+    """How one tool packs a matrix (rows, cols). `module` is the name of the tensors without the part behind the last dot; several
+    matrices may share one module, whose rows are counted here.
+    """
 
     name: str
     rows_at_a_time: int  # that pieces must be a multiple of
@@ -34,11 +36,13 @@ class Packing(Protocol):
     def parts(self, module: str) -> tuple[str, ...]:
         """The names of a matrix's tensors, all of which must be there; none where it is not quantised."""
 
-    def format(self, module: str, cols: int) -> WeightFormat:
-        """Which format of ours a matrix is in."""
+    def format(self, module: str, rows: int, cols: int) -> WeightFormat:
+        """Which format of ours a module of (rows, cols) is in; ModelError where its tensors are of other shapes or types, or in
+        none that is known.
+        """
 
     def frozen(self, module: str, rows: slice, cols: int, fmt: WeightFormat) -> Frozen:
-        """Some rows of a matrix."""
+        """Some rows of a module; ModelError where a scale is not finite."""
 
 
 def packing_of(raw: Mapping[str, Any], folder: Path) -> Callable[[TensorFolder], Packing] | None:
@@ -62,7 +66,9 @@ def packing_of(raw: Mapping[str, Any], folder: Path) -> Callable[[TensorFolder],
 
 @dataclass(slots=True)
 class _Mlx:
-    """`weight` is of words with their codes low bits first; weight = code x scale + bias, a group of columns each."""
+    """`weight` (rows, words) has 32-bit words, the first code in the lowest bits; weight = code x scale + bias, a group of columns
+    each, scales and biases (rows, groups).
+    """
 
     tensors: TensorFolder
     name: str = "MLX"
@@ -73,10 +79,12 @@ class _Mlx:
         packed = names[0] in self.tensors and self.tensors.type_and_shape(names[0])[0] == "U32"
         return names if packed or names[1] in self.tensors else ()
 
-    def format(self, module: str, cols: int) -> WeightFormat:
+    def format(self, module: str, rows: int, cols: int) -> WeightFormat:
         (_, words), (dtype, groups) = (self.tensors.type_and_shape(f"{module}.{part}") for part in ("weight", "scales"))
-        bits, group = words[-1] * 32 / cols, cols // max(1, groups[-1])
-        return _known(self.tensors, module, f"int{bits:g}-affine-g{group}", dtype)
+        self.tensors.require_shape(f"{module}.weight", (rows, words[-1] if words else 0), ("U32",))
+        for part in ("scales", "biases"):
+            self.tensors.require_shape(f"{module}.{part}", (rows, groups[-1] if groups else 0), (dtype,))
+        return _known(self.tensors, module, f"int{words[-1] * 32 / cols:g}-affine-g{_group(cols, groups[-1])}", dtype)
 
     def frozen(self, module: str, rows: slice, cols: int, fmt: WeightFormat) -> Frozen:
         words = self.tensors.read(f"{module}.weight", rows).contiguous().view(torch.uint8)  # (rows, bytes), low codes first
@@ -87,7 +95,9 @@ class _Mlx:
 
 @dataclass(slots=True)
 class _Gptq:
-    """`qweight` (in / 8, out) has eight columns of a row in a word, `qzeros` (groups, out / 8) eight rows, less `first`."""
+    """`qweight` (cols / 8, rows) has eight columns of a row in a word, `qzeros` (groups, rows / 8) the zero points of eight rows,
+    less `first`; `scales` are (groups, rows).
+    """
 
     tensors: TensorFolder
     first: int
@@ -98,11 +108,11 @@ class _Gptq:
         names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
         return names if names[0] in self.tensors else ()
 
-    def format(self, module: str, cols: int) -> WeightFormat:
-        group = _group(self.tensors, module, cols)
+    def format(self, module: str, rows: int, cols: int) -> WeightFormat:
+        group = _columns(self.tensors, module, rows, cols, (cols // 8, rows))
         if (order := f"{module}.g_idx") in self.tensors:
-            expected = torch.arange(cols, dtype=torch.int32) // group
-            if not torch.equal(self.tensors.read(order), expected):
+            self.tensors.require_shape(order, (cols,), ("I32",))
+            if not torch.equal(self.tensors.read(order), torch.arange(cols, dtype=torch.int32) // group):
                 raise ModelError(
                     f"{self.tensors.folder}: {order} puts columns in groups out of order (act-order), which is not read: take a"
                     " checkpoint that was quantised with desc_act = false"
@@ -110,18 +120,21 @@ class _Gptq:
         return _grouped(self.tensors, module, group, self._zeros(module))
 
     def frozen(self, module: str, rows: slice, cols: int, fmt: WeightFormat) -> Frozen:
-        words = self.tensors.read(f"{module}.qweight", slice(None), rows)  # (in / 8, rows)
-        codes = _nibbles(words.T)  # (rows, in)
-        return _centred(fmt, cols, codes, self.tensors.read(f"{module}.scales", slice(None), rows).T, self._zeros(module).T[rows])
+        words = self.tensors.read(f"{module}.qweight", slice(None), rows)  # (cols / 8, rows)
+        codes = _nibbles(words.T)  # (rows, cols)
+        scales = self.tensors.read_floats(f"{module}.scales", slice(None), rows).T
+        return _centred(fmt, cols, codes, scales, self._zeros(module).T[rows])
 
     def _zeros(self, module: str) -> Tensor:
-        """(groups, out)"""
+        """(groups, rows)"""
         return _nibbles(self.tensors.read(f"{module}.qzeros")) + self.first
 
 
 @dataclass(slots=True)
 class _Awq:
-    """`qweight` (in, out / 8) and `qzeros` (groups, out / 8) have eight rows of a column in a word, in an order of their own."""
+    """`qweight` (cols, rows / 8) and `qzeros` (groups, rows / 8) have eight rows of a column in a word, in an order of their own;
+    `scales` are (groups, rows).
+    """
 
     tensors: TensorFolder
     name: str = "AWQ"
@@ -131,24 +144,35 @@ class _Awq:
         names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
         return names if names[0] in self.tensors else ()
 
-    def format(self, module: str, cols: int) -> WeightFormat:
-        return _grouped(self.tensors, module, _group(self.tensors, module, cols), self._unpacked(module, "qzeros"))
+    def format(self, module: str, rows: int, cols: int) -> WeightFormat:
+        group = _columns(self.tensors, module, rows, cols, (cols, rows // 8))
+        return _grouped(self.tensors, module, group, self._unpacked(module, "qzeros"))
 
     def frozen(self, module: str, rows: slice, cols: int, fmt: WeightFormat) -> Frozen:
         words = slice(rows.start // 8, rows.stop // 8)
         codes, zeros = (self._unpacked(module, part, words).T for part in ("qweight", "qzeros"))
-        return _centred(fmt, cols, codes, self.tensors.read(f"{module}.scales", slice(None), rows).T, zeros)
+        return _centred(fmt, cols, codes, self.tensors.read_floats(f"{module}.scales", slice(None), rows).T, zeros)
 
     def _unpacked(self, module: str, part: str, words: slice = slice(None)) -> Tensor:
-        """(in or groups, rows)"""
+        """(cols or groups, rows)"""
         found = self.tensors.read(f"{module}.{part}", slice(None), words)
         ordered = _nibbles(found).view(*found.shape, 8)
         return ordered[..., [AWQ_ORDER.index(row) for row in range(8)]].reshape(len(found), -1)
 
 
-def _group(tensors: TensorFolder, module: str, cols: int) -> int:
+def _columns(tensors: TensorFolder, module: str, rows: int, cols: int, words: tuple[int, int]) -> int:
+    """Columns of a group of a GPTQ or AWQ module, whose tensors must fit; `words` is the shape of its codes."""
     _, shape = tensors.type_and_shape(f"{module}.scales")
-    return cols // max(1, shape[0])
+    groups = shape[0] if shape else 0
+    tensors.require_shape(f"{module}.scales", (groups, rows), tuple(SUFFIXES))
+    tensors.require_shape(f"{module}.qweight", words, ("I32",))
+    tensors.require_shape(f"{module}.qzeros", (groups, rows // 8), ("I32",))
+    return _group(cols, groups)
+
+
+def _group(cols: int, groups: int) -> int:
+    """Columns of a group; 0, which no format has, where groups do not divide them."""
+    return cols // groups if groups and cols % groups == 0 else 0
 
 
 def _grouped(tensors: TensorFolder, module: str, group: int, zeros: Tensor) -> WeightFormat:

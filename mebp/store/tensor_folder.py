@@ -62,21 +62,23 @@ class TensorFolder:
         self._see(piece.contiguous().view(torch.uint8).numpy().data)
         return piece
 
-    def read_floats(self, name: str, rows: slice) -> Tensor:
-        """Rows of a tensor that must be of finite floating-point numbers."""
-        piece, file = self.read(name, rows), self.folder / self._files[name]
+    def read_floats(self, name: str, rows: slice, cols: slice | None = None) -> Tensor:
+        """Rows, and of a matrix columns, of a tensor that must be of finite floating-point numbers."""
+        piece, file = self.read(name, rows, cols), self.folder / self._files[name]
         if piece.dtype not in FLOAT_TYPES.values():
             raise ModelError(f"{file}: tensor {name} is {piece.dtype}: expected bfloat16, float16 or float32")
         if not bool(torch.isfinite(piece).all()):
             raise ModelError(f"{file}: tensor {name} holds values that are not finite: copy the checkpoint again")
         return piece
 
-    def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor of another shape than the config asks for."""
-        _, found = self.type_and_shape(name)
+    def require_shape(self, name: str, shape: tuple[int, ...], types: tuple[str, ...] = ()) -> None:
+        """Refuse a tensor of another shape than the config asks for, or of none of some types."""
+        dtype, found = self.type_and_shape(name)
+        where = self.folder / self._files[name]
         if found != shape:
-            where = self.folder / self._files[name]
             raise ModelError(f"{where}: tensor {name} has shape {list(found)}, its config.json asks for {list(shape)}")
+        if types and dtype not in types:
+            raise ModelError(f"{where}: tensor {name} is {dtype}: expected {' or '.join(types)}")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:

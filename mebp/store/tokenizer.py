@@ -14,8 +14,9 @@ from mebp.errors import ModelError
 from mebp.text import read_text, shortened
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+GENERATION = "generation_config.json"  # which says where a text ends
 Files = Mapping[str, str]  # file names to contents
-Field = Callable[[str], Any]  # a GGUF file's metadata by key, None where there are none
+Metadata = Callable[[str], Any]  # a GGUF file's metadata by key, None where there are none
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # types of tokens in GGUF
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
@@ -43,21 +44,40 @@ KNOWN = "llama (SentencePiece) and gpt2 (byte pairs)"
 
 
 def of_folder(folder: Path) -> Files:
-    """The files of a checkpoint's tokenizer, as far as there are any; its template taken out of the settings where it is there."""
-    found = {name: read_text(folder / name) for name in (TOKENIZER, SETTINGS, TEMPLATE) if (folder / name).is_file()}
+    """The files of a checkpoint's tokenizer that exist; its template taken out of the settings where it is there. ModelError for
+    one that is no text.
+    """
+    found: dict[str, str] = {}
+    for name in (TOKENIZER, SETTINGS, TEMPLATE, GENERATION):
+        try:
+            if (folder / name).is_file():
+                found[name] = read_text(folder / name)
+        except (OSError, UnicodeDecodeError):
+            raise ModelError(f"{folder / name} is not readable text: copy the checkpoint again") from None
     try:
         template = json.loads(found.get(SETTINGS, "{}")).get("chat_template")
+        str(template).encode()
     except (ValueError, AttributeError):
         raise ModelError(f"{folder / SETTINGS} is not readable JSON: copy the checkpoint again") from None
     return found if TEMPLATE in found or not isinstance(template, str) else found | {TEMPLATE: template}
 
 
-def of_gguf(field: Field) -> Files:
+def of_gguf(field: Metadata) -> Files:
     """The same files, made of a GGUF file's metadata; none where it has no tokenizer of a kind that is known."""
     given = _read(field)
-    tokenizer = None if given is None else _byte_pairs(given) if given.model == "gpt2" else _sentence_pieces(given)
-    if given is None or tokenizer is None:
+    if given is None:
         return {}
+    try:
+        tokenizer = _made(given)
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"its tokenizer's metadata do not fit together ({shortened(str(error))}): copy the file again") from None
+    template = field("tokenizer.chat_template")
+    settings = json.dumps(given.settings, indent=2, ensure_ascii=False)
+    return {TOKENIZER: tokenizer.to_str(), SETTINGS: settings} | ({TEMPLATE: template} if isinstance(template, str) else {})
+
+
+def _made(given: "_Given") -> Tokenizer:
+    tokenizer = _byte_pairs(given) if given.model == "gpt2" else _sentence_pieces(given)
     special = [
         AddedToken(token, special=kind == CONTROL, normalized=False)
         for token, kind in zip(given.tokens, given.types, strict=True)
@@ -65,24 +85,26 @@ def of_gguf(field: Field) -> Files:
     ]
     tokenizer.add_special_tokens([token for token in special if token.special])
     tokenizer.add_tokens([token for token in special if not token.special])
-    if given.adds_bos and given.bos is not None:
-        bos = given.tokens[given.bos]
-        tokenizer.post_processor = processors.Sequence(
-            [tokenizer.post_processor] * (tokenizer.post_processor is not None)
-            + [processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, given.bos)])]
-        )
-    template = field("tokenizer.chat_template")
-    settings = json.dumps(given.settings, indent=2, ensure_ascii=False)
-    return {TOKENIZER: tokenizer.to_str(), SETTINGS: settings} | ({TEMPLATE: template} if isinstance(template, str) else {})
+    ends = [(given.tokens[token], token) for token in (given.first, given.last) if token is not None]
+    if ends:
+        first, last = ([given.tokens[token]] if token is not None else [] for token in (given.first, given.last))
+        single, pair = " ".join([*first, "$A", *last]), " ".join([*first, "$A", *last, *first, "$B", *last])
+        around = processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(dict.fromkeys(ends)))
+        own = [tokenizer.post_processor] if tokenizer.post_processor is not None else []
+        tokenizer.post_processor = processors.Sequence([*own, around])
+    return tokenizer
 
 
 def token_ids(folder: Path, text: str) -> list[int]:
     """A text's tokens by the tokenizer in `folder`; ModelError where there is none that can be read."""
     file = folder / TOKENIZER
     if not file.is_file():
-        raise ModelError(f"no {TOKENIZER} in {folder}: put the model's there")
+        raise ModelError(f"there is no {TOKENIZER} beside the weights, or in the file: put the model's there")
     try:
-        found: list[int] = Tokenizer.from_file(str(file)).encode(text).ids
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()  # which files that were saved in training may ask for
+        tokenizer.no_padding()
+        found: list[int] = tokenizer.encode(text).ids
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{file} cannot be read as a tokenizer ({shortened(str(error))}): copy the model's again") from None
     return found
@@ -98,46 +120,49 @@ class _Given:
     types: Sequence[int]
     scores: Sequence[float]
     merges: Sequence[str]
-    bos: int | None
-    adds_bos: bool
+    first: int | None
+    last: int | None
     adds_space: bool
     settings: Mapping[str, object]
 
 
-def _read(field: Field) -> _Given | None:
-    model, tokens = field("tokenizer.ggml.model"), field("tokenizer.ggml.tokens")
-    if model not in ("gpt2", "llama") or not tokens:
+def _read(field: Metadata) -> _Given | None:
+    """None where there is no tokenizer of a kind that is known; ModelError where what there is does not fit together."""
+    model, tokens, split = field("tokenizer.ggml.model"), field("tokenizer.ggml.tokens"), field("tokenizer.ggml.pre") or "default"
+    if model not in ("gpt2", "llama") or not tokens or (model == "gpt2" and split not in {*PATTERNS, *BY_DIGIT}):
         return None
-    types = field("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types, scores, merges = (field(f"tokenizer.ggml.{name}") for name in ("token_type", "scores", "merges"))
+    types = types or [1] * (len(tokens) if isinstance(tokens, list) else 0)
+    lists = (tokens, types, scores or [], merges or [])
+    fit = all(isinstance(found, list) for found in lists) and len(types) == len(tokens)
+    fit = fit and (model == "gpt2" or len(scores or ()) == len(tokens)) and all(isinstance(token, str) for token in tokens)
     ids = {name: field(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
-    ids = {name: int(token) for name, token in ids.items() if token is not None and 0 <= int(token) < len(tokens)}
-    adds = {"add_bos_token": field("tokenizer.ggml.add_bos_token"), "add_eos_token": field("tokenizer.ggml.add_eos_token")}
-    split = str(field("tokenizer.ggml.pre") or "default")
-    adds_bos = (
-        model == "llama" or split in ("llama-bpe", "llama3", "tekken") if adds["add_bos_token"] is None else adds["add_bos_token"]
-    )
-    settings = {name: tokens[token] for name, token in ids.items()} | {"add_bos_token": bool(adds_bos)}
+    ids = {name: token for name, token in ids.items() if token is not None}
+    if not fit or not all(isinstance(token, int) and 0 <= token < len(tokens) for token in ids.values()):
+        raise ModelError("its tokenizer's metadata do not fit together: copy the file again")
+    adds_bos, adds_eos = field("tokenizer.ggml.add_bos_token"), bool(field("tokenizer.ggml.add_eos_token"))
+    if adds_bos is None:
+        adds_bos = model == "llama" or split in ("llama-bpe", "llama3", "tekken")
+    settings = {name: tokens[token] for name, token in ids.items()}
     return _Given(
         model=str(model),
-        split=split,
+        split=str(split),
         tokens=tokens,
         types=types,
-        scores=field("tokenizer.ggml.scores") or [],
-        merges=field("tokenizer.ggml.merges") or [],
-        bos=ids.get("bos_token"),
-        adds_bos=bool(adds_bos),
+        scores=scores or [],
+        merges=merges or [],
+        first=ids.get("bos_token") if adds_bos else None,
+        last=ids.get("eos_token") if adds_eos else None,
         adds_space=field("tokenizer.ggml.add_space_prefix") is not False,
-        settings=settings | {"add_eos_token": bool(adds["add_eos_token"])},
+        settings=settings | {"add_bos_token": bool(adds_bos), "add_eos_token": adds_eos},
     )
 
 
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def _byte_pairs(given: _Given) -> Tokenizer | None:
+def _byte_pairs(given: _Given) -> Tokenizer:
     """GPT-2's: bytes as visible characters, split by a pattern, joined by merges."""
-    if given.split not in PATTERNS and given.split not in BY_DIGIT:
-        return None
     vocab = {token: index for index, token in enumerate(given.tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in given.merges)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=given.split in ("llama-bpe", "llama3")))

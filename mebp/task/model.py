@@ -1,22 +1,52 @@
 """Find a model by whatever names it: a name of the catalogue, a checkpoint's folder, a store, or a GGUF file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mebp.errors import InputError, ModelError
-from mebp.models.catalogue import load_model
+from mebp.models.catalogue import is_known, load_model
 from mebp.models.config import ModelConfig
+from mebp.models.huggingface import is_gguf, wrapper_of
+from mebp.task.weights import is_written
 
 
-def find_model(spec: str, *, named: bool = True) -> ModelConfig:
-    """The model that `spec` names; with `named` false the name is an adapter's own word for its base, and the error says so."""
-    if spec.lower().endswith(".gguf") and Path(spec).is_file():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """A model, and what named it: a store, a GGUF file of an `architecture`, or a checkpoint of a vision model, whose type is
+    `wrapper`.
+    """
+
+    config: ModelConfig
+    store: Path | None = None
+    architecture: str | None = None
+    wrapper: str | None = None
+
+
+def find_model(spec: str) -> FoundModel:
+    """The model that `spec` names; a name of the catalogue goes before a file of that name. ModelError or StoreError in one line
+    where there is none, or none that can be read.
+    """
+    path = Path(spec)
+    if is_known(spec) or not spec.strip():
+        return FoundModel(config=load_model(spec))
+    if is_gguf(path):
         from mebp.store.gguf_file import GgufFile  # noqa: PLC0415  (torch)
 
-        return GgufFile(Path(spec)).config
+        file = GgufFile(path)
+        return FoundModel(config=file.config, architecture=file.architecture)
+    if is_written(path):
+        from mebp.store.header import read_header  # noqa: PLC0415  (torch)
+
+        return FoundModel(config=read_header(path).config, store=path)
+    return FoundModel(config=load_model(spec), wrapper=wrapper_of(path))
+
+
+def find_base(spec: str) -> FoundModel:
+    """The model that an adapter names as its base; InputError where that is not found here."""
     try:
-        return load_model(spec)
+        return find_model(spec)
     except ModelError as error:
-        if named:
+        if spec and Path(spec).exists():
             raise
         said = f"the adapter was trained on {spec}, which is not found here" if spec else "the adapter names no model"
         raise InputError(f"{said}: name its checkpoint, GGUF file or store with `model`") from error

@@ -29,11 +29,31 @@ class LossChange:
     tokens: int
 
 
-def loss_change(source: Path, store: Path, found: "Compressed", text: str, say: Callable[[str], None]) -> LossChange:
-    """The loss on the first tokens of `text`, through an evaluation plan, of `source` and of the store that was made of it. Where a
-    weight changed, the source is written beside the store once more, in bf16, for as long as it takes.
+def sequences_of(source: Path, text: str) -> list[list[int]]:
+    """The first tokens of a text by the tokenizer of a checkpoint or GGUF file, in sequences of one length. InputError where they
+    are too few, ModelError where there is no tokenizer.
     """
-    sequences = _sequences(store, text)
+    from mebp.store.compress import open_source  # noqa: PLC0415  (torch)
+    from mebp.store.tokenizer import token_ids  # noqa: PLC0415
+
+    files = open_source(source).tokenizer()
+    with temporary_folder("tokenizer") as folder:
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+        ids = token_ids(folder, text)
+    if len(ids) < FEWEST_TOKENS:
+        raise InputError(f"`calibrate_on` has {len(ids)} tokens: must be {FEWEST_TOKENS} or more")
+    length = min(SEQUENCE, len(ids))
+    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:MOST_SEQUENCES]
+
+
+def loss_change(
+    source: Path, store: Path, found: "Compressed", sequences: list[list[int]], say: Callable[[str], None]
+) -> LossChange:
+    """The loss on `sequences` of tokens, through an evaluation plan, of `source` and of the store that was made of it. Where a
+    weight changed, the source is written beside the store once more, in bf16, for as long as it takes. StoreError where that cannot
+    be written.
+    """
     say("after")
     after = _loss(store, found.formats, sequences)
     if not found.errors:
@@ -47,17 +67,6 @@ def loss_change(source: Path, store: Path, found: "Compressed", text: str, say: 
             compress(source, folder / "store", original)
             before = _loss(folder / "store", original, sequences)
     return LossChange(before=before, after=after, tokens=sum(map(len, sequences)))
-
-
-def _sequences(store: Path, text: str) -> list[list[int]]:
-    """Sequences of one length, one behind the other."""
-    from mebp.store.tokenizer import token_ids  # noqa: PLC0415  (its library takes a while)
-
-    ids = token_ids(store, text)
-    if len(ids) < FEWEST_TOKENS:
-        raise InputError(f"`calibrate_on` has {len(ids)} tokens: must be {FEWEST_TOKENS} or more")
-    length = min(SEQUENCE, len(ids))
-    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:MOST_SEQUENCES]
 
 
 def _loss(store: Path, formats: WeightFormats, sequences: list[list[int]]) -> float:

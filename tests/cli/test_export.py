@@ -15,13 +15,15 @@ def trained(tmp_path: Path) -> Path:
     """An adapter of a tiny checkpoint in `hf`, which it names."""
     import torch  # noqa: PLC0415
 
+    from mebp.export.base import Base  # noqa: PLC0415
     from mebp.export.lora_set import LoraSet  # noqa: PLC0415
     from mebp.export.peft import write_peft  # noqa: PLC0415
 
     checkpoint(tmp_path / "hf")
     config = load_model(str(tmp_path / "hf"))
     pairs = {name: (torch.ones(2, cols), torch.ones(rows, 2)) for name, (rows, cols) in config.matrices().items() if "." in name}
-    write_peft(tmp_path / "adapter", LoraSet(config=config, rank=2, alpha=4.0, pairs=pairs), str(tmp_path / "hf"))
+    base = Base(config=config, name=str(tmp_path / "hf"))
+    write_peft(tmp_path / "adapter", LoraSet(config=config, rank=2, alpha=4.0, pairs=pairs), base)
     return tmp_path / "adapter"
 
 
@@ -65,4 +67,12 @@ def test_what_cannot_be_written_is_one_line(trained: Path, tmp_path: Path, capsy
     (trained / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "someone/gone"}))
     assert "trained on someone/gone, which is not found here" in refused(capsys, "export", str(trained), "--to", "mlx", "-o", out)
     assert "no model at someone/gone" in refused(capsys, "merge", str(trained), "-o", out)
+    (trained / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": ""}))
+    assert "the adapter names no model" in refused(capsys, "merge", str(trained), "-o", out)
+    assert "the adapter names no model" in refused(capsys, "export", str(trained), "--to", "mlx", "-o", out)
+    assert command("compress", str(tmp_path / "hf"), "-o", str(tmp_path / "store"), "--weights", "bf16") == 0
+    capsys.readouterr()
+    assert "is a store, whose weights are rounded" in refused(
+        capsys, "merge", str(trained), "-o", out, "--model", str(tmp_path / "store")
+    )
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mebp.cli.main import main
+from mebp.export.base import Base
 from mebp.export.peft import write_peft
 from mebp.models.catalogue import load_model
 from mebp.sim.profile import dump_device, load_device, override
@@ -31,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "HF_DIR")
     with_tokenizer(folder / "HF_DIR")
     (folder / "TEXT").write_text(TEXT * 9)
-    write_peft(folder / "ADAPTER", random_set(load_model(str(folder / "HF_DIR"))), "HF_DIR")
+    adapters = random_set(load_model(str(folder / "HF_DIR")))
+    write_peft(folder / "ADAPTER", adapters, Base(config=adapters.config, name="HF_DIR"))
     (folder / "IDS.json").write_text(json.dumps([list(range(256))]))
     (folder / "myboard.toml").write_text(dump_device(load_device("rpi5_nvme")))
     (folder / "MEASURED.csv").write_text((Path(__file__).parents[2] / "mebp" / "task" / "fit" / "paper.csv").read_text())

@@ -31,6 +31,7 @@ DEVICE = load_device("iphone15promax")
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
 DRY = override(DEVICE, ["runtime.flash_write_cap_bytes=0"])  # nowhere to store: the least plan makes layer inputs again
 PLANS = [*EXACT, "solved", "least", "least-dry"]
+UNLIKE = ("qwen2", "gemma3", "gemma2", "phi3", "olmo2")  # families that differ most: biases, windows, caps, rotation, norms
 TOLERANCE = 1e-5
 
 
@@ -79,7 +80,7 @@ def test_other_arrangements_of_a_family_have_the_gradients_of_autograd(family: s
     require_exact(trial(family, tmp_path), ["mebp", "least"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UNLIKE)
 @pytest.mark.parametrize("name", ["mebp", "mlx"])
 def test_the_released_recipes_are_exact_on_the_graphs_that_they_run(name: str, family: str, tmp_path: Path) -> None:
     """As released: the loss computed twice, and for `mlx` each layer's weights copied into memory."""
@@ -109,7 +110,7 @@ def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UNLIKE)
 @pytest.mark.parametrize(
     ("seq_len", "batch_size", "plans"),
     [(7, 1, PLANS), (7, 2, EXACT), (256, 1, ["mebp", "solved", "least-dry"]), (256, 2, ["greedy", "least"]), (1500, 1, ["least"])],
@@ -124,7 +125,7 @@ def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "solved"])
 
 
-@pytest.mark.parametrize("family", ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "qwen2")])
+@pytest.mark.parametrize("family", ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in UNLIKE if name != "qwen2")])
 def test_a_padded_batch_is_exact(family: str, tmp_path: Path) -> None:
     """Padded at the end, the padding not counted: a causal model needs no mask for it."""
     given = trial(family, tmp_path, seq_len=21)
@@ -188,7 +189,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     library()  # hands this machine's block product to the kernels again
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
+@pytest.mark.parametrize("family", [*FAMILIES, "phi3-short", "olmo3"])
 def test_bf16_gradients_point_where_the_exact_ones_do(
     family: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Adapters in the forms of PEFT, llama.cpp and mlx-lm: what each makes of them is what was trained."""
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -9,18 +10,30 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mebp.errors import InputError, MebpError
-from mebp.export.gguf_adapter import architecture_of, write_gguf
+from mebp.export.base import Base
+from mebp.export.gguf_adapter import write_gguf
 from mebp.export.lora_set import LoraSet
 from mebp.export.mlx_adapter import write_mlx
 from mebp.export.peft import SETTINGS, WEIGHTS, base_of, read_peft, write_peft
 from mebp.models.config import LINEARS, LinearName, ModelConfig
 from mebp.models.huggingface import read_model
 from mebp.store.gguf_config import PERMUTED
+from mebp.task.model import find_model
 from tests.executor.families import FUSED, hf_config, reference_weights, tiny_store, tiny_workload
 from tests.store.test_gguf_family import ARCHITECTURES
+
+MODULES: dict[str, dict[str, tuple[str, ...]]] = {
+    "phi3": {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.down_proj": ("down",)},
+    "others": {"self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "mlp.down_proj": ("down",)},
+}
+
+
+def based(adapters: LoraSet, **more: str) -> Base:
+    """A base of the adapters' own model."""
+    return Base(config=adapters.config, name="base", **more)
 
 
 def random_set(config: ModelConfig, targets: tuple[LinearName, ...] = LINEARS, layers: range | None = None) -> LoraSet:
@@ -69,7 +82,7 @@ def tiny(family: str, folder: Path) -> ModelConfig:
 def test_peft_makes_the_same_logits_of_the_folder(family: str, targets: tuple[LinearName, ...], tmp_path: Path) -> None:
     adapters = random_set(tiny(family, tmp_path / "hf"), targets)
     plain, expected = updated(family, adapters, tmp_path)
-    write_peft(tmp_path / "adapter", adapters, "base")
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
     ids = torch.randint(1, 300, (2, 11), generator=torch.Generator().manual_seed(3))
     assert torch.allclose(loaded(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
@@ -79,7 +92,7 @@ def test_peft_makes_the_same_logits_of_the_folder(family: str, targets: tuple[Li
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_a_folder_is_read_back_as_it_was_written(family: str, tmp_path: Path) -> None:
     adapters = random_set(tiny(family, tmp_path / "hf"))
-    write_peft(tmp_path / "adapter", adapters, "base")
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     found = read_peft(tmp_path / "adapter", adapters.config)
     assert found.pairs.keys() == adapters.pairs.keys()
     for name in adapters.pairs:
@@ -91,7 +104,7 @@ def test_a_folder_is_read_back_as_it_was_written(family: str, tmp_path: Path) ->
 def test_peft_adapts_the_last_layers_alone_where_only_those_were_trained(tmp_path: Path) -> None:
     adapters = random_set(tiny("llama", tmp_path / "hf"), ("q", "down"), range(1, 3))
     plain, expected = updated("llama", adapters, tmp_path)
-    write_peft(tmp_path / "adapter", adapters, "base")
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
     ids = torch.arange(1, 9)[None]
     assert torch.allclose(loaded(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
@@ -114,24 +127,19 @@ def as_llama_cpp(file: Path) -> tuple[dict[str, Tensor], gguf.GGUFReader]:
 def test_llama_cpp_adds_the_same_to_its_own_tensors(family: str, tmp_path: Path) -> None:
     adapters = random_set(tiny(family, tmp_path / "hf"))
     config, arch = adapters.config, ARCHITECTURES[family]
-    architecture = architecture_of(config)
+    base = based(adapters)
+    architecture = base.llama_cpp_architecture
     assert architecture == gguf.MODEL_ARCH_NAMES[arch]
-    write_gguf(tmp_path / "a.gguf", adapters, architecture)
+    write_gguf(tmp_path / "a.gguf", adapters, base)
     found, reader = as_llama_cpp(tmp_path / "a.gguf")
     said = {key: reader.get_field(f"{key}").contents() for key in ("general.type", "general.architecture", "adapter.type")}  # type: ignore[union-attr]
     assert said == {"general.type": "adapter", "general.architecture": architecture, "adapter.type": "lora"}
     names = gguf.get_tensor_name_map(arch, config.num_layers)
     deltas = {name: adapters.delta(name, slice(None)) for name in adapters.pairs}
     for layer in range(config.num_layers):
-        for module, parts in {
-            "self_attn.qkv_proj": "qkv",
-            "self_attn.q_proj": "q",
-            "self_attn.k_proj": "k",
-            "mlp.down_proj": ("down",),
-        }.items():
+        for module, parts in MODULES["phi3" if family == "phi3" else "others"].items():
             theirs = names.get_name(f"model.layers.{layer}.{module}.weight", try_suffixes=(".weight",))
-            if theirs not in found:
-                continue
+            assert theirs in found
             expected = torch.cat([deltas[f"{layer}.{part}"] for part in parts])  # type: ignore[misc]
             if architecture in PERMUTED and module != "mlp.down_proj":
                 heads = config.num_heads if module.endswith("q_proj") else config.num_kv_heads
@@ -143,13 +151,12 @@ def test_llama_cpp_adds_the_same_to_its_own_tensors(family: str, tmp_path: Path)
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_mlx_adds_the_same(family: str, tmp_path: Path) -> None:
     adapters = random_set(tiny(family, tmp_path / "hf"), LINEARS, range(1, 3))
-    write_mlx(tmp_path / "adapter", adapters, "base")
+    write_mlx(tmp_path / "adapter", adapters, based(adapters))
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     tensors, lora = load_file(tmp_path / "adapter" / "adapters.safetensors"), settings["lora_parameters"]
     assert settings["num_layers"] == 2
-    for key, parts in {"self_attn.q_proj": ["q"], "mlp.down_proj": ["down"], "self_attn.qkv_proj": ["q", "k", "v"]}.items():
-        if key not in lora["keys"]:
-            continue
+    for key, parts in MODULES["phi3" if family == "phi3" else "others"].items():
+        assert key in lora["keys"]
         a, b = (tensors[f"model.layers.2.{key}.lora_{part}"] for part in "ab")
         assert a.shape[1] == lora["rank"] == b.shape[0]
         expected = torch.cat([adapters.delta(f"2.{part}", slice(None)) for part in parts])  # type: ignore[misc]
@@ -166,6 +173,15 @@ def spoil(folder: Path, how: str) -> None:
             settings["peft_type"] = "IA3"
         case "alpha":
             settings["lora_alpha"] = "much"
+        case "pattern":
+            settings["alpha_pattern"] = ["q_proj"]
+        case "start":
+            settings["init_lora_weights"] = "pissa"
+        case "vision":
+            tensors[first.replace("model.layers", "model.vision_tower.encoder.layers")] = tensors.pop(first)
+        case "no rank":
+            for name in (first, first.replace("lora_A", "lora_B")):
+                tensors[name] = tensors[name][:0] if "lora_A" in name else tensors[name][:, :0].contiguous()
         case "half a pair":
             del tensors[first]
         case "not finite":
@@ -191,9 +207,13 @@ def spoil(folder: Path, how: str) -> None:
         ("dora", "use_dora is not read"),
         ("type", "type IA3, which is not read"),
         ("alpha", "lora_alpha = 'much'"),
+        ("pattern", "alpha_pattern is no object"),
+        ("start", "init_lora_weights = 'pissa' changes the base"),
+        ("vision", "is no LoRA pair of a decoder's linear"),
+        ("no rank", "has no pair of A and B"),
         ("half a pair", "has no pair of A and B"),
         ("not finite", "not finite"),
-        ("embedding", "is no LoRA pair of a layer's linear"),
+        ("embedding", "is no LoRA pair of a decoder's linear"),
         ("cut", "copy the adapter again"),
         ("no settings", "no adapter_config.json"),
         ("list", "holds a list, not an object"),
@@ -201,7 +221,7 @@ def spoil(folder: Path, how: str) -> None:
 )
 def test_a_damaged_or_other_adapter_is_one_clear_line(how: str, says: str, tmp_path: Path) -> None:
     adapters = random_set(tiny("llama", tmp_path / "hf"))
-    write_peft(tmp_path / "adapter", adapters, "base")
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     spoil(tmp_path / "adapter", how)
     with pytest.raises(MebpError) as caught:
         read_peft(tmp_path / "adapter", adapters.config)
@@ -210,7 +230,8 @@ def test_a_damaged_or_other_adapter_is_one_clear_line(how: str, says: str, tmp_p
 
 
 def test_the_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
-    write_peft(tmp_path / "adapter", random_set(tiny("llama", tmp_path / "hf")), "base")
+    adapters = random_set(tiny("llama", tmp_path / "hf"))
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     with pytest.raises(InputError, match="name the model"):
         read_peft(tmp_path / "adapter", tiny("qwen2", tmp_path / "other"))
 
@@ -219,20 +240,57 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path) -> None:
     adapters = random_set(tiny("llama", tmp_path / "hf"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
     for write in (write_peft, write_mlx, write_gguf):
-        with pytest.raises(InputError, match="exists already"):
-            write(tmp_path / "a", adapters, "llama")
+        for name in ("a", "pipe"):
+            with pytest.raises(InputError, match="exists already"):
+                write(tmp_path / name, adapters, based(adapters))
     with pytest.raises(InputError, match="'bert' is not known"):
-        write_gguf(tmp_path / "b.gguf", adapters, "bert")
+        write_gguf(tmp_path / "b.gguf", adapters, based(adapters, architecture="bert"))
+    with pytest.raises(InputError, match="there is no folder"):
+        write_gguf(tmp_path / "none" / "b.gguf", adapters, based(adapters))
+    (tmp_path / "pipe").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "hf"]
 
 
 def test_scales_that_differ_between_modules_come_together(tmp_path: Path) -> None:
-    """As PEFT has them: a pattern of alpha by module, and ranks of their own."""
+    """As PEFT has them: expressions of modules, each with an alpha."""
     adapters = random_set(tiny("llama", tmp_path / "hf"), ("q", "v"))
-    write_peft(tmp_path / "adapter", adapters, "base")
+    write_peft(tmp_path / "adapter", adapters, based(adapters))
     settings = json.loads((tmp_path / "adapter" / SETTINGS).read_text())
-    (tmp_path / "adapter" / SETTINGS).write_text(json.dumps(settings | {"alpha_pattern": {"v_proj": 10.0}}))
+    (tmp_path / "adapter" / SETTINGS).write_text(
+        json.dumps(settings | {"alpha_pattern": {r"layers\.(1|2)\.self_attn\.v_proj": 10.0}})
+    )
     found = read_peft(tmp_path / "adapter", adapters.config)
-    for name, times in (("1.q", 1.0), ("1.v", 2.0)):
+    for name, times in (("1.q", 1.0), ("0.v", 1.0), ("1.v", 2.0)):
         assert torch.allclose(found.delta(name, slice(None)), times * adapters.delta(name, slice(None)), atol=1e-6)  # type: ignore[operator,arg-type]
+
+
+def test_the_decoder_of_a_vision_model_is_found_where_each_tool_has_it(tmp_path: Path) -> None:
+    """PEFT on a Gemma 3 with its vision part, whose linears have the same names."""
+    text = hf_config("gemma3")
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    whole = AutoConfig.for_model("gemma3", text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    whole.save_pretrained(tmp_path / "hf")
+    found = find_model(str(tmp_path / "hf"))
+    assert found.wrapper == "gemma3"
+    adapters = random_set(found.config)
+    base = based(adapters, wrapper=found.wrapper)
+    write_peft(tmp_path / "adapter", adapters, base)
+    model = AutoModelForImageTextToText.from_config(whole, attn_implementation="eager").float()
+    before = model.model.language_model.layers[1].mlp.up_proj.weight.detach().clone()
+    merged = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).merge_and_unload()
+    delta = merged.model.language_model.layers[1].mlp.up_proj.weight - before
+    assert torch.allclose(delta, adapters.delta("1.up", slice(None)), atol=1e-5)  # type: ignore[arg-type]
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    write_mlx(tmp_path / "mlx", adapters, base)
+    assert "language_model.model.layers.0.mlp.up_proj.lora_a" in load_file(tmp_path / "mlx" / "adapters.safetensors")
+    again = read_peft(tmp_path / "adapter", found.config)
+    assert again.pairs.keys() == adapters.pairs.keys()

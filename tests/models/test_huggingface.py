@@ -27,6 +27,11 @@ def refusal(**changes: Any) -> str:
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not a family"),
         ({"model_type": None}, "model_type None"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is not a family"),
+        ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is not supported"),
+        ({"model_type": "gemma2", "sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ({"model_type": "exaone4", "sliding_window": 9, "sliding_window_pattern": "LGX"}, "sliding_window_pattern"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries for 24 layers"),
         ({"hidden_size": None}, "hidden_size: field required"),
         ({"hidden_size": -5}, "hidden_size = -5"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),

@@ -134,6 +134,9 @@ def damaged(path: Path, how: str) -> None:
         path.write_bytes(data[: len(data) // 2])
     elif how == "header":
         path.write_bytes(data[:60])
+    elif how == "integers":
+        at = data.index(b"blk.0.ffn_gate.weight") + len("blk.0.ffn_gate.weight") + 4 + 16
+        path.write_bytes(data[:at] + struct.pack("<I", int(Type.I8)) + data[at + 4 :])
     elif how == "big-endian":
         path.unlink()
         writer = gguf.GGUFWriter(str(path), "llama", endianess=gguf.GGUFEndian.BIG)
@@ -151,6 +154,7 @@ def damaged(path: Path, how: str) -> None:
         ("header", "copy it again"),
         ("big-endian", "big-endian GGUF file, which is not read"),
         ("type", "copy it again"),
+        ("integers", "ffn_gate.weight is in I8, which is not read"),
         ("architecture", "architecture 'mamba' is not known here"),
         ("missing", "ffn_up.weight is missing"),
     ],

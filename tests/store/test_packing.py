@@ -174,6 +174,13 @@ def spoil(folder: Path, kind: str, how: str) -> None:
                 tensors[f"{module}.{part}"] = tensors[f"{module}.{part}"].repeat_interleave(2, dim=1)
         case "not finite":
             tensors[f"{module}.scales"][0, 0] = float("nan")
+        case "rows":
+            name = f"{module}.{'weight' if 'mlx' in kind else 'qweight'}"
+            tensors[name] = torch.cat([tensors[name]] * 2, dim=0 if "mlx" in kind else 1)
+        case "type":
+            tensors[f"{module}.qzeros"] = tensors[f"{module}.qzeros"].float()
+        case "no extents":
+            tensors[f"{module}.scales"] = torch.tensor(1.0)
     save_file(tensors, folder / SINGLE_FILE)
     (folder / CONFIG).write_text(json.dumps(raw))
 
@@ -188,7 +195,10 @@ def spoil(folder: Path, kind: str, how: str) -> None:
         ("mlx-4", "missing", "tensor model.layers.1.mlp.up_proj.scales is missing"),
         ("mlx-4", "mode", "which is not read"),
         ("mlx-4", "group", "is in int4-affine-g16, which is not read"),
-        ("mlx-4", "not finite", "not finite"),
+        *((kind, "not finite", "not finite") for kind in ("mlx-4", "gptq", "awq")),
+        *((kind, "rows", "its config.json asks for") for kind in ("mlx-4", "gptq", "awq")),
+        *((kind, "no extents", "its config.json asks for") for kind in ("mlx-4", "gptq", "awq")),
+        *((kind, "type", "is F32: expected I32") for kind in ("gptq", "awq")),
     ],
 )
 def test_what_is_not_known_or_damaged_is_refused_in_a_line(kind: str, how: str, says: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from mebp.errors import ModelError
 from mebp.store.compress import compress
 from mebp.store.tokenizer import SETTINGS, TEMPLATE, TOKENIZER, of_folder, of_gguf
 from tests.store.test_checkpoint import checkpoint
@@ -48,6 +49,34 @@ def test_a_file_says_whether_a_space_and_the_first_token_are_added() -> None:
         "add_bos_token": False,
         "add_eos_token": False,
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": None},
+        {"scores": [0.0]},
+        {"token_type": [1, 2]},
+        {"tokens": 7},
+        {"tokens": [1, 2]},
+        {"bos_token_id": "one"},
+        {"eos_token_id": 10**6},
+        {"model": "gpt2", "merges": ["he llo"]},
+        {"model": "gpt2", "merges": 3},
+    ],
+)
+def test_metadata_that_do_not_fit_together_are_one_clear_line(change: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="do not fit together") as caught:
+        of_gguf(pieces(**change).get)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_asks_for_the_last_token_gets_it() -> None:
+    assert Tokenizer.from_str(of_gguf(pieces(add_eos_token=True).get)[TOKENIZER]).encode("the").tokens == [
+        "<s>",
+        "\u2581the",
+        "</s>",
+    ]
 
 
 @pytest.mark.parametrize("change", [{"model": "bert"}, {"model": "gpt2", "pre": "never-heard-of"}])

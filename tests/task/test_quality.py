@@ -11,11 +11,12 @@ from mebp.check import check
 from mebp.errors import InputError, ModelError
 from mebp.models.build import build_graph
 from mebp.models.format import weight_formats
-from mebp.planner.recipe.strategies import EVALUATION
+from mebp.planner.recipe.strategies import EVALUATION, STRATEGIES
 from mebp.sim.profile import load_device
 from mebp.sim.simulate import simulate
 from mebp.store.compress import compress
-from mebp.task.quality import loss_change
+from mebp.store.tokenizer import token_ids
+from mebp.task.quality import loss_change, sequences_of
 from mebp.task.sample import read_sample, sample_ids
 from tests.conftest import small_config, small_workload
 from tests.store.test_checkpoint import checkpoint
@@ -38,7 +39,9 @@ def test_a_forward_alone_is_a_valid_plan_and_needs_less_than_a_step() -> None:
     plan = EVALUATION.plan(forward, DEVICE, 0)
     check(plan, forward)
     assert not any(op.backward for op in forward.ops)
-    assert simulate(plan, forward, DEVICE).step_ns > 0
+    step = STRATEGIES["checkpoint-1"].plan(graph, DEVICE, 0)
+    assert plan.arena_bytes < step.arena_bytes
+    assert simulate(plan, forward, DEVICE).step_ns < simulate(step, graph, DEVICE).step_ns / 2
     assert forward.outside_bytes["optimizer state"] == 0
 
 
@@ -46,7 +49,7 @@ def test_the_loss_before_is_that_of_the_source_and_after_that_of_the_store(tmp_p
     checkpoint("llama", tmp_path / "hf")
     with_tokenizer(tmp_path / "hf")
     found = compress(tmp_path / "hf", tmp_path / "store", weight_formats("ternary"))
-    change = loss_change(tmp_path / "hf", tmp_path / "store", found, TEXT, lambda what: None)
+    change = loss_change(tmp_path / "hf", tmp_path / "store", found, sequences_of(tmp_path / "hf", TEXT), lambda what: None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     ids = torch.tensor([tokenizer.encode(TEXT).ids])
@@ -60,23 +63,31 @@ def test_what_is_kept_as_it_is_has_one_loss(tmp_path: Path) -> None:
     checkpoint("llama", tmp_path / "hf")
     with_tokenizer(tmp_path / "hf")
     found = compress(tmp_path / "hf", tmp_path / "store", weight_formats("bf16"))
-    change = loss_change(tmp_path / "hf", tmp_path / "store", found, TEXT, lambda what: None)
+    change = loss_change(tmp_path / "hf", tmp_path / "store", found, sequences_of(tmp_path / "hf", TEXT), lambda what: None)
     assert change.before == change.after
 
 
 def test_texts_that_say_nothing_are_refused_in_a_line(tmp_path: Path) -> None:
     checkpoint("llama", tmp_path / "hf")
-    found = compress(tmp_path / "hf", tmp_path / "store", weight_formats("bf16"))
-    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
-        loss_change(tmp_path / "hf", tmp_path / "store", found, TEXT, lambda what: None)
-    with_tokenizer(tmp_path / "store")
+    with pytest.raises(ModelError, match=r"there is no tokenizer\.json"):
+        sequences_of(tmp_path / "hf", TEXT)
+    with_tokenizer(tmp_path / "hf")
     with pytest.raises(InputError, match="has 3 tokens: must be 16 or more"):
-        loss_change(tmp_path / "hf", tmp_path / "store", found, "abc", lambda what: None)
+        sequences_of(tmp_path / "hf", "abc")
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for name, says in (("empty", "is empty"), ("bytes", "not UTF-8"), ("none", "No such file")):
         with pytest.raises(InputError, match=says):
             read_sample(tmp_path / name, "`text`")
+
+
+def test_a_tokenizer_that_was_saved_in_training_gives_all_tokens_and_no_padding(tmp_path: Path) -> None:
+    with_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=40)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert token_ids(tmp_path, "abc abc") == [1, 2, 3, 4, 1, 2, 3]
 
 
 def test_sequences_of_a_text_follow_one_another(tmp_path: Path) -> None:

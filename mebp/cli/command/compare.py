@@ -63,10 +63,11 @@ def _plan_each(
 ) -> "list[Tradeoff]":
     """A trade-off table for every model on every device; all names are looked up before the first search."""
     from mebp.models.build import build_graph  # noqa: PLC0415
-    from mebp.models.catalogue import load_model  # noqa: PLC0415
+    from mebp.task.model import find_model  # noqa: PLC0415
 
     targets = [TargetFlags(device=name, budget=budget) for name in devices]
-    graphs = [build_graph(load_model(name), step.workload()) for name in models]
+    named = [find_model(name) for name in models]
+    graphs = [build_graph(found.config, step.workload(found.store)) for found in named]
     asked = [(g, t, target_device(t, profile, g.config, g.workload)) for g, t in product(graphs, targets)]
     tables: list[Tradeoff] = []
     for graph, target, loaded in asked:

@@ -31,7 +31,7 @@ def compress(
         Flag(
             "--weights",
             help=f"{FORMAT_NAMES}; or a list that changes one for some weights: {DEFAULT_RECIPE},ffn=int4-g32."
-            f" Default: {DEFAULT_RECIPE}; a GGUF file stays as it is.",
+            f" Default: {DEFAULT_RECIPE}; what is quantised already stays as it is.",
         ),
     ] = None,
 ) -> None:
@@ -39,22 +39,22 @@ def compress(
     from mebp.store.compress import compress as write  # noqa: PLC0415  (torch)
     from mebp.store.compress import require_apart  # noqa: PLC0415
     from mebp.store.writer import require_new  # noqa: PLC0415
-    from mebp.task.quality import loss_change  # noqa: PLC0415
+    from mebp.task.quality import loss_change, sequences_of  # noqa: PLC0415
     from mebp.task.sample import read_sample  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
 
     formats = None if weights is None else weight_formats(weights)
-    text = None if calibrate_on is None else read_sample(calibrate_on, "`calibrate_on`")
     require_apart(source, output)
     require_new(output)
+    sequences = None if calibrate_on is None else sequences_of(source, read_sample(calibrate_on, "`calibrate_on`"))
     with working(f"compressing {source.name}") as status:
         found = write(source, output, formats, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
     size = (output / WEIGHTS_FILE).stat().st_size
     typer.echo(f"wrote {output}: {found.config.name} in {found.formats.name}, {show_nbytes(size)}")
     _print_errors(found)
-    if text is not None:
+    if sequences is not None:
         with working("measuring the loss") as status:
-            change = loss_change(source, output, found, text, lambda what: status.update(f"measuring the loss {what}"))
+            change = loss_change(source, output, found, sequences, lambda what: status.update(f"measuring the loss {what}"))
         on = f"loss on {calibrate_on}, {change.tokens:,} tokens"
         typer.echo(f"{on}: {change.before:.3f} before, {change.after:.3f} after ({change.after - change.before:+.3f})")
 
@@ -64,7 +64,7 @@ def _print_errors(found: "Compressed") -> None:
     if not found.has_tokenizer:
         note("no tokenizer is kept beside it, since the source has none that is known here: training asks for tokenizer.json")
     for kind, count in found.converted.items():
-        note(f"{count} matrices in {kind} were quantised anew, to {found.formats.name}")
+        note(f"{count} matrices in {kind} are now in {found.formats.name}")
     if found.rounded:
         worst = max(found.rounded.values())
         note(f"rounded to bf16: {len(found.rounded)} tensors, by {worst:.2%} at worst")

@@ -27,22 +27,19 @@ def export(
     ] = None,
 ) -> None:
     """Write an adapter for PEFT, llama.cpp or mlx-lm."""
+    from mebp.export.base import Base  # noqa: PLC0415
     from mebp.export.folder import require_new_path  # noqa: PLC0415  (torch)
-    from mebp.export.gguf_adapter import architecture_of, write_gguf  # noqa: PLC0415
+    from mebp.export.gguf_adapter import write_gguf  # noqa: PLC0415
     from mebp.export.mlx_adapter import write_mlx  # noqa: PLC0415
     from mebp.export.peft import base_of, read_peft, write_peft  # noqa: PLC0415
-    from mebp.task.model import find_model  # noqa: PLC0415
+    from mebp.task.model import find_base, find_model  # noqa: PLC0415
 
     if to not in TARGETS:
         raise InputError(f"`to` = {to!r}: take one of {', '.join(TARGETS)}")
-    require_new_path(output)
-    base = model or base_of(adapter)
-    adapters = read_peft(adapter, find_model(base, named=model is not None))
-    match to:
-        case "peft":
-            write_peft(output, adapters, base)
-        case "gguf":
-            write_gguf(output, adapters, architecture_of(adapters.config, Path(base)))
-        case _:
-            write_mlx(output, adapters, base)
+    require_new_path(output, folder=to != "gguf")
+    name = base_of(adapter) if model is None else model
+    found = find_base(name) if model is None else find_model(name)
+    adapters = read_peft(adapter, found.config)
+    base = Base(config=found.config, name=name, wrapper=found.wrapper, architecture=found.architecture)
+    {"peft": write_peft, "gguf": write_gguf, "mlx": write_mlx}[to](output, adapters, base)
     typer.echo(f"wrote {output}: {len(adapters.pairs)} pairs of rank {adapters.rank}; {LOADED[to].format(output)}")

@@ -28,12 +28,18 @@ def merge(
     from mebp.export.merge import merge as write  # noqa: PLC0415
     from mebp.export.peft import base_of, read_peft  # noqa: PLC0415
     from mebp.store.compress import open_source  # noqa: PLC0415
+    from mebp.task.weights import is_written  # noqa: PLC0415
 
     require_new_path(output)
-    base = model or Path(base_of(adapter))
+    named = base_of(adapter)
+    if model is None and not named:
+        raise InputError("the adapter names no model to be merged into: name its checkpoint or GGUF file with --model")
+    base = model or Path(named)
     if not base.exists():
         remedy = "name its folder or GGUF file" if model else "name it with --model"
         raise InputError(f"no model at {base}, whose weights the adapter is merged into: {remedy}")
+    if is_written(base):
+        raise InputError(f"{base} is a store, whose weights are rounded: name the checkpoint or GGUF file that it was made of")
     source = open_source(base)
     adapters = read_peft(adapter, source.config)
     with working(f"merging into {base.name}") as status:

@@ -78,7 +78,8 @@ def plan(
 def _graph(model: ModelFlags, step: StepFlags) -> "Graph":
     from mebp.models.build import build_graph  # noqa: PLC0415
 
-    return build_graph(model.config(), step.workload(model.store()))
+    found = model.found()
+    return build_graph(found.config, step.workload(found.store))
 
 
 def require_row(name: str | None) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mebp.models.workload import Workload
     from mebp.plan import Plan
     from mebp.sim.device import Device
+    from mebp.task.model import FoundModel
     from mebp.task.run import RunResult
 
 
@@ -77,6 +78,15 @@ class RunFlags(FlagGroup):
             limit_bytes=0 if self.limit is None else parse_nbytes(self.limit, "--limit"),
         )
 
+    def with_text(self, job: "Job", workload: "Workload") -> "Job":
+        """The job on the tokens of --text, where it is given."""
+        from mebp.task.sample import sample_ids  # noqa: PLC0415
+
+        if self.text is None:
+            return job
+        count, length = workload.batch_size, workload.seq_len
+        return replace(job, ids=sample_ids(job.store, self.text, "--text", count=count, length=length))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs(FlagGroup):
@@ -112,11 +122,11 @@ def run(
     from mebp.task.agreement import require_agreement  # noqa: PLC0415
     from mebp.task.run import require_inputs  # noqa: PLC0415
     from mebp.task.run import run as execute  # noqa: PLC0415
-    from mebp.task.sample import sample_ids  # noqa: PLC0415
 
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
-    store = flags.store or model.store()
+    named = None if plan_file is not None and model.model is None else model.found(flags.store)
+    store = flags.store or (named.store if named else None)
     job = flags.job(search.seed, store)
     require_row(choose)
     written = {"-o": outputs.output, "--trace": outputs.trace}
@@ -124,10 +134,8 @@ def run(
     require_apart(written, [*read, *model.files(), *target.files(), *folder_files(store)])
     require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
-    config, workload = (given.config, given.workload) if given else (model.config(store), step.workload(store))
-    if flags.text is not None and store is not None:
-        ids = sample_ids(store, flags.text, "--text", count=workload.batch_size, length=workload.seq_len)
-        job = replace(job, ids=ids)
+    config, workload = _shapes(given, named, step, store)
+    job = flags.with_text(job, workload)
     require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
     own = given.overrides if given and given.device == HOST else ()
@@ -139,6 +147,16 @@ def run(
     _write(result, outputs)
     _print(result, outputs)
     require_agreement(result)
+
+
+def _shapes(
+    given: "Plan | None", named: "FoundModel | None", step: StepFlags, store: Path | None
+) -> "tuple[ModelConfig, Workload]":
+    """Model and step: a plan's own, else those that the flags name."""
+    if given is not None:
+        return given.config, given.workload
+    assert named is not None
+    return named.config, step.workload(store)
 
 
 def _given_plan(

@@ -25,7 +25,7 @@ def head(io: Io) -> None:
     labels = io.env.labels
     backward = io.has("dx")
     N, d = x.shape
-    highest, total, picked, row = (io.take(name) for name in ("highest", "total", "picked", "row"))  # (N,) fp32
+    highest, total, picked, _ = (io.take(name) for name in ("highest", "total", "picked", "row"))  # (N,) fp32
     highest.fill_(float("-inf"))
     total.zero_()
     rows = min(io.tile, stream_rows(d))
@@ -38,7 +38,7 @@ def head(io: Io) -> None:
         whole = _logits(io, x, tile, low, typed, rows)
         exps = _room_for_exps(tile, typed, rows) if weighted is not None else None
         if not softmax_tile(tile, low, labels, sums, exps, scale=params.scale, cap=params.cap):
-            _softmax_in_torch(tile, low, labels, sums, row, exps, params, typed)
+            _softmax_in_torch(io, tile, low, labels, sums, exps)
         if weighted is not None and product is not None:
             _add_weighted(io, weighted, product, tile, low, typed, whole, exps)
     _finish(io, sums, highest.add_(total.log()).sub_(picked), typed)
@@ -49,10 +49,9 @@ def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
     return typed[: tile.numel()].view(tile.shape) if tile.shape[1] <= rows and typed.dtype is not tile.dtype else None
 
 
-def _softmax_in_torch(
-    tile: Tensor, low: int, labels: Tensor, sums: Sums, row: Tensor, exps: Tensor | None, params: HeadParams, room: Tensor
-) -> None:
-    """What the kernel softmax_tile does; `row` (N,) and `room` are overwritten."""
+def _softmax_in_torch(io: Io, tile: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None) -> None:
+    """What the kernel softmax_tile does; the scratch `row` (N,) and `typed` is overwritten."""
+    params, row, room = io.params(HeadParams), io.take("row"), io.take("typed")
     tile.mul_(params.scale)
     if params.cap:
         tile.div_(params.cap).tanh_().mul_(params.cap)
@@ -64,13 +63,15 @@ def _softmax_in_torch(
     if sums.weighted is not None:
         sums.weighted.mul_(sums.highest[:, None])
     sums.highest.copy_(row)
-    step = len(room) // len(tile) if params.cap else tile.shape[1]
+    step, one = len(room) // len(tile) if params.cap else tile.shape[1], torch.ones(1, device=tile.device)
     for start in range(0, tile.shape[1], step):
         piece = tile[:, start : start + step]
-        slopes = torch.div(piece, params.cap, out=room[: piece.numel()].view(piece.shape)) if params.cap else None
+        slopes = room[: piece.numel()].view(piece.shape) if params.cap else None
+        if slopes is not None:  # rounded once, where their type is bf16
+            torch.addcmul(one, piece, piece, value=-(params.cap**-2), out=slopes)
         sums.total.add_(torch.sum(piece.sub_(sums.highest[:, None]).exp_(), dim=1))
         if slopes is not None:
-            piece.mul_(slopes.square_().neg_().add_(1.0))
+            piece.mul_(slopes)
     if exps is not None:
         exps.copy_(tile)
 
