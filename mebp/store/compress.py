@@ -63,15 +63,15 @@ class Source(Protocol):
 @dataclass(slots=True, kw_only=True)
 class Compressed:
     """What compressing found: the relative RMS error of every matrix that was quantised, that of every tensor whose rounding to
-    bf16 changes it, how many matrices of a quantised source were quantised anew, by its name of their format, whether a tokenizer
-    is kept beside the weights, and the SHA-256 of all source bytes in the store's order.
+    bf16 changes it, how many matrices of a quantised source are in another format now, by its name of theirs and ours, whether a
+    tokenizer is kept beside the weights, and the SHA-256 of all source bytes in the store's order.
     """
 
     config: ModelConfig
     formats: WeightFormats
     errors: dict[str, float] = field(default_factory=dict)
     rounded: dict[str, float] = field(default_factory=dict)
-    converted: Mapping[str, int] = field(default_factory=dict)
+    converted: Mapping[tuple[str, str], int] = field(default_factory=dict)
     has_tokenizer: bool = False
     source_sha256: str = ""
 
@@ -153,10 +153,10 @@ def _own_formats(source: Source) -> WeightFormats:
     return formats_of({name: source.stored(name) or other for name, other in others.items()})
 
 
-def _converted(source: Source, formats: WeightFormats) -> Mapping[str, int]:
+def _converted(source: Source, formats: WeightFormats) -> Mapping[tuple[str, str], int]:
     names = [name for name in source.config.matrices() if source.stored(name) != formats.of(name)]
-    kinds = (source.type_name(name) for name in names)
-    return Counter(kind for kind in kinds if kind is not None)
+    kinds = ((source.type_name(name), formats.of(name).name) for name in names)
+    return Counter((kind, made) for kind, made in kinds if kind is not None)
 
 
 def _pieces(source: Source, name: str, found: Compressed, file: Path) -> Iterator[Frozen]:

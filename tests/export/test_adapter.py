@@ -163,20 +163,19 @@ def test_mlx_adds_the_same(family: str, tmp_path: Path) -> None:
         assert torch.allclose(lora["scale"] * (a @ b).T, expected, atol=1e-6)
 
 
+CHANGES: dict[str, dict[str, object]] = {  # of an adapter's settings
+    "dora": {"use_dora": True},
+    "type": {"peft_type": "IA3"},
+    "alpha": {"lora_alpha": "much"},
+    "pattern": {"alpha_pattern": ["q_proj"]},
+    "start": {"init_lora_weights": "pissa"},
+}
+
+
 def spoil(folder: Path, how: str) -> None:
     settings, tensors = json.loads((folder / SETTINGS).read_text()), load_file(folder / WEIGHTS)
     first = next(name for name in tensors if "lora_A" in name)
     match how:
-        case "dora":
-            settings["use_dora"] = True
-        case "type":
-            settings["peft_type"] = "IA3"
-        case "alpha":
-            settings["lora_alpha"] = "much"
-        case "pattern":
-            settings["alpha_pattern"] = ["q_proj"]
-        case "start":
-            settings["init_lora_weights"] = "pissa"
         case "vision":
             tensors[first.replace("model.layers", "model.vision_tower.encoder.layers")] = tensors.pop(first)
         case "no rank":
@@ -198,7 +197,7 @@ def spoil(folder: Path, how: str) -> None:
             (folder / SETTINGS).write_text("[]")
             return
     save_file(tensors, folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(settings))
+    (folder / SETTINGS).write_text(json.dumps(settings | CHANGES.get(how, {})))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_other_types_are_quantised_anew_and_that_is_said(kind: Type, tmp_path: P
     found = compress(tmp_path / "m.gguf", tmp_path / "store")
     quantised = kind in (Type.Q5_0, Type.Q5_1)
     assert found.formats == weight_formats("int8" if quantised else "int4")
-    assert dict(found.converted) == ({kind.name: 1 + 7 * LAYERS} if quantised else {})
+    assert dict(found.converted) == ({(kind.name, "int8"): 1 + 7 * LAYERS} if quantised else {})
     exact = torch.from_numpy(expected["blk.1.ffn_up.weight"])
     unpacked = unpack_whole(open_store(tmp_path / "store").matrix("1.up"), torch.float32)
     assert float((unpacked - exact).norm() / exact.norm()) < (0.01 if quantised else 0.1)
@@ -123,7 +123,7 @@ def test_formats_that_are_asked_for_are_written(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", Type.Q8_0)
     found = compress(tmp_path / "m.gguf", tmp_path / "store", weight_formats("int4-g32,embedding=q8_0"))
     assert set(found.errors) == {f"{layer}.{part}" for layer in range(LAYERS) for part in WIDTHS}
-    assert dict(found.converted) == {"Q8_0": 7 * LAYERS}
+    assert dict(found.converted) == {("Q8_0", "int4-g32"): 7 * LAYERS}
 
 
 def damaged(path: Path, how: str) -> None:

@@ -41,6 +41,7 @@ def compress(
     from mebp.store.writer import require_new  # noqa: PLC0415
     from mebp.task.quality import loss_change, sequences_of  # noqa: PLC0415
     from mebp.task.sample import read_sample  # noqa: PLC0415
+    from mebp.text import shortened  # noqa: PLC0415
     from mebp.unit import show_nbytes  # noqa: PLC0415
 
     formats = None if weights is None else weight_formats(weights)
@@ -50,7 +51,7 @@ def compress(
     with working(f"compressing {source.name}") as status:
         found = write(source, output, formats, lambda done, total: status.update(f"compressing {source.name}: {done / total:.0%}"))
     size = (output / WEIGHTS_FILE).stat().st_size
-    typer.echo(f"wrote {output}: {found.config.name} in {found.formats.name}, {show_nbytes(size)}")
+    typer.echo(f"wrote {output}: {found.config.name} in {shortened(found.formats.name, 60)}, {show_nbytes(size)}")
     _print_errors(found)
     if sequences is not None:
         with working("measuring the loss") as status:
@@ -63,8 +64,8 @@ def _print_errors(found: "Compressed") -> None:
     """What was lost on the way."""
     if not found.has_tokenizer:
         note("no tokenizer is kept beside it, since the source has none that is known here: training asks for tokenizer.json")
-    for kind, count in found.converted.items():
-        note(f"{count} matrices in {kind} are now in {found.formats.name}")
+    for (kind, made), count in found.converted.items():
+        note(f"{count} matrices in {kind} are now in {made}")
     if found.rounded:
         worst = max(found.rounded.values())
         note(f"rounded to bf16: {len(found.rounded)} tensors, by {worst:.2%} at worst")
