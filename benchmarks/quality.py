@@ -30,7 +30,7 @@ from mebp.store.reader import Store, open_store
 from mebp.store.tokenizer import token_ids
 
 TEXTS = {"strings": 512, "naming": 384, "calls": 256}  # of Python's own documentation, and how many tokens
-RECIPES = ("int4", "int4-g64", "int4-g32", "int4-affine-g64", "nf4-g64", "int8")
+RECIPES = ("int4", "int4-g64", "int8")
 
 
 def gguf_file() -> Path:

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
@@ -42,7 +42,7 @@ SPELLED = {  # settings whose flag is not their own name
 SETTINGS = {
     *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
     *("max_flash_write", "budget", "time_limit", "seed", "copies", "capacity", "spill_dir", "store", "ids", "steps"),
-    *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", *SPELLED),
+    *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", "calibrate_on", "to", "text", *SPELLED),
 }
 
 
@@ -82,14 +82,13 @@ class ModelFlags(FlagGroup):
     ] = None
 
     def found(self, store: Path | None = None) -> "FoundModel":
-        """The model that --model names; without it that of `store`, where one is named, else the default."""
-        from mebp.task.model import FoundModel, find_model  # noqa: PLC0415  (--help does without)
+        """The model that --model names, on the weights of `store` where one is named; without it the store's, or the default."""
+        from mebp.task.model import find_model, found_store  # noqa: PLC0415  (--help does without)
 
-        if self.model is None and store is not None:
-            from mebp.store.header import read_header  # noqa: PLC0415  (torch)
-
-            return FoundModel(config=read_header(store).config, store=store)
-        return find_model(DEFAULT_MODEL if self.model is None else self.model)
+        if store is None:
+            return find_model(DEFAULT_MODEL if self.model is None else self.model)
+        of_store = found_store(store)
+        return of_store if self.model is None else replace(find_model(self.model), formats=of_store.formats, store=store)
 
     def config(self) -> "ModelConfig":
         return self.found().config
@@ -121,7 +120,7 @@ class StepFlags(FlagGroup):
         Flag(
             "--weights",
             help=f"Formats of the frozen weights: {' '.join((*RECIPES, *OFFERED))}; or a list that changes one for some weights:"
-            f" {DEFAULT_RECIPE},ffn=int4-g64. Default: the store's, without one {DEFAULT_RECIPE}.",
+            f" {DEFAULT_RECIPE},ffn=int4-g64. Default: what the store or GGUF file has, without one {DEFAULT_RECIPE}.",
             rich_help_panel=MODEL,
         ),
     ] = None
@@ -132,25 +131,16 @@ class StepFlags(FlagGroup):
         float, Flag("--clip-norm", help="Clip the gradient of all adapters together to this 2-norm; 0: off.", rich_help_panel=STEP)
     ] = 0.0
 
-    def formats(self, store: Path | None) -> "WeightFormats":
-        """What --weights names, else the formats of the store that is named, else the default recipe."""
+    def workload(self, formats: "WeightFormats | None" = None) -> "Workload":
+        """The step that the flags describe, on weights in what --weights names, else in `formats`, else in the default recipe."""
         from mebp.models.format import weight_formats  # noqa: PLC0415
-
-        if self.weights is None and store is not None:
-            from mebp.store.header import read_header  # noqa: PLC0415  (torch)
-
-            return read_header(store).formats
-        return weight_formats(self.weights or DEFAULT_RECIPE)
-
-    def workload(self, store: Path | None = None) -> "Workload":
-        """The step that the flags describe, on the weights of `store` where one is named."""
         from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets  # noqa: PLC0415
 
         return Workload(
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
-            weights=self.formats(store),
+            weights=weight_formats(self.weights or DEFAULT_RECIPE) if self.weights or formats is None else formats,
             precision=cast(Precision, self.precision),
             optimizer=cast(Optimizer, self.optimizer),
             accumulate=self.accumulate,

@@ -41,7 +41,7 @@ class LoraSet:
                     " name the model that it was trained on"
                 )
             if not bool(torch.isfinite(A).all() and torch.isfinite(B).all()):
-                raise InputError(f"adapter {name} holds values that are not finite")
+                raise InputError(f"adapter {name} holds values that are not finite: it did not converge, or was damaged")
 
     @property
     def scale(self) -> float:

@@ -112,6 +112,8 @@ def _require_lora(settings: Mapping[str, Any], folder: Path) -> None:
     start = settings.get("init_lora_weights")
     if start not in PLAIN_STARTS:
         raise InputError(f"{folder}: init_lora_weights = {shortened(repr(start))} changes the base's weights, which is not read")
+    if settings.get("bias", "none") != "none" or settings.get("use_rslora") not in (None, True, False):
+        raise InputError(f"{folder / SETTINGS}: bias must be none and use_rslora true or false: LoRA pairs of linears are read")
 
 
 def _modules(folder: Path) -> dict[str, Pair]:
@@ -135,14 +137,25 @@ def _modules(folder: Path) -> dict[str, Pair]:
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
-    """alpha / rank of a module; `alpha_pattern` has expressions that the end of its name matches."""
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = settings.get("lora_alpha")
-    try:
-        named = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-    except (AttributeError, re.error):
-        raise InputError(f"{folder / SETTINGS}: alpha_pattern is no object of expressions and numbers") from None
-    alpha = named[0] if named else alpha
+    """alpha / rank of a module, whose A has `rank` rows."""
+    named, alpha = _setting(settings, "alpha", "lora_alpha", module, folder)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
-        raise InputError(f"{folder / SETTINGS}: lora_alpha = {shortened(repr(alpha))}: expected a number above 0")
+        raise InputError(f"{folder / SETTINGS}: {named} = {shortened(repr(alpha))}: expected a number above 0")
+    named, said = _setting(settings, "rank", "r", module, folder)
+    if isinstance(said, bool) or said != rank:
+        raise InputError(
+            f"{folder / SETTINGS}: {named} = {shortened(repr(said))}, but {module} has rank {rank}: copy the adapter again"
+        )
     return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _setting(settings: Mapping[str, Any], pattern: str, common: str, module: str, folder: Path) -> tuple[str, object]:
+    """A module's own value, where an expression of `{pattern}_pattern` matches the end of its name, else the `common` one; and what
+    it is called.
+    """
+    name = f"{pattern}_pattern"
+    try:
+        found = [value for key, value in (settings.get(name) or {}).items() if re.match(rf"(.*\.)?({key})$", module)]
+    except (AttributeError, re.error):
+        raise InputError(f"{folder / SETTINGS}: {name} is no object of expressions and numbers") from None
+    return (name, found[0]) if found else (common, settings.get(common))

@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mebp.errors import ModelError, StoreError
+from mebp.errors import InputError, ModelError, StoreError
 from mebp.kernel.weight import Frozen, plain
 from mebp.models.config import ModelConfig
-from mebp.models.format import DEFAULT_RECIPE, FORMATS, WeightFormat, WeightFormats, formats_of, weight_formats
+from mebp.models.format import DEFAULT_RECIPE, FORMATS, OFFERED, WeightFormat, WeightFormats, formats_of, weight_formats
 from mebp.models.huggingface import CONFIG, GGUF
 from mebp.store.checkpoint import Checkpoint
 from mebp.store.codec import quantise, unpack_whole
@@ -96,13 +96,15 @@ def compress(source: Path, target: Path, formats: WeightFormats | None = None, p
     whose index points outside the folder; StoreError where the store cannot be written.
     """
     opened = open_source(source)
-    chosen = formats or _own_formats(opened)
+    chosen = formats or own_formats(opened)
     beside = opened.tokenizer()
     found = Compressed(
         config=opened.config, formats=chosen, converted=_converted(opened, chosen), has_tokenizer=TOKENIZER in beside
     )
     for name, (_, cols) in found.config.matrices().items():
         chosen.require_fits(name, cols)
+        if (fmt := chosen.of(name)).block and opened.stored(name) != fmt:
+            raise InputError(f"format {fmt.name} is read from GGUF files, not written: take one of {', '.join(OFFERED)}")
     digest = hashlib.sha256()
     total = found.config.num_parameters
 
@@ -144,7 +146,7 @@ def require_apart(source: Path, target: Path) -> None:
         raise StoreError(f"`output` {target} is the checkpoint's own folder: name another")
 
 
-def _own_formats(source: Source) -> WeightFormats:
+def own_formats(source: Source) -> WeightFormats:
     """The formats that a source's matrices are in, where one is quantised; else the default recipe."""
     names = list(source.config.matrices())
     if all(source.type_name(name) is None for name in names):

@@ -6,6 +6,7 @@ them, bit for bit. Other types are unpacked, and quantised anew. Nothing of the 
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mebp.text import shortened
 
 PIECE_WEIGHTS = 1 << 21  # of a matrix at a time
 FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+VERSIONS = (2, 3)  # of the file format
 LARGEST_VERSION = 1 << 16  # of the file format; read from the wrong end it is larger
 
 
@@ -47,6 +49,7 @@ class GgufFile:
             self._require_shape(name, shape)
             self._require_readable(name)
         self._refuse_others()
+        self._require_apart()
 
     def tokenizer(self) -> Files:
         """The files of a tokenizer made of the metadata."""
@@ -129,7 +132,7 @@ class GgufFile:
         found, expected = _shape(self._tensor(name)), (self._locations[name].total, *shape[1:])
         if found != expected:
             raise ModelError(
-                f"{self.file}: tensor {self._name(name)} has shape {list(found)}, its metadata ask for {list(expected)}"
+                f"{self.file}: tensor {self._name(name)} has shape {list(found)}, its metadata asks for {list(expected)}"
             )
 
     def _require_readable(self, name: str) -> None:
@@ -144,6 +147,13 @@ class GgufFile:
             raise ModelError(
                 f"{self.file}: tensor {tensor.name} is in {kind}, which is not read: take another quantisation"
             ) from None
+
+    def _require_apart(self) -> None:
+        """Refuse tensors that share bytes."""
+        ordered = sorted(self._tensors.values(), key=lambda tensor: int(tensor.data_offset))
+        for one, other in pairwise(ordered):
+            if one.data_offset + one.n_bytes > other.data_offset:
+                raise ModelError(f"{self.file}: tensors {one.name} and {other.name} share bytes: copy the file again")
 
     def _refuse_others(self) -> None:
         known = {location.tensor for location in self._locations.values()} | {ROPE_FACTORS, LONG, SHORT}
@@ -196,12 +206,14 @@ def _opened(file: Path) -> GGUFReader:
             (version,) = struct.unpack("<4xI", opened.read(8))
         if version >= LARGEST_VERSION:
             raise ModelError(f"{file} is a big-endian GGUF file, which is not read: convert it to little-endian")
+        if version not in VERSIONS:
+            raise ModelError(f"{file} is a GGUF file of version {version}: versions {' and '.join(map(str, VERSIONS))} are read")
         return GGUFReader(file)
     except ModelError:
         raise
     except Exception as error:
         said = shortened(str(error) or type(error).__name__)
-        raise ModelError(f"{file} cannot be read as GGUF ({said}): copy it again") from None
+        raise ModelError(f"{file} cannot be read as GGUF, it is cut off or damaged ({said}): copy it again") from None
 
 
 def _shape(tensor: ReaderTensor) -> tuple[int, ...]:

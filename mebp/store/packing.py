@@ -82,6 +82,11 @@ class _Mlx:
     def format(self, module: str, rows: int, cols: int) -> WeightFormat:
         (_, words), (dtype, groups) = (self.tensors.type_and_shape(f"{module}.{part}") for part in ("weight", "scales"))
         self.tensors.require_shape(f"{module}.weight", (rows, words[-1] if words else 0), ("U32",))
+        if words[-1] * 32 % cols:
+            raise ModelError(
+                f"{self.tensors.folder}: tensor {module}.weight has {words[-1]} words a row, which hold no whole number of bits of"
+                f" {cols} columns, as its config.json says"
+            )
         for part in ("scales", "biases"):
             self.tensors.require_shape(f"{module}.{part}", (rows, groups[-1] if groups else 0), (dtype,))
         return _known(self.tensors, module, f"int{words[-1] * 32 / cols:g}-affine-g{_group(cols, groups[-1])}", dtype)

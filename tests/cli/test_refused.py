@@ -74,16 +74,16 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, capsys: pyte
     adapter, gguf, quantised = tmp_path / "adapter", tmp_path / "model.gguf", tmp_path / "gptq"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    gguf.write_bytes(b"GGUF" + bytes(20))
+    gguf.write_bytes(b"GGUF\x03" + bytes(20))
     quantised.mkdir()
     (quantised / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "gptq", "bits": 3}}))
     for source, says in (
         (adapter, "holds a PEFT adapter, not a model"),
-        (gguf, "cannot be read as GGUF"),
+        (gguf, "architecture '' is not known here"),
         (quantised, "is quantised already (gptq, 3 bits)"),
     ):
         assert says in refused(capsys, "compress", str(source), "-o", str(tmp_path / "store"))
-    assert "cannot be read as GGUF" in refused(capsys, "--model", str(gguf), *QUICK)
+    assert "architecture '' is not known here" in refused(capsys, "--model", str(gguf), *QUICK)
     assert "PEFT adapter" in refused(capsys, "--model", str(adapter), *QUICK)
 
 

@@ -168,6 +168,9 @@ CHANGES: dict[str, dict[str, object]] = {  # of an adapter's settings
     "type": {"peft_type": "IA3"},
     "alpha": {"lora_alpha": "much"},
     "pattern": {"alpha_pattern": ["q_proj"]},
+    "rank": {"r": 6},
+    "ranks": {"rank_pattern": [1]},
+    "bias": {"bias": "all"},
     "start": {"init_lora_weights": "pissa"},
 }
 
@@ -207,6 +210,9 @@ def spoil(folder: Path, how: str) -> None:
         ("type", "type IA3, which is not read"),
         ("alpha", "lora_alpha = 'much'"),
         ("pattern", "alpha_pattern is no object"),
+        ("rank", "r = 6, but model.layers.0."),
+        ("ranks", "rank_pattern is no object"),
+        ("bias", "bias must be none"),
         ("start", "init_lora_weights = 'pissa' changes the base"),
         ("vision", "is no LoRA pair of a decoder's linear"),
         ("no rank", "has no pair of A and B"),

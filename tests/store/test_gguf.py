@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mebp.errors import ModelError
+from mebp.errors import InputError, ModelError
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.build import build_graph
@@ -126,6 +126,13 @@ def test_formats_that_are_asked_for_are_written(tmp_path: Path) -> None:
     assert dict(found.converted) == {("Q8_0", "int4-g32"): 7 * LAYERS}
 
 
+def test_formats_of_blocks_are_read_and_not_written(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", Type.Q8_0)
+    with pytest.raises(InputError, match="q4_k is read from GGUF files, not written"):
+        compress(tmp_path / "m.gguf", tmp_path / "store", weight_formats("int4,down=q4_k"))
+    assert not (tmp_path / "store").exists()
+
+
 def damaged(path: Path, how: str) -> None:
     """A file that is no whole little-endian model."""
     write(path, Type.Q8_0, "mamba" if how == "architecture" else "llama", "blk.1.ffn_up.weight" if how == "missing" else "")
@@ -134,6 +141,11 @@ def damaged(path: Path, how: str) -> None:
         path.write_bytes(data[: len(data) // 2])
     elif how == "header":
         path.write_bytes(data[:60])
+    elif how == "version":
+        path.write_bytes(data[:4] + struct.pack("<I", 9) + data[8:])
+    elif how == "offset":
+        at = data.index(b"blk.0.ffn_gate.weight") + len("blk.0.ffn_gate.weight") + 4 + 16 + 4
+        path.write_bytes(data[:at] + struct.pack("<Q", 0) + data[at + 8 :])
     elif how == "integers":
         at = data.index(b"blk.0.ffn_gate.weight") + len("blk.0.ffn_gate.weight") + 4 + 16
         path.write_bytes(data[:at] + struct.pack("<I", int(Type.I8)) + data[at + 4 :])
@@ -154,6 +166,8 @@ def damaged(path: Path, how: str) -> None:
         ("header", "copy it again"),
         ("big-endian", "big-endian GGUF file, which is not read"),
         ("type", "copy it again"),
+        ("version", "version 9: versions 2 and 3 are read"),
+        ("offset", "share bytes"),
         ("integers", "ffn_gate.weight is in I8, which is not read"),
         ("architecture", "architecture 'mamba' is not known here"),
         ("missing", "ffn_up.weight is missing"),

@@ -67,7 +67,7 @@ def _plan_each(
 
     targets = [TargetFlags(device=name, budget=budget) for name in devices]
     named = [find_model(name) for name in models]
-    graphs = [build_graph(found.config, step.workload(found.store)) for found in named]
+    graphs = [build_graph(found.config, step.workload(found.formats)) for found in named]
     asked = [(g, t, target_device(t, profile, g.config, g.workload)) for g, t in product(graphs, targets)]
     tables: list[Tradeoff] = []
     for graph, target, loaded in asked:

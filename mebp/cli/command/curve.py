@@ -42,7 +42,7 @@ def curve(
     require_apart({"-o": output}, [*model.files(), *target.files()])
     require_writable({"-o": output})
     named = model.found()
-    graph = build_graph(named.config, step.workload(named.store))
+    graph = build_graph(named.config, step.workload(named.formats))
     device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
     found = solve_curve(graph, device, budget, search, num_points)

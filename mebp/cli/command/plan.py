@@ -79,7 +79,7 @@ def _graph(model: ModelFlags, step: StepFlags) -> "Graph":
     from mebp.models.build import build_graph  # noqa: PLC0415
 
     found = model.found()
-    return build_graph(found.config, step.workload(found.store))
+    return build_graph(found.config, step.workload(found.formats))
 
 
 def require_row(name: str | None) -> None:

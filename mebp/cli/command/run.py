@@ -126,7 +126,7 @@ def run(
     if plan_file is not None and choose is not None:
         raise InputError(f"--plan {choose} chooses a row of a table, and {plan_file} is one plan: leave one of the two out")
     named = None if plan_file is not None and model.model is None else model.found(flags.store)
-    store = flags.store or (named.store if named else None)
+    store = named.store if named else flags.store
     job = flags.job(search.seed, store)
     require_row(choose)
     written = {"-o": outputs.output, "--trace": outputs.trace}
@@ -134,7 +134,7 @@ def run(
     require_apart(written, [*read, *model.files(), *target.files(), *folder_files(store)])
     require_writable(written)
     given = None if plan_file is None else _given_plan(plan_file, model, step, target, profile, search)
-    config, workload = _shapes(given, named, step, store)
+    config, workload = _shapes(given, named, step)
     job = flags.with_text(job, workload)
     require_inputs(job, config, workload)
     machine = this_machine(config, workload, flags.spill_dir)
@@ -149,14 +149,12 @@ def run(
     require_agreement(result)
 
 
-def _shapes(
-    given: "Plan | None", named: "FoundModel | None", step: StepFlags, store: Path | None
-) -> "tuple[ModelConfig, Workload]":
+def _shapes(given: "Plan | None", named: "FoundModel | None", step: StepFlags) -> "tuple[ModelConfig, Workload]":
     """Model and step: a plan's own, else those that the flags name."""
     if given is not None:
         return given.config, given.workload
     assert named is not None
-    return named.config, step.workload(store)
+    return named.config, step.workload(named.formats)
 
 
 def _given_plan(

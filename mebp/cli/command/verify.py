@@ -24,9 +24,8 @@ def verify(
     from mebp.task.run import require_inputs, require_job  # noqa: PLC0415
 
     require_job(steps, spill_dir)
-    found_model = model.found(store)
-    store = store or found_model.store
-    config, workload = found_model.config, step.workload(store)
+    named = model.found(store)
+    store, config, workload = named.store, named.config, step.workload(named.formats)
     from mebp.cli.view.verify import print_verified, verified_json  # noqa: PLC0415
     from mebp.executor.measure.job import Job  # noqa: PLC0415
     from mebp.models.build import build_graph  # noqa: PLC0415
