@@ -76,7 +76,6 @@ def _q6_k(blocks: Blocks) -> dict[str, Tensor]:
     }
 
 
-FLOATS = (Type.F32, Type.F16, Type.BF16)
 AS_THEY_ARE: dict[Type, tuple[WeightFormat, int, Callable[[Blocks], dict[str, Tensor]]]] = {
     Type.Q4_0: (FORMATS["q4_0"], 18, _q4_0),
     Type.Q4_1: (FORMATS["q4_1"], 20, _q4_1),

@@ -110,8 +110,7 @@ class _Gptq:
     rows_at_a_time: int = 8
 
     def parts(self, module: str) -> tuple[str, ...]:
-        names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
-        return names if names[0] in self.tensors else ()
+        return _words_and_scales(self.tensors, module)
 
     def format(self, module: str, rows: int, cols: int) -> WeightFormat:
         group = _columns(self.tensors, module, rows, cols, (cols // 8, rows))
@@ -146,8 +145,7 @@ class _Awq:
     rows_at_a_time: int = 8
 
     def parts(self, module: str) -> tuple[str, ...]:
-        names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
-        return names if names[0] in self.tensors else ()
+        return _words_and_scales(self.tensors, module)
 
     def format(self, module: str, rows: int, cols: int) -> WeightFormat:
         group = _columns(self.tensors, module, rows, cols, (cols, rows // 8))
@@ -165,6 +163,12 @@ class _Awq:
         return ordered[..., [AWQ_ORDER.index(row) for row in range(8)]].reshape(len(found), -1)
 
 
+def _words_and_scales(tensors: TensorFolder, module: str) -> tuple[str, ...]:
+    """The tensors of a GPTQ or AWQ module; none where it is not quantised."""
+    names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
+    return names if names[0] in tensors else ()
+
+
 def _columns(tensors: TensorFolder, module: str, rows: int, cols: int, words: tuple[int, int]) -> int:
     """Columns of a group of a GPTQ or AWQ module, whose tensors must fit; `words` is the shape of its codes."""
     _, shape = tensors.type_and_shape(f"{module}.scales")
@@ -172,7 +176,9 @@ def _columns(tensors: TensorFolder, module: str, rows: int, cols: int, words: tu
     tensors.require_shape(f"{module}.scales", (groups, rows), tuple(SUFFIXES))
     tensors.require_shape(f"{module}.qweight", words, ("I32",))
     tensors.require_shape(f"{module}.qzeros", (groups, rows // 8), ("I32",))
-    return _group(cols, groups)
+    if not (group := _group(cols, groups)):
+        raise ModelError(f"{tensors.folder}: {module}.scales has {groups} groups, which do not divide {cols} columns")
+    return group
 
 
 def _group(cols: int, groups: int) -> int:

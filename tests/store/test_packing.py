@@ -163,10 +163,8 @@ def spoil(folder: Path, kind: str, how: str) -> None:
             tensors[f"{module}.g_idx"] = tensors[f"{module}.g_idx"].flip(0).contiguous()
         case "missing":
             del tensors[f"{module}.scales"]
-        case "bits":
-            raw["quantization_config"]["bits"] = 3
-        case "method":
-            raw["quantization_config"] = {"quant_method": "fp8"}
+        case "bits" | "method":
+            raw["quantization_config"] |= {"bits": {"bits": 3}, "method": {"quant_method": "fp8"}}[how]
         case "mode":
             raw["quantization"]["mode"] = "mxfp4"
         case "group":
@@ -179,6 +177,9 @@ def spoil(folder: Path, kind: str, how: str) -> None:
             tensors[name] = torch.cat([tensors[name]] * 2, dim=0 if "mlx" in kind else 1)
         case "type":
             tensors[f"{module}.qzeros"] = tensors[f"{module}.qzeros"].float()
+        case "groups":
+            for part in ("scales", "qzeros"):
+                tensors[f"{module}.{part}"] = torch.cat([tensors[f"{module}.{part}"]] * 3)
         case "no extents":
             tensors[f"{module}.scales"] = torch.tensor(1.0)
     save_file(tensors, folder / SINGLE_FILE)
@@ -191,13 +192,14 @@ def spoil(folder: Path, kind: str, how: str) -> None:
         ("gptq", "act-order", "(act-order), which is not read"),
         ("gptq", "missing", "tensor model.layers.1.mlp.up_proj.scales is missing"),
         ("gptq", "bits", "(gptq, 3 bits), which is not read"),
-        ("awq", "method", "(fp8), which is not read"),
+        ("awq", "method", "(fp8, 4 bits), which is not read"),
         ("mlx-4", "missing", "tensor model.layers.1.mlp.up_proj.scales is missing"),
         ("mlx-4", "mode", "which is not read"),
         ("mlx-4", "group", "is in int4-affine-g16, which is not read"),
         *((kind, "not finite", "not finite") for kind in ("mlx-4", "gptq", "awq")),
         *((kind, "rows", "its config.json asks for") for kind in ("mlx-4", "gptq", "awq")),
         *((kind, "no extents", "its config.json asks for") for kind in ("mlx-4", "gptq", "awq")),
+        *((kind, "groups", "groups, which do not divide 64 columns") for kind in ("gptq", "awq")),
         *((kind, "type", "is F32: expected I32") for kind in ("gptq", "awq")),
     ],
 )

@@ -63,7 +63,7 @@ def compress(
 def _print_errors(found: "Compressed") -> None:
     """What was lost on the way."""
     if not found.has_tokenizer:
-        note("no tokenizer is kept beside it, since the source has none that is known here: training asks for tokenizer.json")
+        note("the store has no tokenizer, since the source has none that is known here: training asks for tokenizer.json")
     for (kind, made), count in found.converted.items():
         note(f"{count} matrices in {kind} are now in {made}")
     if found.rounded:
