@@ -4,11 +4,11 @@
     device = load_device("iphone15promax")
     found = tradeoff(graph, device, budget_bytes=10**9)
 
-Names are handed on lazily, so that importing mebp is instant and planning never imports torch.
+Names are handed on lazily, so that importing mebp is instant and planning never imports torch. `python -m mebp` imports this
+module before its own first line, where Ctrl-C is not yet caught: so it imports nothing at all.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take the name for true
 
 if TYPE_CHECKING:
     from mebp.executor.measure.job import Job, Measurement
@@ -78,7 +78,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module  # noqa: PLC0415 - see above
+
     if name not in _HOMES:
         raise AttributeError(f"module 'mebp' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
