@@ -9,6 +9,7 @@ from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, weight_fo
 from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
+from mebp.models.optimizer import Optimizer
 from mebp.store.reader import open_store
 from mebp.store.synthetic import synthesize
 
@@ -21,7 +22,7 @@ plan = STRATEGIES["mebp"].plan(graph, load_device("iphone15promax"), budget_byte
 
 with tempfile.TemporaryDirectory() as folder:
     store = open_store(synthesize(Path(folder) / "store", config, workload.weights))
-    executor = Executor(plan, graph, store, new_adapters(graph), learning_rate=2.0)
+    executor = Executor(plan, graph, store, new_adapters(graph), optimizer=Optimizer(rate=2.0))
     ids = torch.randint(0, config.vocab, (1, 32), generator=torch.Generator().manual_seed(0))
     losses = [executor.step(ids).loss for _ in range(20)]
 

@@ -15,6 +15,7 @@ from mebp import STRATEGIES, Lora, Workload, build_graph, load_device, simulate,
 from mebp.executor.adapter import Adapter, new_adapters
 from mebp.executor.executor import Executor
 from mebp.models.huggingface import config_from_dict
+from mebp.models.optimizer import Optimizer
 from mebp.store.reader import Store, open_store
 from mebp.store.synthetic import synthesize
 
@@ -36,7 +37,7 @@ def executor_of(method: str, store: Store, seed: int = 0) -> tuple[Executor, flo
     """A fresh executor of a strategy's plan, and the simulated seconds of its step."""
     graph = STRATEGIES[method].graph(base)
     plan = STRATEGIES[method].plan(graph, device, budget_bytes=10**9)
-    executor = Executor(plan, graph, store, new_adapters(graph), learning_rate=RATES[method], seed=seed)
+    executor = Executor(plan, graph, store, new_adapters(graph), optimizer=Optimizer(rate=RATES[method]), seed=seed)
     return executor, simulate(plan, graph, device).step_ns / 1e9
 
 

@@ -32,7 +32,7 @@ from mebp.text import read_text
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 HOST = "host"  # the name of every machine that was measured by itself: the device's title says which
 
 

@@ -42,7 +42,7 @@ def test_a_missing_plan_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_of_another_version_is_refused(small_graph: Graph, device: Device) -> None:
-    text = dump_plan(STRATEGIES["sqrt"].plan(small_graph, device, 10**9)).replace('"schema_version":4', '"schema_version":9')
+    text = dump_plan(STRATEGIES["sqrt"].plan(small_graph, device, 10**9)).replace('"schema_version":5', '"schema_version":9')
     with pytest.raises(InputError, match="schema_version 9"):
         parse_plan(text, "x")
 

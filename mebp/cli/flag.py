@@ -134,7 +134,7 @@ class StepFlags(FlagGroup):
     def workload(self, formats: "WeightFormats | None" = None) -> "Workload":
         """The step that the flags describe, on weights in what --weights names, else in `formats`, else in the default recipe."""
         from mebp.models.format import weight_formats  # noqa: PLC0415
-        from mebp.models.workload import Lora, Optimizer, Precision, Workload, parse_targets  # noqa: PLC0415
+        from mebp.models.workload import Lora, OptimizerName, Precision, Workload, parse_targets  # noqa: PLC0415
 
         return Workload(
             seq_len=self.seq_len,
@@ -142,7 +142,7 @@ class StepFlags(FlagGroup):
             lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
             weights=weight_formats(self.weights or DEFAULT_RECIPE) if self.weights or formats is None else formats,
             precision=cast(Precision, self.precision),
-            optimizer=cast(Optimizer, self.optimizer),
+            optimizer=cast(OptimizerName, self.optimizer),
             accumulate=self.accumulate,
             clip_norm=self.clip_norm,
         )

@@ -13,6 +13,7 @@ TYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int16": torch.int16,
     "int8": torch.int8,
     "uint8": torch.uint8,
     "bool": torch.bool,
@@ -20,12 +21,15 @@ TYPES: dict[DType, torch.dtype] = {
 
 
 class Arena:
-    """One allocation; tensors are typed views of it. `used_bytes` is the highest byte that any view reached."""
+    """One allocation; tensors are typed views of it. `used_bytes` is the highest byte that any view reached, `owner` whose weights
+    are resident in it.
+    """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.bytes = torch.empty(nbytes, dtype=torch.int8, device=device)
         self._typed = {dtype: self.bytes[: nbytes // dtype.itemsize * dtype.itemsize].view(dtype) for dtype in TYPES.values()}
         self.used_bytes = 0
+        self.owner: object = None
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of `shape` at `offset` bytes (a multiple of 64)."""

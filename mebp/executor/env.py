@@ -17,6 +17,7 @@ from mebp.kernel.weight import Frozen, plain
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
 from mebp.models.op import Op, float_type
+from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.tile import GATHER_ROWS, stream_rows
 from mebp.plan import Place
@@ -33,6 +34,22 @@ def dtype_of(graph: Graph) -> torch.dtype:
 
 
 @dataclass(slots=True, kw_only=True)
+class Clock:
+    """Steps and updates so far; executors that train the same adapters share one."""
+
+    step: int = 0
+    updates: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A step's part in an update: its gradient counts with `share`, and the update follows the `last` step."""
+
+    share: float = 1.0
+    last: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
 class Env:
     """Everything outside the arena that ops touch, and the settings of the update."""
 
@@ -44,15 +61,21 @@ class Env:
     positions: Tensor  # (seq,) int64
     tables: dict[Rope, tuple[Tensor, Tensor]]  # cos, sin, each (seq, R / 2)
     device: torch.device
-    learning_rate: float = 1e-4
-    epsilon: float = 1e-3
-    step: int = 0
+    optimizer: Optimizer
+    clock: Clock
+    turn: Turn = field(default_factory=Turn)
     seed: int = 0
+    gradient_norm: float | None = None  # of the last update's gradient, before clipping
     displaced: float = 0.0  # how far along the step's noise the adapters are, within a step of MeZO
     losses: dict[TensorId, float] = field(default_factory=dict)
     on_gradient: Callable[[str, Tensor], None] | None = None
     copied_layer: int | None = None
     copies: dict[WeightId, Frozen] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the update that comes next."""
+        return self.optimizer.rate_at(self.clock.updates)
 
     def frozen(self, wid: WeightId) -> Frozen:
         """A frozen matrix, in the mapped file or, with `layer_copies`, copied until another layer's is needed."""

@@ -16,7 +16,7 @@ from mebp.errors import InputError, NotFinite
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import Arena
 from mebp.executor.engine import Engines, cross_engine_waits
-from mebp.executor.env import Env, Io, dtype_of
+from mebp.executor.env import Clock, Env, Io, Turn, dtype_of
 from mebp.executor.ops.table import OPS
 from mebp.executor.ops.update import take_back
 from mebp.executor.readahead import ReadAhead, Use
@@ -24,6 +24,7 @@ from mebp.executor.rotary import rope_tables
 from mebp.executor.spill import Spill
 from mebp.models.format import WEIGHTS_FILE
 from mebp.models.graph import Graph
+from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.tile import stream_rows
 from mebp.plan import (
@@ -48,10 +49,13 @@ GradientHook = Callable[[str, Tensor], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """One executed step: seconds, loss (mean over labelled tokens), and (start, end) ns of every instruction, 0 for frees."""
+    """One executed step: seconds, loss (mean over labelled tokens), and (start, end) ns of every instruction, 0 for frees.
+    `gradient_norm` is the 2-norm of a deferred gradient before it was clipped, None where no such update was made.
+    """
 
     seconds: float
     loss: float
+    gradient_norm: float | None = None
     spans_ns: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -67,29 +71,34 @@ class Executor:
         *,
         device: str = "cpu",
         spill_dir: Path | None = None,
-        learning_rate: float = 1e-4,
+        optimizer: Optimizer | None = None,
         seed: int = 0,
         window_bytes: int = 0,
+        clock: Clock | None = None,
+        arena: Arena | None = None,
     ) -> None:
-        """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py)."""
+        """With `window_bytes`, compressed weights are read so far ahead of their use and dropped behind it (see readahead.py).
+        Executors of other plans that train the same adapters are given one `clock`, and may be given one `arena`.
+        """
         require_signature(plan, graph.signature, f"the graph of {graph.config.name}")
         store.header.require_model(graph.config, graph.workload.weights)
         self.plan = plan
         self.graph = graph
-        self.arena = Arena(plan.arena_bytes, torch.device(device))
+        self.arena = arena or Arena(plan.arena_bytes, torch.device(device))
         sizes = {i.tensor: graph.tensors[i.tensor].nbytes for i in plan.instructions if isinstance(i, StoreInstruction)}
         self.spill = Spill(sizes, spill_dir)
-        self.env = _env(graph, store, adapters, torch.device(device), learning_rate, seed)
+        self.env = _env(graph, store, adapters, torch.device(device), optimizer or Optimizer(), clock or Clock(), seed)
         self._waits = cross_engine_waits(plan)
         uses = _weight_uses(plan, graph, store) if window_bytes else []
         self._read_ahead = ReadAhead(store.folder / WEIGHTS_FILE, uses, window_bytes) if uses else None
         self._use_at = {use.index: number for number, use in reversed(list(enumerate(uses)))}
         self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
-        for place in plan.resident:
-            self._unpack(WeightId(place.tensor), place)
 
-    def step(self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None) -> StepResult:
+    def step(
+        self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None, turn: Turn | None = None
+    ) -> StepResult:
         """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
+        `turn` is the step's part in an update; by default each of `accumulate` steps counts alike, and the last is followed by it.
 
         `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update. InputError for ids or labels
         of another shape or type, or outside the vocabulary. NotFinite where the loss or a gradient is not finite: a loss that is
@@ -101,8 +110,12 @@ class Executor:
             require_tokens(self.graph, labels, "labels", IGNORED)
         env.ids.copy_(ids.reshape(-1))
         env.labels.copy_(next_tokens(ids if labels is None else labels).reshape(-1))
+        require_labelled(self.graph, env.labels)
+        env.turn = turn or self._turn()
         env.on_gradient = on_gradient
         env.losses.clear()
+        env.gradient_norm = None
+        self._take_arena()
         begin = time.perf_counter_ns()
         if self._read_ahead:
             self._read_ahead.begin()
@@ -115,8 +128,21 @@ class Executor:
             if self._read_ahead:
                 self._read_ahead.end()
         seconds = (time.perf_counter_ns() - begin) / 1e9
-        env.step += 1
-        return StepResult(seconds=seconds, loss=mean(env.losses.values()), spans_ns=spans)
+        env.clock.step += 1
+        env.clock.updates += env.turn.last
+        return StepResult(seconds=seconds, loss=mean(env.losses.values()), gradient_norm=env.gradient_norm, spans_ns=spans)
+
+    def _turn(self) -> Turn:
+        """A step's part in an update, where each counts alike."""
+        accumulate = self.graph.workload.accumulate
+        return Turn(share=1 / accumulate, last=(self.env.clock.step + 1) % accumulate == 0)
+
+    def _take_arena(self) -> None:
+        """Unpack the plan's resident weights where another executor had the arena, or none yet."""
+        if self.arena.owner is not self:
+            self.arena.owner = self
+            for place in self.plan.resident:
+                self._unpack(WeightId(place.tensor), place)
 
     def _run_at(self, index: int, instruction: Instruction) -> None:
         if self._read_ahead and index in self._use_at:
@@ -168,6 +194,13 @@ def require_tokens(graph: Graph, tokens: Tensor, what: str, other: int | None = 
         raise InputError(f"{what} hold {int(outside[0])}: must be between 0 and {graph.head.dims.outs - 1}{also}")
 
 
+def require_labelled(graph: Graph, labels: Tensor) -> None:
+    """Refuse more labelled tokens than the head's op has rows for; `labels` (tokens,) are shifted already."""
+    most = graph.workload.labelled
+    if most is not None and (count := int((labels >= 0).sum())) > most:
+        raise InputError(f"{count} tokens carry a label: the plan has room for {most}: plan with a larger `labelled`")
+
+
 def next_tokens(tokens: Tensor) -> Tensor:
     """Labels: each position's next token, and -100 at the end of every sequence. (batch, seq) in and out."""
     labels = torch.full_like(tokens, IGNORED)
@@ -175,7 +208,15 @@ def next_tokens(tokens: Tensor) -> Tensor:
     return labels
 
 
-def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch.device, learning_rate: float, seed: int) -> Env:
+def _env(
+    graph: Graph,
+    store: Store,
+    adapters: dict[str, Adapter],
+    device: torch.device,
+    optimizer: Optimizer,
+    clock: Clock,
+    seed: int,
+) -> Env:
     workload = graph.workload
     return Env(
         graph=graph,
@@ -186,7 +227,8 @@ def _env(graph: Graph, store: Store, adapters: dict[str, Adapter], device: torch
         positions=torch.arange(workload.seq_len, device=device),
         tables=rope_tables(graph, device),
         device=device,
-        learning_rate=learning_rate,
+        optimizer=optimizer,
+        clock=clock,
         seed=seed,
     )
 

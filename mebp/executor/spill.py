@@ -1,15 +1,9 @@
-"""The spill file: where stored tensors wait between forward and backward. Preallocated, mapped, unlinked as soon as it is open.
-
-Unlinking first means that nothing is left behind however the process ends; preallocating means that a full disk is an error
-before the step and never a bus error within it.
-"""
+"""The spill file: where stored tensors wait between forward and backward."""
 
 import ctypes
-import errno
 import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mebp.errors import StoreError
+from mebp.executor.mapped import map_unlinked
 from mebp.models.tensor import TensorId
-from mebp.store.writer import reserve
 
 MS_SYNC = 4 if sys.platform.startswith("linux") else 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +28,7 @@ class Spill:
             self.slots[tensor] = (end, nbytes)
             end += -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.nbytes = end
-        self._map = _map_unlinked(end, folder) if end else None
+        self._map = map_unlinked(end, folder) if end else None
         self._bytes = torch.frombuffer(self._map, dtype=torch.int8) if self._map else torch.empty(0, dtype=torch.int8)
 
     def store(self, tensor: TensorId, source: Tensor) -> None:
@@ -71,22 +65,3 @@ def _copy(target: Tensor, source: Tensor) -> None:
         ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
     else:
         target.copy_(source)
-
-
-def _map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
-    where = folder or Path(tempfile.gettempdir())
-    try:
-        file, path = tempfile.mkstemp(prefix="mebp-spill-", dir=where)
-    except OSError as error:
-        raise StoreError(f"cannot make a spill file in {where}: {error.strerror}: name another folder as `spill_dir`") from None
-    try:
-        os.unlink(path)
-        reserve(file, nbytes)
-        return mmap.mmap(file, nbytes)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise StoreError(
-            f"cannot keep {nbytes} bytes for the spill file in {where}: {reason}: name another folder as `spill_dir`"
-        ) from None
-    finally:
-        os.close(file)

@@ -165,7 +165,7 @@ class Backward(Forward):
             "linear_backward",
             f"{layer}.{name}.backward",
             layer,
-            self._linear_dims(name),
+            self._linear_dims(layer, name),
             reads=reads,
             writes=writes,
             updates=updates,

@@ -61,10 +61,10 @@ def _outside_bytes(step: "_Builder", workload: Workload) -> dict[str, int]:
     tables = sum(workload.seq_len * rope.width(config.head_dim) * workload.itemsize for rope in rotated)
     return {
         "adapters": trainable,
-        "optimizer state": trainable * workload.optimizer_states,
+        "optimizer state": 0 if workload.states_in_file else trainable * workload.optimizer_states,
         **deferred,
         "rope tables": tables,
-        "token ids": (2 * workload.tokens + workload.seq_len) * 8,
+        "token ids": (2 * workload.tokens + workload.seq_len + (workload.labelled or 0)) * 8,
         **copies,
     }
 
@@ -111,7 +111,9 @@ class _Builder(Backward):
 
     def _update(self, layer: int) -> None:
         """Step the layer's adapters, or add to their deferred gradients."""
-        adapters = tuple(f"{layer}.{name}" for name in LINEARS if name in self.workload.lora.targets)
+        adapters = tuple(adapter for name in LINEARS for adapter in self._adapters(layer, name))
+        if not adapters:
+            return
         reads = {f"{name}.{slot}": TensorId(f"{name}.{slot}") for name in adapters for slot in ("dA", "dB")}
         kind = "accumulate" if self.workload.defers_gradients else "update"
         dims, params = self._adapter_dims(adapters, self.workload.optimizer_states), self._update_params

@@ -30,11 +30,12 @@ class Forward(StepBuilder):
         super().__init__(config, workload)
         self.stream: list[TensorId] = []
         self._norm_params = NormParams(eps=config.norm_eps, offset=config.norm_offset)
-        self._linear_params = LinearParams(lora_scale=workload.lora.scale, copied=workload.layer_copies)
+        dropout = 0.0 if workload.method == "evaluate" else workload.lora.dropout
+        self._linear_params = LinearParams(lora_scale=workload.lora.scale, copied=workload.layer_copies, dropout=dropout)
         self._glu_params = GluParams(activation=config.activation)
         self._attention_params = AttentionParams(scale=config.attention_scale, cap=config.attention_cap)
         self._residual_params = ResidualParams(scale=config.residual_scale)
-        self._head_params = HeadParams(scale=config.logit_scale, cap=config.logit_cap)
+        self._head_params = HeadParams(scale=config.logit_scale, cap=config.logit_cap, labelled=workload.labelled is not None)
 
     def _forward(self, tag: str) -> None:
         c, hidden = self.config, self._dims(cols=self.config.hidden)
@@ -61,7 +62,7 @@ class Forward(StepBuilder):
     def _head(self, tag: str, x: TensorId) -> None:
         """The loss with the gradient of its input, and once more without, where it is evaluated twice."""
         c, w = self.config, self.workload
-        dims, weight = self._dims(cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
+        dims, weight = self._dims(rows=w.head_rows, cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
         params = self._head_params
         writes = {"loss": self._loss(tag)}
         if w.method == "backprop":
@@ -116,7 +117,7 @@ class Forward(StepBuilder):
             "linear",
             f"{prefix}{name}",
             layer,
-            self._linear_dims(name),
+            self._linear_dims(layer, name),
             reads={"x": x},
             writes=writes,
             params=self._linear_params,

@@ -10,8 +10,8 @@ from typing import Literal, NewType
 from mebp.models.tensor import TensorId, Weight, WeightId, align
 
 OpId = NewType("OpId", str)
-DType = Literal["fp32", "bf16", "fp16", "int8", "uint8", "bool"]
-ITEMSIZES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "uint8": 1, "bool": 1}
+DType = Literal["fp32", "bf16", "fp16", "int16", "int8", "uint8", "bool"]
+ITEMSIZES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
 def float_type(itemsize: int) -> DType:

@@ -87,7 +87,7 @@ class StepBuilder:
         return WeightId(f"{layer}.{name}.weight")
 
     def _adapters(self, layer: int, name: LinearName) -> tuple[str, ...]:
-        return (f"{layer}.{name}",) if name in self.workload.lora.targets else ()
+        return (found,) if (found := f"{layer}.{name}") in self.adapters else ()
 
     def _dims(self, *, rows: int = 0, cols: int = 0, outs: int = 0) -> Dims:
         return Dims(rows=rows or self.workload.tokens, cols=cols, outs=outs, itemsize=self.workload.itemsize)
@@ -96,9 +96,9 @@ class StepBuilder:
         """Dims of a norm over the hidden size, or over each of `count` parts of `width`."""
         return self._dims(rows=self.workload.tokens * count, cols=width or self.config.hidden)
 
-    def _linear_dims(self, name: LinearName) -> Dims:
+    def _linear_dims(self, layer: int, name: LinearName) -> Dims:
         rows, cols = self.config.linear_shape(name)
-        rank = self.workload.lora.rank if name in self.workload.lora.targets else 0
+        rank = self.workload.lora.rank if self._adapters(layer, name) else 0
         return replace(self._dims(cols=cols, outs=rows), rank=rank)
 
     def _rope_dims(self, layer: int, heads: int) -> Dims:
@@ -128,7 +128,7 @@ def adapter_shapes(config: ModelConfig, workload: Workload) -> dict[str, Adapter
     """Shapes of the LoRA pair (A, B) of every targeted linear: A is (rank, in), B is (out, rank)."""
     rank = workload.lora.rank
     found: dict[str, AdapterShape] = {}
-    for layer in range(config.num_layers):
+    for layer in (layer for layer in range(config.num_layers) if workload.lora.trains(layer, config.num_layers)):
         for linear in workload.lora.targets:
             rows, cols = config.linear_shape(linear)
             found[f"{layer}.{linear}"] = ((rank, cols), (rows, rank))

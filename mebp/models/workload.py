@@ -1,4 +1,4 @@
-"""The workload: sequence, batch, adapters, formats, optimizer. Checked against the model in one place."""
+"""The workload: sequence, batch, labels, adapters, formats, optimizer. Checked against the model in one place."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,25 +9,36 @@ from mebp.models.format import WeightFormats
 from mebp.unit import require_kind, require_whole
 
 Precision = Literal["bf16", "fp32"]
-Optimizer = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "adamw"]
 Method = Literal["backprop", "mezo", "evaluate"]
 
-OPTIMIZER_STATES: dict[Optimizer, int] = {"sgd": 0, "adamw": 2}
+OPTIMIZER_STATES: dict[OptimizerName, int] = {"sgd": 0, "adamw": 2}
 ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 MAX_TOKENS = 1 << 20
+MOST_DROPOUT = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """Adapters: rank, alpha (the update is scaled by alpha / rank) and the linears that carry one."""
+    """Adapters: rank, alpha (what they add is scaled by alpha / rank, with `rslora` by alpha / sqrt(rank): Kalajdzievski, 2023) and
+    the linears that carry one, in all layers or the last `layers` of them. `dropout` is the part of a linear's input that its
+    adapter does not see while it trains.
+    """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[LinearName, ...] = LINEARS
+    dropout: float = 0.0
+    rslora: bool = False
+    layers: int | None = None
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def trains(self, layer: int, num_layers: int) -> bool:
+        """Whether a layer, of so many, has adapters."""
+        return self.layers is None or layer >= num_layers - self.layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +46,23 @@ class Workload:
     """One training step: `batch_size` sequences of `seq_len` tokens; `precision` is that of activations and products. With the
     method `evaluate` it is a forward alone, for the loss.
 
-    The update comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this
-    2-norm, over all adapters together, where it is longer; 0 leaves it alone. With `evaluations` = 2 the loss is computed
-    twice, as published code does for a metric. With `layer_copies` a layer's compressed weights are read into memory of the
-    process's own while it runs, as published code does too; else they stay in the mapped file.
+    `labelled` is how many tokens of a step carry a label at most, None for all of them: the head computes no others. The update
+    comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this 2-norm,
+    over all adapters together, where it is longer; 0 leaves it alone. With `states_in_file` what the optimizer remembers lies in a
+    mapped file. With `evaluations` = 2 the loss is computed twice, as published code does for a metric. With `layer_copies` a
+    layer's compressed weights are read into memory of the process's own while it runs, as published code does too; else they stay
+    in the mapped file.
     """
 
     seq_len: int = 256
     batch_size: int = 1
+    labelled: int | None = None
     lora: Lora
     weights: WeightFormats
     precision: Precision = "bf16"
-    optimizer: Optimizer = "sgd"
+    optimizer: OptimizerName = "sgd"
     method: Method = "backprop"
+    states_in_file: bool = False
     accumulate: int = 1
     clip_norm: float = 0.0
     evaluations: int = 1
@@ -66,6 +81,11 @@ class Workload:
     @property
     def tokens(self) -> int:
         return self.seq_len * self.batch_size
+
+    @property
+    def head_rows(self) -> int:
+        """Tokens that the head computes at most."""
+        return self.tokens if self.labelled is None else self.labelled
 
     @property
     def itemsize(self) -> int:
@@ -96,12 +116,18 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     require_whole("`rank`", workload.lora.rank, 1, widest, f", the smallest side of a targeted linear of {config.name}")
     if not isinstance(workload.lora.alpha, int | float) or not 0 < workload.lora.alpha < float("inf"):
         raise InputError(f"`alpha` = {workload.lora.alpha}: must be a positive number")
+    if workload.labelled is not None:
+        require_whole("`labelled`", workload.labelled, 1, workload.tokens, ", the tokens of a step")
+    if workload.lora.layers is not None:
+        require_whole("`layers`", workload.lora.layers, 1, config.num_layers, f", the layers of {config.name}")
+    if not 0 <= workload.lora.dropout <= MOST_DROPOUT:
+        raise InputError(f"`dropout` = {workload.lora.dropout:g}: must be between 0 and {MOST_DROPOUT}")
     require_whole("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
     require_whole("`evaluations`", workload.evaluations, 1, 2)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
     _require_choice("`precision`", workload.precision, get_args(Precision))
-    _require_choice("`optimizer`", workload.optimizer, get_args(Optimizer))
+    _require_choice("`optimizer`", workload.optimizer, get_args(OptimizerName))
     for name, (_, cols) in config.matrices().items():
         workload.weights.require_fits(name, cols)
 

@@ -95,8 +95,8 @@ def _made(given: "_Given") -> Tokenizer:
     return tokenizer
 
 
-def token_ids(folder: Path, text: str) -> list[int]:
-    """A text's tokens by the tokenizer in `folder`; ModelError where there is none that can be read."""
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, which neither cuts nor pads; ModelError where there is none that can be read."""
     file = folder / TOKENIZER
     if not file.is_file():
         raise ModelError(f"there is no {TOKENIZER} beside the weights, or in the file: put the model's there")
@@ -104,9 +104,18 @@ def token_ids(folder: Path, text: str) -> list[int]:
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_truncation()  # which files that were saved in training may ask for
         tokenizer.no_padding()
-        found: list[int] = tokenizer.encode(text).ids
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{file} cannot be read as a tokenizer ({shortened(str(error))}): copy the model's again") from None
+    return tokenizer
+
+
+def token_ids(folder: Path, text: str) -> list[int]:
+    """A text's tokens by the tokenizer in `folder`; ModelError where there is none that can be read."""
+    tokenizer = open_tokenizer(folder)
+    try:
+        found: list[int] = tokenizer.encode(text).ids
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{folder / TOKENIZER} cannot spell the text ({shortened(str(error))}): copy the model's again") from None
     return found
 
 

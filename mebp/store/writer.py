@@ -57,12 +57,12 @@ def write_store(
         sweep(target.parent, target.name)
         part.mkdir()
         with _opened(part / CONFIG_FILE) as file:
-            _write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
+            write_all(file, memoryview(TypeAdapter(ModelConfig).dump_json(config)))
         with _opened(part / WEIGHTS_FILE) as file:
             _write_tensors(file, layout(config, formats), _known(config, formats), tensors, facts)
         for name, text in (beside or {}).items():
             with _opened(part / name) as file:
-                _write_all(file, memoryview(text.encode()))
+                write_all(file, memoryview(text.encode()))
         part.replace(target)  # takes the place of an empty folder, of no other
     except OSError as error:
         require_new(folder)  # another process was faster
@@ -137,11 +137,11 @@ def _write_tensors(
     for (name, (dtype, shape)), (given, pieces) in zip(expected.items(), tensors, strict=True):
         assert name == given, (name, given)
         known[CHECKSUM + name] = _write_pieces(file, name, dtype, shape, pieces)
-        _write_all(file, memoryview(bytes(-(prod(shape) * ITEMSIZES[dtype]) % LARGEST_ITEM)))
+        write_all(file, memoryview(bytes(-(prod(shape) * ITEMSIZES[dtype]) % LARGEST_ITEM)))
     text = json.dumps({"__metadata__": known | dict(facts()), **entries}).encode()
     assert len(text) <= room, "more facts than a header has room for"
     os.lseek(file, 0, os.SEEK_SET)
-    _write_all(file, memoryview(struct.pack("<Q", room) + text.ljust(room)))
+    write_all(file, memoryview(struct.pack("<Q", room) + text.ljust(room)))
     os.fsync(file)
 
 
@@ -151,7 +151,7 @@ def _write_pieces(file: int, name: str, dtype: str, shape: tuple[int, ...], piec
     for piece in (pieces,) if isinstance(pieces, Tensor) else pieces:
         assert (NAMES[piece.dtype], tuple(piece.shape[1:])) == (dtype, shape[1:]), name
         rows, crc = rows + len(piece), zlib.crc32(bytes_of(piece), crc)
-        _write_all(file, bytes_of(piece))
+        write_all(file, bytes_of(piece))
     assert rows == shape[0], name
     return f"{crc:08x}"
 
@@ -164,7 +164,8 @@ def reserve(file: int, nbytes: int) -> None:
         os.ftruncate(file, nbytes)
 
 
-def _write_all(file: int, data: memoryview) -> None:
+def write_all(file: int, data: memoryview) -> None:
+    """Write all of `data`, however often that takes."""
     done = 0
     while done < len(data):
         done += os.write(file, data[done : done + (1 << 26)])

@@ -65,14 +65,20 @@ def test_graph_refuses_bad_flags_in_one_line(flags: list[str], says: str, step: 
 
 
 INTERRUPT_AT_FIRST_ORDER = """
-import os, signal, sys
+import os, signal, sys, time
 from mebp.cli.main import main
 from mebp.planner.dag import solve
-offer, sent = solve._Best.offer, []
+from mebp.planner.effort import Stop
+offer, sent, asked = solve._Best.offer, [], []
+ask = Stop.ask
+Stop.ask = lambda stop: (ask(stop), asked.append(stop))
 def interrupt(best, runs):
     offer(best, runs)
     if best.runs and not sent:
         sent.append(os.kill(os.getpid(), signal.SIGINT))
+        for _ in range(600):  # the search would be over before the main thread has a turn
+            if not asked:
+                time.sleep(0.05)
 solve._Best.offer = interrupt
 main(sys.argv[1:])
 """

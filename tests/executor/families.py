@@ -179,7 +179,17 @@ def reference(family: str, config: ModelConfig, store: Store, workload: Workload
     _split_fused(model, config)
     lora = workload.lora
     modules = [HF_LINEARS[name].split(".")[1] for name in lora.targets]
-    peft = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, lora_dropout=0.0))
+    last = None if lora.layers is None else list(range(config.num_layers - lora.layers, config.num_layers))
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=modules,
+        lora_dropout=0.0,
+        use_rslora=lora.rslora,
+        layers_to_transform=last,
+        layers_pattern=None if last is None else "layers",
+    )
+    peft = get_peft_model(model, settings)
     for name, parameter in peft.named_parameters():
         if "lora_" in name:
             adapter = adapters[our_name(name)]

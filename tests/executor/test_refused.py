@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mebp.errors import InputError, NotFinite
 from mebp.executor.executor import Executor
+from mebp.models.optimizer import Optimizer
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from tests.executor.families import trial
@@ -55,7 +56,7 @@ def test_a_loss_that_is_not_finite_reaches_no_adapter(name: str, tmp_path: Path)
     first.B.fill_(float("inf"))
     graph = STRATEGIES[name].graph(given.graph)
     before = {key: (adapter.A.clone(), adapter.B.clone()) for key, adapter in adapters.items()}
-    executor = Executor(STRATEGIES[name].plan(graph, DEVICE, 0), graph, given.store, adapters, learning_rate=1.0)
+    executor = Executor(STRATEGIES[name].plan(graph, DEVICE, 0), graph, given.store, adapters, optimizer=Optimizer(rate=1.0))
     with pytest.raises(NotFinite, match="the loss is"):
         executor.step(given.ids)
     for key, adapter in adapters.items():
@@ -70,7 +71,7 @@ def test_a_gradient_that_is_not_finite_reaches_neither_its_layer_nor_those_below
     adapters = given.fresh_adapters()
     before = {key: (adapter.A.clone(), adapter.B.clone()) for key, adapter in adapters.items()}
     executor = Executor(
-        STRATEGIES["checkpoint-1"].plan(given.graph, DEVICE, 0), given.graph, given.store, adapters, learning_rate=1.0
+        STRATEGIES["checkpoint-1"].plan(given.graph, DEVICE, 0), given.graph, given.store, adapters, optimizer=Optimizer(rate=1.0)
     )
 
     def spoil(name: str, gradient: Tensor) -> None:

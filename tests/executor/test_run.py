@@ -17,6 +17,7 @@ from mebp.executor.measure.reference import reference_gradients
 from mebp.executor.spill import Spill
 from mebp.kernel.library import SWITCH, library
 from mebp.models.graph import Graph
+from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import TensorId
 from mebp.models.workload import Lora
 from mebp.plan import Plan
@@ -224,7 +225,7 @@ def test_mezo_measures_the_slope_along_its_noise(tmp_path: Path) -> None:
     adapters = given.fresh_adapters()
     executor = Executor(STRATEGIES["mezo"].plan(graph, DEVICE, 10**9), graph, given.store, adapters)
     executor.step(given.ids)
-    losses, epsilon = executor.env.losses, executor.env.epsilon
+    losses, epsilon = executor.env.losses, executor.env.optimizer.perturbation
     noise = torch.Generator()
     plus, minus = TensorId("+loss"), TensorId("-loss")
     for sign, name in ((1, plus), (-1, minus)):
@@ -237,7 +238,7 @@ def test_mezo_measures_the_slope_along_its_noise(tmp_path: Path) -> None:
     slope = (losses[plus] - losses[minus]) / (2 * epsilon)
     noise.manual_seed(0)
     before = given.adapters["0.q"].A
-    stepped = before - executor.env.learning_rate * slope * torch.empty_like(before).normal_(generator=noise)
+    stepped = before - executor.env.rate * slope * torch.empty_like(before).normal_(generator=noise)
     assert torch.allclose(adapters["0.q"].A, stepped, atol=1e-6)
 
 
@@ -246,7 +247,7 @@ def test_adamw_steps_as_torchs_own_does(tmp_path: Path) -> None:
     adapters = given.fresh_adapters()
     twin = torch.nn.Parameter(adapters["1.v"].A.clone())
     optimizer = torch.optim.AdamW([twin], lr=1e-3, weight_decay=0.0)
-    executor = Executor(plan_named("checkpoint-1", given.graph), given.graph, given.store, adapters, learning_rate=1e-3)
+    executor = Executor(plan_named("checkpoint-1", given.graph), given.graph, given.store, adapters, optimizer=Optimizer(rate=1e-3))
     seen: dict[str, Tensor] = {}
     for _ in range(3):
         executor.step(given.ids, on_gradient=lambda name, gradient: seen.update({name: gradient.clone()}))
@@ -267,7 +268,7 @@ def test_deferred_gradients_step_as_torchs_own_clipping_and_accumulation_do(
     }
     stepper = (torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD)(twins.values(), lr=1e-2, weight_decay=0.0)
     plan = plan_named("least", given.graph)
-    executor = Executor(plan, given.graph, given.store, adapters, learning_rate=1e-2)
+    executor = Executor(plan, given.graph, given.store, adapters, optimizer=Optimizer(rate=1e-2))
     for update in range(2):
         stepper.zero_grad()
         for micro in range(accumulate):
@@ -292,7 +293,7 @@ def test_training_lowers_the_loss_and_two_runs_are_bit_identical(tmp_path: Path)
     plan = plan_named("mebp", given.graph)
     curves = []
     for _ in range(2):
-        executor = Executor(plan, given.graph, given.store, new_adapters(given.graph), learning_rate=0.5)
+        executor = Executor(plan, given.graph, given.store, new_adapters(given.graph), optimizer=Optimizer(rate=0.5))
         curves.append([executor.step(given.ids).loss for _ in range(6)])
     assert curves[0] == curves[1]
     assert curves[0][-1] < curves[0][0] - 0.01

@@ -1,4 +1,4 @@
-"""The worker's side: one Job in on stdin, progress and one result out on stdout. Imports torch only after it has its request.
+"""The worker's side: one request in on stdin, reports and one result out on stdout. Imports torch only after it has its request.
 
 It ends with its parent: stdin is open as long as that lives.
 """
@@ -9,7 +9,8 @@ import sys
 import threading
 
 from mebp.errors import MebpError
-from mebp.executor.measure.message import failure_line, progress_line, read_request, result_line
+from mebp.executor.measure.job import Job, TrainJob
+from mebp.executor.measure.message import failure_line, progress_line, read_request, report_line, result_line, trained_line
 
 NO_MEMORY = ("allocate", "could not create a primitive")  # how torch and oneDNN say that there is none
 
@@ -17,10 +18,7 @@ NO_MEMORY = ("allocate", "could not create a primitive")  # how torch and oneDNN
 def main() -> None:
     """Run the request, and report how it went."""
     try:
-        plan_text, job = read_request(sys.stdin.readline())
-        from mebp.executor.measure.session import execute  # noqa: PLC0415  (torch is imported here, in the worker only)
-
-        _say(result_line(execute(plan_text, job, lambda done, total: _say(progress_line(done, total)), _give_up)))
+        _answer(read_request(sys.stdin.readline()))
     except MebpError as error:
         _say(failure_line(type(error).__name__, str(error)))
     except FileNotFoundError as error:
@@ -37,6 +35,18 @@ def main() -> None:
         _say(failure_line("Disagreement", f"the machine cannot give the plan its memory: {str(error).splitlines()[0]}"))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _answer(request: tuple[str, Job] | TrainJob) -> None:
+    """Do what is asked; torch is imported here, in the worker only."""
+    if isinstance(request, TrainJob):
+        from mebp.executor.measure.training import train  # noqa: PLC0415
+
+        _say(trained_line(train(request, lambda report: _say(report_line(report)), _give_up)))
+    else:
+        from mebp.executor.measure.session import execute  # noqa: PLC0415
+
+        _say(result_line(execute(*request, lambda done, total: _say(progress_line(done, total)), _give_up)))
 
 
 def _say(line: str) -> None:

@@ -1,10 +1,14 @@
-"""A measured run's request (Job) and its result (Measurement): data that crosses between the two processes."""
+"""What is asked of a worker (Job, TrainJob) and what a measured run gives (Measurement): data that crosses between the two
+processes.
+"""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mebp.data.sample import Cut
 from mebp.errors import InputError
+from mebp.executor.train.settings import Settings
 from mebp.text import shortened
 
 Progress = Callable[[int, int], None]  # steps done, and of how many
@@ -27,6 +31,31 @@ class Job:
     learning_rate: float = 1e-4
     seed: int = 0
     check_gradients: bool = False
+    enforce: bool = False
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """A training run: the texts of its plans and of those for held-out data, the store, the data, and where it is saved (`folder`).
+    `seq_lens` and `held_out_lens` are the buckets that the plans are for. `hashes` name what the run is made of; with `resume` it
+    goes on where the folder's state is. With `enforce` it may take no more than `budget_bytes` of memory of its own.
+    """
+
+    store: Path
+    folder: Path
+    plans: tuple[str, ...]
+    seq_lens: tuple[int, ...]
+    data: Cut
+    settings: Settings
+    held_out_plans: tuple[str, ...] = ()
+    held_out_lens: tuple[int, ...] = ()
+    held_out: Cut | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+    device: str = "cpu"
+    spill_dir: Path | None = None
+    budget_bytes: int = 0
     enforce: bool = False
     limit_bytes: int = 0
 

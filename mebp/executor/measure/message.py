@@ -1,4 +1,4 @@
-"""The lines that a worker sends its parent: progress, one result, or one failure."""
+"""The lines between a worker and its parent: a request and perhaps a stop; progress or reports, one result, or one failure."""
 
 import json
 
@@ -6,10 +6,16 @@ from pydantic import TypeAdapter
 
 from mebp import errors
 from mebp.errors import MebpError
-from mebp.executor.measure.job import Job, Measurement
+from mebp.executor.measure.job import Job, Measurement, TrainJob
+from mebp.executor.train.settings import Evaluated, Report, Saved, Trained, Updated
 from mebp.plan import Plan, dump_plan
 
-REPORT, RESULT, FAILURE = "progress ", "result ", "failure "
+PROGRESS, REPORT, RESULT, TRAINED, FAILURE = "progress ", "report ", "result ", "trained ", "failure "
+STOP = "stop"  # what a parent says to a training worker
+REPORTS: dict[str, type[Report]] = {kind.__name__: kind for kind in (Updated, Evaluated, Saved)}
+Message = tuple[int, int] | Report | Measurement | Trained | MebpError
+
+_reports: TypeAdapter[Report] = TypeAdapter(Report)
 
 
 def request_line(plan: Plan, job: Job) -> str:
@@ -17,18 +23,34 @@ def request_line(plan: Plan, job: Job) -> str:
     return json.dumps([dump_plan(plan), TypeAdapter(Job).dump_json(job).decode()])
 
 
-def read_request(line: str) -> tuple[str, Job]:
-    """A plan's text and the job."""
-    plan_text, job_text = json.loads(line)
-    return plan_text, TypeAdapter(Job).validate_json(job_text)
+def train_line(job: TrainJob) -> str:
+    """What the parent asks: to train."""
+    return json.dumps([TypeAdapter(TrainJob).dump_json(job).decode()])
+
+
+def read_request(line: str) -> tuple[str, Job] | TrainJob:
+    """A plan's text and the job, or a training job."""
+    *plan_text, job_text = json.loads(line)
+    if not plan_text:
+        return TypeAdapter(TrainJob).validate_json(job_text)
+    return plan_text[0], TypeAdapter(Job).validate_json(job_text)
 
 
 def progress_line(done: int, total: int) -> str:
-    return f"{REPORT}{done} {total}"
+    return f"{PROGRESS}{done} {total}"
+
+
+def report_line(report: Report) -> str:
+    """A report by the name of its class."""
+    return REPORT + json.dumps([type(report).__name__, _reports.dump_json(report).decode()])
 
 
 def result_line(measurement: Measurement) -> str:
     return RESULT + TypeAdapter(Measurement).dump_json(measurement).decode()
+
+
+def trained_line(trained: Trained) -> str:
+    return TRAINED + TypeAdapter(Trained).dump_json(trained).decode()
 
 
 def failure_line(name: str, message: str) -> str:
@@ -36,17 +58,25 @@ def failure_line(name: str, message: str) -> str:
     return FAILURE + json.dumps([name, message])
 
 
-def read_message(line: str) -> tuple[int, int] | Measurement | MebpError | None:
-    """Progress as (done, total), the result, the failure, or None for a line that is none of them (a library's chatter)."""
-    if line.startswith(REPORT):
-        done, total = line.removeprefix(REPORT).split()
-        return int(done), int(total)
-    if line.startswith(RESULT):
-        return TypeAdapter(Measurement).validate_json(line.removeprefix(RESULT))
-    if line.startswith(FAILURE):
-        name, message = json.loads(line.removeprefix(FAILURE))
-        return _failure(name, message)
-    return None
+def read_message(line: str) -> Message | None:
+    """Progress as (done, total), a report, a result, the failure, or None for a line that is none of them (a library's chatter)."""
+    kind, _, text = line.partition(" ")
+    match f"{kind} ":
+        case "progress ":
+            done, total = text.split()
+            return int(done), int(total)
+        case "report ":
+            name, report = json.loads(text)
+            return TypeAdapter(REPORTS[name]).validate_json(report)
+        case "result ":
+            return TypeAdapter(Measurement).validate_json(text)
+        case "trained ":
+            return TypeAdapter(Trained).validate_json(text)
+        case "failure ":
+            name, message = json.loads(text)
+            return _failure(name, message)
+        case _:
+            return None
 
 
 def _failure(name: str, message: str) -> MebpError:

@@ -19,6 +19,7 @@ from mebp.executor.measure.job import GRADIENT_ERROR, GradientCheck, Job
 from mebp.executor.rotary import rope_tables
 from mebp.models.config import LinearName, ModelConfig
 from mebp.models.graph import Graph
+from mebp.models.optimizer import Optimizer
 from mebp.plan import Plan
 from mebp.store.codec import unpack_whole
 from mebp.store.reader import Store
@@ -33,7 +34,7 @@ def compare_gradients(plan: Plan, graph: Graph, store: Store, ids: Tensor, job: 
     _, expected = reference_gradients(graph, store, adapters, ids)
     ours: dict[str, Tensor] = {}
     moved = {name: adapter.copy_to(job.device) for name, adapter in adapters.items()}
-    executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, learning_rate=0.0)
+    executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, optimizer=Optimizer(rate=0.0))
     executor.step(ids, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
     errors = {name: _relative_error(ours[name], gradient) for name, gradient in expected.items()}
     flat, flat_expected = (torch.cat([found[name].flatten() for name in expected]).double() for found in (ours, expected))

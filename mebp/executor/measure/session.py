@@ -15,36 +15,35 @@ from mebp.executor.adapter import new_adapters
 from mebp.executor.executor import Executor, StepResult
 from mebp.executor.measure.floor import LARGEST_BYTES, floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
-from mebp.executor.measure.limit import lift_limit, limit_data
-from mebp.executor.measure.memory import Sampler, fix_allocator, memory_now, trim
+from mebp.executor.measure.limit import lift_limit
+from mebp.executor.measure.memory import Sampler, memory_now, trim
+from mebp.executor.measure.process import WINDOW_PART, begin, enforced, too_much
 from mebp.executor.measure.reference import compare_gradients
 from mebp.kernel.library import library
 from mebp.models.graph import Graph
+from mebp.models.optimizer import Optimizer
 from mebp.plan import parse_plan
 from mebp.store.reader import open_store
-from mebp.unit import show_nbytes
 
 WARM_UP_STEPS = 1
 RECENT_STEPS = 5
-OVER_BUDGET = 1.01  # times its budget a process may take under `enforce`
-WINDOW_PART = 16  # of a limit that counts page cache: what weights may be read ahead
 
 
 def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str], None]) -> Measurement:
     """Run the job's steps and measure them; `give_up(message)` ends the process, from whatever thread. The baseline is the process
     with torch imported and its threads started.
     """
-    baseline = _begin(job)
+    baseline = begin(job.device)
     plan = parse_plan(plan_text, "the plan")
     if job.check_gradients and not plan.exact:
         raise InputError(f"{plan.name} has no exact gradient to check: leave `check_gradients` out")
-    most_bytes = _enforced(plan.budget_bytes, baseline) if job.enforce else 0
+    most_bytes = enforced(plan.budget_bytes, baseline) if job.enforce else 0
     graph = graph_of(plan, "the plan")
     store = open_store(job.store)
     adapters = new_adapters(graph, seed=job.seed, device=job.device)
     gc.collect()
     trim()  # reading the plan left a megabyte or two
-    with Sampler(most_bytes, lambda nbytes: give_up(_too_much(nbytes, plan.budget_bytes))) as sampler:
+    with Sampler(most_bytes, lambda nbytes: give_up(too_much(nbytes, plan.budget_bytes))) as sampler:
         executor = Executor(
             plan,
             graph,
@@ -52,7 +51,7 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
             adapters,
             device=job.device,
             spill_dir=job.spill_dir,
-            learning_rate=job.learning_rate,
+            optimizer=Optimizer(rate=job.learning_rate),
             seed=job.seed,
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
@@ -88,22 +87,6 @@ def _has_room(job: Job) -> bool:
     return not job.limit_bytes or job.limit_bytes - memory_now()[0] > 2 * LARGEST_BYTES
 
 
-def _begin(job: Job) -> int:
-    """Bytes of the process before anything of the model is there: torch imported, its threads started."""
-    fix_allocator()
-    require_device(job.device)
-    _start_threads()
-    gc.collect()
-    trim()  # what imports left is no part of it
-    return memory_now()[0]
-
-
-def _enforced(budget_bytes: int, baseline_bytes: int) -> int:
-    """Have the system refuse what goes far beyond a budget, and say at how many bytes the run has to be stopped."""
-    limit_data(max(0, budget_bytes - baseline_bytes))
-    return int(budget_bytes * OVER_BUDGET)
-
-
 def _steps(
     executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler
 ) -> tuple[list[StepResult], deque["array[int]"]]:
@@ -129,11 +112,6 @@ def _steps(
     return results, recent
 
 
-def _too_much(nbytes: int, budget_bytes: int) -> str:
-    took = f"the run took {show_nbytes(nbytes)} of memory, more than the plan's budget of {show_nbytes(budget_bytes)}"
-    return f"{took}: stopped (`enforce`): calibrate for this model, or plan for less"
-
-
 def _remedy(step: int, job: Job) -> str:
     """What a loss or gradient that is not finite may come from: before the first update from the weights alone."""
     damaged = f"the weights in {job.store} are damaged, or their steps too long"
@@ -149,19 +127,3 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
         return torch.randint(0, graph.head.dims.outs, shape, generator=generator)
     require_ids(job.ids, shape, graph.head.dims.outs)
     return torch.tensor(job.ids, dtype=torch.int64)
-
-
-def require_device(name: str) -> None:
-    """Refuse a torch device that this machine does not have."""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"torch has no device {name!r} here ({str(error).splitlines()[0]:.80}): take cpu") from None
-
-
-def _start_threads() -> None:
-    """Start torch's threads and its products' library once, and load the kernel, so that they count as baseline."""
-    x = torch.zeros(256, 256, dtype=torch.bfloat16)
-    torch.mm(x, x)
-    torch.mm(x.float(), x.float())
-    library()

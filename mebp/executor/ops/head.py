@@ -3,7 +3,8 @@
 As flash attention walks keys, so this walks the vocabulary V in tiles: a running maximum m, a running sum of exp(logit - m), and
 a running sum of exp(logit - m) w, all fp32 and rescaled when the maximum moves. Then dL/dx = (that sum / sum - w[label]) / n.
 Logits are scaled first, and with a cap c become c tanh(logit / c), whose slope 1 - (logit / c)^2 then multiplies every w. The head
-is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width.
+is frozen, so nothing else is needed, and no (tokens, V) tensor exists unless the plan's tile is V. N tokens, d width. Where only
+labelled tokens are computed, N is their number in this batch, at most what the plan has room for.
 """
 
 import math
@@ -21,17 +22,18 @@ from mebp.models.tile import stream_rows
 
 
 def head(io: Io) -> None:
-    x = io["x"]  # (N, d)
-    labels = io.env.labels
-    backward = io.has("dx")
+    x, labels, where = _labelled(io)  # (N, d), (N,)
     N, d = x.shape
-    highest, total, picked, _ = (io.take(name) for name in ("highest", "total", "picked", "row"))  # (N,) fp32
+    if not N:
+        _without_labels(io)
+        return
+    params, backward = io.params(HeadParams), io.has("dx")
+    highest, total, picked, _ = (io.take(name)[:N] for name in ("highest", "total", "picked", "row"))  # (N,) fp32
     highest.fill_(float("-inf"))
     total.zero_()
     rows = min(io.tile, stream_rows(d))
-    logits, typed = io.take("logits"), io.take("typed")
-    weighted, product = (io.take("weighted").zero_(), io.take("product")) if backward else (None, None)  # (N, d)
-    params = io.params(HeadParams)
+    logits, typed = io.take("logits"), io.take("typed")[: N * rows]
+    weighted, product = (io.take("weighted")[:N].zero_(), io.take("product")[:N]) if backward else (None, None)  # (N, d)
     sums = Sums(highest=highest, total=total, picked=picked, weighted=weighted)
     for low in range(0, io.dims.outs, io.tile):
         tile = logits[: N * min(io.tile, io.dims.outs - low)].view(N, -1)
@@ -41,7 +43,27 @@ def head(io: Io) -> None:
             _softmax_in_torch(io, tile, low, labels, sums, exps)
         if weighted is not None and product is not None:
             _add_weighted(io, weighted, product, tile, low, typed, whole, exps)
-    _finish(io, sums, highest.add_(total.log()).sub_(picked), typed)
+    _finish(io, sums, highest.add_(total.log()).sub_(picked), typed, labels, where)
+
+
+def _labelled(io: Io) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the head computes: its input (N, d), the labels (N,), and which tokens these are where they are not all."""
+    x, labels = io["x"], io.env.labels
+    if not io.params(HeadParams).labelled:
+        return x, labels, None
+    where = (labels >= 0).nonzero().squeeze(1)
+    rows = io.take("rows")[: len(where)]
+    torch.index_select(x, 0, where, out=rows)
+    return rows, labels[where], where
+
+
+def _without_labels(io: Io) -> None:
+    """A batch in which no token has a label adds nothing."""
+    io.leave_scratch()
+    io["loss"].zero_()
+    io.env.losses[io.op.writes["loss"]] = 0.0
+    if io.has("dx"):
+        io["dx"].zero_()
 
 
 def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
@@ -51,7 +73,7 @@ def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
 
 def _softmax_in_torch(io: Io, tile: Tensor, low: int, labels: Tensor, sums: Sums, exps: Tensor | None) -> None:
     """What the kernel softmax_tile does; the scratch `row` (N,) and `typed` is overwritten."""
-    params, row, room = io.params(HeadParams), io.take("row"), io.take("typed")
+    params, row, room = io.params(HeadParams), io.take("row")[: len(tile)], io.take("typed")
     tile.mul_(params.scale)
     if params.cap:
         tile.div_(params.cap).tanh_().mul_(params.cap)
@@ -105,10 +127,9 @@ def _add_weighted(
         add_across(weighted, product, typed)
 
 
-def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor) -> None:
-    """Mean loss over labelled positions, and dx where it is asked for."""
+def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor, labels: Tensor, where: Tensor | None) -> None:
+    """Mean loss over labelled positions, and dx where it is asked for: of tokens that were left out it is 0."""
     params, weighted = io.params(HeadParams), sums.weighted
-    labels = io.env.labels
     valid = labels >= 0
     count = int(valid.sum())
     loss = float(losses.double().masked_fill(~valid, 0.0).sum()) / max(1, count)
@@ -118,9 +139,11 @@ def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor) -> None:
     io.env.losses[io.op.writes["loss"]] = loss
     if weighted is None:
         return
-    dx = io["dx"]
+    dx = io["dx"] if where is None else io.take("product")[: len(where)]
     io.gather(labels.clamp(min=0), dx)
     if params.cap:
         dx.mul_((1 - (sums.picked / params.cap).square_())[:, None])
     add_across(weighted.div_(sums.total[:, None]), dx, room, sign=-1)
     dx.copy_(weighted.mul_((valid * (params.scale / max(1, count)))[:, None]))
+    if where is not None:
+        io["dx"].zero_().index_copy_(0, where, dx)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mebp.executor.env import Io
+from mebp.executor.ops.dropout import drop, seen
 from mebp.executor.ops.product import times, times_transposed
 from mebp.kernel.lora import lora_down, lora_gradients
 from mebp.kernel.product import multiply_dense
@@ -19,12 +20,14 @@ def linear(io: Io) -> None:
     if io.op.adapters:
         A, B = _cast_adapter(io)
         h = io.take("h")  # (N, r)
-        multiply_dense(x, A.T, h)
+        multiply_dense(seen(io, x), A.T, h)
         multiply_dense(h, B.T, y, add=True)
 
 
 def linear_backward(io: Io) -> None:
-    """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is recomputed: r is tiny."""
+    """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is recomputed: r is tiny. With dropout x is what
+    the adapter sees of it, and what it adds to dx passes through the same mask.
+    """
     dy = io["dy"]  # (N, n)
     scale = io.params(LinearParams).lora_scale
     if _fused_backward(io, dy, scale):
@@ -33,16 +36,26 @@ def linear_backward(io: Io) -> None:
         times(io, dy, io["dx"], add="dx" not in io.op.writes)
     if not io.op.adapters:
         return
-    x = io["x"]  # (N, k)
+    x = seen(io, io["x"])  # (N, k)
     A, B = _cast_adapter(io)
     h, dh = io.take("h"), io.take("dh")  # (N, r)
     multiply_dense(x, A.T, h)
     multiply_dense(dy, B, dh)
-    if io.has("dx"):
-        multiply_dense(dh, A, io["dx"], add=True)
     dA, dB = io["dA"], io["dB"]  # (r, k), (n, r)
     dA.copy_(torch.mm(dh.T, x, out=io.take("dA")))
     dB.copy_(torch.mm(h.T, dy, out=io.take("dB")).T).mul_(scale)  # three times as fast as dy^T h
+    if io.has("dx"):
+        _add_adapter(io, dh, A)
+
+
+def _add_adapter(io: Io, dh: Tensor, A: Tensor) -> None:
+    """dx += dh A, through the mask of the input where there is dropout."""
+    if not io.params(LinearParams).dropout:
+        multiply_dense(dh, A, io["dx"], add=True)
+        return
+    added = io.take("seen")
+    multiply_dense(dh, A, added)
+    io["dx"].add_(drop(io, added, added))
 
 
 def _fused(io: Io, x: Tensor, y: Tensor, bias: Tensor | None) -> bool:
@@ -51,19 +64,24 @@ def _fused(io: Io, x: Tensor, y: Tensor, bias: Tensor | None) -> bool:
         return False
     A, B = _cast_adapter(io)
     h, room = io.take("h"), io.room(behind=("A", "B", "h"))
-    return lora_down(x, A, h, room) and io.multiply(x, y, transposed=True, bias=bias, adapter=(h, B), room=room)
+    return lora_down(seen(io, x), A, h, room) and io.multiply(x, y, transposed=True, bias=bias, adapter=(h, B), room=room)
 
 
 def _fused_backward(io: Io, dy: Tensor, scale: float) -> bool:
     """The same backward."""
     if not (io.op.adapters and io.multiplies):
         return False
-    x = io["x"]
+    x = seen(io, io["x"])
     A, B = _cast_adapter(io)
     h, dh, room = io.take("h"), io.take("dh"), io.room(behind=("A", "B", "h", "dh"))
     if not lora_gradients((x, dy, A, B), (h, dh), (io["dA"], io["dB"]), scale, room):
         return False
-    return io.multiply(dy, io["dx"], transposed=False, add="dx" not in io.op.writes, adapter=(dh, A), room=room)
+    add, masked = "dx" not in io.op.writes, bool(io.params(LinearParams).dropout)
+    if not io.multiply(dy, io["dx"], transposed=False, add=add, adapter=None if masked else (dh, A), room=room):
+        return False
+    if masked:
+        _add_adapter(io, dh, A)
+    return True
 
 
 def _cast_adapter(io: Io) -> tuple[Tensor, Tensor]:

@@ -11,37 +11,36 @@ from mebp.executor.adapter import Adapter
 from mebp.executor.env import Env, Io
 from mebp.models.kind.update import PerturbParams, UpdateParams
 
-BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 CLIP_EPSILON = 1e-6
 
 
 def update(io: Io) -> None:
-    """Step every adapter of the layer along its gradient (no weight decay: adapters start at zero effect)."""
-    values, updates = io.take("values"), (io.env.step + 1) // io.params(UpdateParams).accumulate
+    """Step every adapter of the layer along its gradient."""
+    values = io.take("values")
     for name, index, gradient in _gradients(io):
-        _step(io.env, io.env.adapters[name], index, gradient, values, updates)
+        _step(io.env, io.env.adapters[name], index, gradient, values)
 
 
 def accumulate(io: Io) -> None:
-    """Add the layer's gradients to the deferred ones: their mean over the steps until the next update."""
+    """Add the step's share of the layer's gradients to the deferred ones."""
     for name, index, gradient in _gradients(io):
-        io.env.adapters[name].deferred[index].add_(gradient, alpha=1 / io.params(UpdateParams).accumulate)
+        io.env.adapters[name].deferred[index].add_(gradient, alpha=io.env.turn.share)
 
 
 def apply(io: Io) -> None:
-    """After every `accumulate` steps: clip what is deferred by its 2-norm (as torch's clip_grad_norm_ does), step, begin again."""
-    values, params = io.take("values"), io.params(UpdateParams)
-    if (io.env.step + 1) % params.accumulate:
+    """After an update's last step: clip what is deferred by its 2-norm (as torch's clip_grad_norm_ does), step, begin again."""
+    values, env, clip_norm = io.take("values"), io.env, io.params(UpdateParams).clip_norm
+    if not env.turn.last:
         return
-    adapters = [io.env.adapters[name] for name in io.op.adapters]
-    scale = 1.0
-    if params.clip_norm:
-        norm = math.hypot(*(float(torch.linalg.vector_norm(t)) for adapter in adapters for t in adapter.deferred))
-        scale = min(1.0, params.clip_norm / (norm + CLIP_EPSILON))
-    updates = (io.env.step + 1) // params.accumulate
+    adapters = [env.adapters[name] for name in io.op.adapters]
+    norm = math.hypot(*(float(torch.linalg.vector_norm(t)) for adapter in adapters for t in adapter.deferred))
+    if not math.isfinite(norm):
+        raise NotFinite("the norm of the gradient is not finite")
+    env.gradient_norm = norm
+    scale = min(1.0, clip_norm / (norm + CLIP_EPSILON)) if clip_norm else 1.0
     for adapter in adapters:
         for index, deferred in enumerate(adapter.deferred):
-            _step(io.env, adapter, index, deferred.mul_(scale), values, updates)
+            _step(env, adapter, index, deferred.mul_(scale), values)
             deferred.zero_()
 
 
@@ -58,28 +57,30 @@ def _gradients(io: Io) -> list[tuple[str, int, Tensor]]:
     return found
 
 
-def _step(env: Env, adapter: Adapter, index: int, gradient: Tensor, values: Tensor, updates: int) -> None:
-    """Step one matrix of a pair: its update number `updates`."""
-    parameter = (adapter.A, adapter.B)[index]
+def _step(env: Env, adapter: Adapter, index: int, gradient: Tensor, values: Tensor) -> None:
+    """Step one matrix of a pair: the update that comes next."""
+    parameter, decay = (adapter.A, adapter.B)[index], env.rate * env.optimizer.weight_decay
+    if decay:
+        parameter.mul_(1 - decay)
     if adapter.states:
-        _adamw(env, parameter, gradient, adapter.states[2 * index : 2 * index + 2], values, updates)
+        _adamw(env, parameter, gradient, adapter.states[2 * index : 2 * index + 2], values)
     else:
-        parameter.add_(gradient, alpha=-env.learning_rate)
+        parameter.add_(gradient, alpha=-env.rate)
 
 
-def _adamw(env: Env, parameter: Tensor, gradient: Tensor, states: list[Tensor], values: Tensor, updates: int) -> None:
+def _adamw(env: Env, parameter: Tensor, gradient: Tensor, states: list[Tensor], values: Tensor) -> None:
     """Kingma & Ba, 2015, with bias correction."""
-    first, second = states
-    first.lerp_(gradient, 1 - BETA1)
-    second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    (first, second), (beta1, beta2), updates = states, env.optimizer.betas, env.clock.updates + 1
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     denominator = values[: parameter.numel()].view(parameter.shape)
-    torch.sqrt(second, out=denominator).div_((1 - BETA2**updates) ** 0.5).add_(ADAM_EPSILON)
-    parameter.addcdiv_(first, denominator, value=-env.learning_rate / (1 - BETA1**updates))
+    torch.sqrt(second, out=denominator).div_((1 - beta2**updates) ** 0.5).add_(env.optimizer.epsilon)
+    parameter.addcdiv_(first, denominator, value=-env.rate / (1 - beta1**updates))
 
 
 def perturb(io: Io) -> None:
     """adapter += sign x epsilon x z, with z drawn again from the step's seed each time."""
-    amount = io.params(PerturbParams).sign * io.env.epsilon
+    amount = io.params(PerturbParams).sign * io.env.optimizer.perturbation
     _along_noise(io.env, io.op.adapters, amount, io.take("values"))
     io.env.displaced += amount
 
@@ -87,8 +88,9 @@ def perturb(io: Io) -> None:
 def mezo_update(io: Io) -> None:
     """Take the perturbation back and step along z: -lr (loss+ - loss-) / (2 epsilon) z (Malladi et al., 2023)."""
     plus, minus = (io.env.losses[io.op.reads[slot]] for slot in ("plus", "minus"))
-    slope = (plus - minus) / (2 * io.env.epsilon)
-    _along_noise(io.env, io.op.adapters, io.env.epsilon - io.env.learning_rate * slope, io.take("values"))
+    epsilon = io.env.optimizer.perturbation
+    slope = (plus - minus) / (2 * epsilon)
+    _along_noise(io.env, io.op.adapters, epsilon - io.env.rate * slope, io.take("values"))
     io.env.displaced = 0.0
 
 
@@ -101,7 +103,7 @@ def take_back(env: Env) -> None:
 
 
 def _along_noise(env: Env, adapters: Iterable[str], amount: float, values: Tensor) -> None:
-    generator = torch.Generator(env.device).manual_seed(env.seed * 1_000_003 + env.step)
+    generator = torch.Generator(env.device).manual_seed(env.seed * 1_000_003 + env.clock.step)
     for name in adapters:
         for parameter in _parameters(env.adapters[name]):
             noise = values[: parameter.numel()].view(parameter.shape).normal_(generator=generator)

@@ -9,10 +9,13 @@ from mebp.models.tile import gathered, product_scratch, stream_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadParams:
-    """Logits are scale x W^T, and where `cap` is not 0 cap tanh(that / cap)."""
+    """Logits are scale x W^T, and where `cap` is not 0 cap tanh(that / cap). With `labelled` only rows with a label are computed:
+    the op's rows are the most that there may be.
+    """
 
     scale: float
     cap: float
+    labelled: bool = False
 
 
 def _flops(op: Op) -> int:
@@ -37,7 +40,8 @@ def _passes(op: Op, tile: int) -> int:
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
     """A tile of fp32 logits, what a tile of weights makes of them in the activations' type, fp32 sums by token; where dx is wanted
-    the weighted sum of the head's rows. A tile of the weight (or the kernel's room) is gone when the labels' rows are gathered.
+    the weighted sum of the head's rows; the labelled rows, where no others are computed. A tile of the weight (or the kernel's
+    room) is gone when the labels' rows are gathered.
     """
     assert use.weight is not None
     d = op.dims
@@ -51,9 +55,14 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
         Buffer(name="weighted", shape=(d.rows, d.cols), dtype="fp32"),
         Buffer(name="product", shape=(d.rows, d.cols), dtype=d.activation),
     )
+    picked = (Buffer(name="rows", shape=(d.rows, d.cols), dtype=d.activation),) if _labelled(op) else ()
     tile = product_scratch(use, d, rows) if rows else ()
     label_rows = gathered(use.weight, d) if op.makes_dx else ()
-    return Scratch(always=(*sums, *logits, *(accumulator if op.makes_dx else ())), either=(tile, label_rows))
+    return Scratch(always=(*sums, *logits, *picked, *(accumulator if op.makes_dx else ())), either=(tile, label_rows))
+
+
+def _labelled(op: Op) -> bool:
+    return isinstance(op.params, HeadParams) and op.params.labelled
 
 
 KINDS = (

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
 from mebp.models.tile import product_scratch
 
+DROPOUT_ROWS = 64  # rows of the input whose mask is drawn at a time
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearParams:
-    """y = x W^T + b + lora_scale (x A^T) B^T. With `copied` the compressed weight is first read into the process's own memory."""
+    """y = x W^T + b + lora_scale (d(x) A^T) B^T, where d leaves out the part `dropout` of x and scales the rest up. With `copied`
+    the compressed weight is first read into the process's own memory.
+    """
 
     lora_scale: float
     copied: bool
+    dropout: float = 0.0
 
 
 def _flops(op: Op) -> int:
@@ -45,7 +50,7 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
     """A tile of the weight or the kernel's room, or, once that is done with, the adapter's pair in the activations' type and
     h = x A^T.
     """
-    return Scratch(either=(product_scratch(use, op.dims), _adapter_pair(op.dims)))
+    return Scratch(always=_dropout(op), either=(product_scratch(use, op.dims), _adapter_pair(op.dims)))
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
@@ -58,7 +63,19 @@ def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
         Buffer(name="dA", shape=(d.rank, d.cols), dtype=d.activation),
         Buffer(name="dB", shape=(d.rank, d.outs), dtype=d.activation),
     )
-    return Scratch(either=(product_scratch(use, d), (*_adapter_pair(d), *gradients)))
+    return Scratch(always=_dropout(op), either=(product_scratch(use, d), (*_adapter_pair(d), *gradients)))
+
+
+def _dropout(op: Op) -> tuple[Buffer, ...]:
+    """The input as the adapter sees it, and for some rows at a time random bits and the mask that they make."""
+    d = op.dims
+    if not (d.rank and isinstance(op.params, LinearParams) and op.params.dropout):
+        return ()
+    return (
+        Buffer(name="seen", shape=(d.rows, d.cols), dtype=d.activation),
+        Buffer(name="bits", shape=(DROPOUT_ROWS, d.cols), dtype="int16"),
+        Buffer(name="mask", shape=(DROPOUT_ROWS, d.cols), dtype=d.activation),
+    )
 
 
 def _adapter_pair(dims: Dims) -> tuple[Buffer, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mebp.models.op import Buffer, Kind, Op, Part, Scratch, WeightUse
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.models.tile import no_scratch
-from mebp.models.workload import Optimizer
+from mebp.models.workload import OptimizerName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class UpdateParams:
     never).
     """
 
-    optimizer: Optimizer
+    optimizer: OptimizerName
     accumulate: int
     clip_norm: float
 

@@ -84,7 +84,7 @@ def make_option(
         recompute_ns=sum(_recompute_ns(graph, cost, op, shared) for op in recomputed),
         wait_ns=wait_ns,
         forward_peak=given + max(profile[:turn], default=0),
-        backward_peak=given + _gradient_bytes(graph) + max(profile[turn:], default=0),
+        backward_peak=given + _gradient_bytes(graph) + max(profile[turn:], default=0) if layer.backward else 0,
     )
 
 
@@ -128,6 +128,8 @@ def _covers(other: Option, option: Option, streaming_ns: Mapping[str, int]) -> b
 def _layer_steps(graph: Graph, recipe: Recipe, layer: Layer) -> tuple[list[Step], list[Step]]:
     """A layer's steps up to the turn from forward to backward, and from there."""
     steps = schedule(graph, recipe, _ops(graph, layer), _given(graph, layer))
+    if not layer.backward:
+        return steps, []
     first = sum(isinstance(step, Run) and not step.recompute and not step.op.backward for step in steps)
     turn, seen = 0, 0
     while seen < first or isinstance(steps[turn], Stored):

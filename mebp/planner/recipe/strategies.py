@@ -1,6 +1,6 @@
 """Fixed recipes, each a small function of graph, device and budget. The rows that a solved plan is compared with."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
@@ -47,7 +47,7 @@ def mebp(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
     is computed once more for a metric.
     """
     return Recipe(
-        saving=dict.fromkeys(graph.stream, Saving.STORE),
+        saving=dict.fromkeys(_inputs(graph), Saving.STORE),
         unpacking=dict.fromkeys(_layer_weights(graph), Unpacking.WHOLE),
         head_tile=graph.head.dims.outs,
     )
@@ -94,9 +94,14 @@ def evaluate(graph: Graph, device: Device, budget_bytes: int) -> Recipe:
 
 
 def _checkpoints(graph: Graph, every: int) -> dict[TensorId, Saving]:
-    """Inputs of every `every`-th layer, and the input of the final norm."""
-    chosen: Iterable[TensorId] = [*graph.stream[:-1:every], graph.stream[-1]]
-    return dict.fromkeys(chosen, Saving.KEEP)
+    """Inputs of every `every`-th layer that has a backward, and the input of the final norm."""
+    *inputs, last = _inputs(graph)
+    return dict.fromkeys([*inputs[::every], last], Saving.KEEP)
+
+
+def _inputs(graph: Graph) -> list[TensorId]:
+    """Inputs of the layers that have a backward, and the input of the final norm."""
+    return [*(layer.input for layer in graph.layers if layer.backward), graph.stream[-1]]
 
 
 def _layer_weights(graph: Graph) -> list[WeightId]:

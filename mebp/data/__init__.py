@@ -1,0 +1,1 @@
+"""Text to train on: read, rendered by the chat template, turned into tokens, cut into samples, put in order."""
