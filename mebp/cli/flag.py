@@ -38,11 +38,15 @@ SPELLED = {  # settings whose flag is not their own name
     "alpha": "--lora-alpha",
     "targets": "--lora-targets",
     "output": "-o",
+    "dropout": "--lora-dropout",
+    "layers": "--lora-layers",
 }
 SETTINGS = {
     *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
     *("max_flash_write", "budget", "time_limit", "seed", "copies", "capacity", "spill_dir", "store", "ids", "steps"),
     *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", "calibrate_on", "to", "text", *SPELLED),
+    *("data", "valid", "hold_out", "buckets", "epochs", "learning_rate", "schedule", "warm_up", "lowest_rate", "weight_decay"),
+    *("perturbation", "tokens_per_step", "evaluate_every", "patience", "save_every", "resume", "labelled", "states_in_file"),
 }
 
 
@@ -115,6 +119,17 @@ class StepFlags(FlagGroup):
             rich_help_panel=STEP,
         ),
     ] = "all-linear"
+    lora_dropout: Annotated[
+        float, Flag("--lora-dropout", help="Part of a linear's input that its adapter does not see.", rich_help_panel=STEP)
+    ] = 0.0
+    rslora: Annotated[bool, Flag("--rslora", help="Scale adapters by alpha / sqrt(rank).", rich_help_panel=STEP)] = False
+    lora_layers: Annotated[
+        int | None, Flag("--lora-layers", "--layers", help="Adapters in the last so many layers alone.", rich_help_panel=STEP)
+    ] = None
+    labelled: Annotated[
+        int | None,
+        Flag("--labelled", help="Tokens of a step with a label at most: the head computes no others.", rich_help_panel=STEP),
+    ] = None
     weights: Annotated[
         str | None,
         Flag(
@@ -126,6 +141,9 @@ class StepFlags(FlagGroup):
     ] = None
     precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.", rich_help_panel=STEP)] = "bf16"
     optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.", rich_help_panel=STEP)] = "sgd"
+    states_in_file: Annotated[
+        bool, Flag("--states-in-file", help="Keep what AdamW remembers in a mapped file.", rich_help_panel=STEP)
+    ] = False
     accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.", rich_help_panel=STEP)] = 1
     clip_norm: Annotated[
         float, Flag("--clip-norm", help="Clip the gradient of all adapters together to this 2-norm; 0: off.", rich_help_panel=STEP)
@@ -139,10 +157,19 @@ class StepFlags(FlagGroup):
         return Workload(
             seq_len=self.seq_len,
             batch_size=self.batch_size,
-            lora=Lora(rank=self.lora_r, alpha=self.lora_alpha, targets=parse_targets(self.lora_targets)),
+            labelled=self.labelled,
+            lora=Lora(
+                rank=self.lora_r,
+                alpha=self.lora_alpha,
+                targets=parse_targets(self.lora_targets),
+                dropout=self.lora_dropout,
+                rslora=self.rslora,
+                layers=self.lora_layers,
+            ),
             weights=weight_formats(self.weights or DEFAULT_RECIPE) if self.weights or formats is None else formats,
             precision=cast(Precision, self.precision),
             optimizer=cast(OptimizerName, self.optimizer),
+            states_in_file=self.states_in_file,
             accumulate=self.accumulate,
             clip_norm=self.clip_norm,
         )

@@ -32,6 +32,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
     "plan": "Compare fixed strategies with solved plans for a device, and choose one.",
     "run": "Execute a plan on this machine: predicted vs. measured.",
+    "train": "Fine-tune a model here within a budget of memory: data in, an adapter out.",
+    "plot": "Draw a training run's loss, memory and time as PNG or SVG.",
     "compare": "Compare devices and models, or plan files, in one table.",
     "show": "Explain a plan file: its peak, its memory over time, its instructions.",
     "curve": "Solve for a series of budgets: step time against memory.",

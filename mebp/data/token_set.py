@@ -64,6 +64,10 @@ class Speller:
     end: int | None
     digest: str
 
+    def digest_of(self, path: Path) -> str:
+        """What the tokens of a data file are kept under: a hash of its bytes, and of what spells them."""
+        return hashlib.sha256(f"{self.digest} {file_hash(path)} {path.suffix.lower()}".encode()).hexdigest()
+
     def spell(self, records: list[Record]) -> Iterator[tuple[list[int], list[bool]]]:
         """Ids of each record, and which of them carry a label: those that begin in a labelled piece, and the end behind one."""
         for rendered, alike in groupby(records, key=lambda record: record.rendered):
@@ -125,14 +129,13 @@ def read_tokens(path: Path, speller: Speller, progress: Progress | None = None) 
     """The tokens of a data file, from the file kept beside it where that is still true of it, else made and kept. InputError in one
     line for data that cannot be read.
     """
-    data_hash = file_hash(path)
-    digest = hashlib.sha256(f"{speller.digest} {data_hash} {path.suffix.lower()}".encode()).hexdigest()
+    digest = speller.digest_of(path)
     for kept in _places(path, digest):
         found = _kept(kept, digest)
         if found is not None:
             return found
     ids, labelled, ends = _spelt(path, speller, progress)
-    if file_hash(path) != data_hash:
+    if speller.digest_of(path) != digest:
         raise InputError(f"`data` {path} changed while it was read: begin again")
     for kept in _places(path, digest):
         if _keep(kept, digest, ends, ids, labelled):

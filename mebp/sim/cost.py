@@ -8,9 +8,10 @@ from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
 from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
 from mebp.sim.device import Device
-from mebp.sim.shape import head_tile_of, is_fused, shape_of, streamed_average, streamed_shape, unpacked_shape
+from mebp.sim.shape import Factors, head_tile_of, is_fused, shape_of, streamed_average, streamed_shape, unpacked_shape
 
 NS = 1e9
+DROPOUT_PASSES = 8  # over a linear's input: bits drawn and compared, a mask made of them, what the adapter sees
 
 
 def floor_ns(graph: Graph, device: Device) -> float:
@@ -35,6 +36,7 @@ class CostModel:
         file_bytes = sum(weight.nbytes for weight in graph.weights.values())
         self.uncached_fraction = max(0.0, 1 - device.hardware.page_cache_bytes / file_bytes)
         self._bandwidth = device.rate(Rate.MEMORY)
+        self._factors = Factors(device.shapes)
         self.launch_ns = round(device.runtime.launch_seconds * NS)
         self._ops: dict[tuple[OpId, bool, int], dict[Part, int]] = {}
         self._shapes: dict[object, dict[Part, int]] = {}  # layers are alike: most ops have the shape of another
@@ -81,7 +83,8 @@ class CostModel:
         seconds = kind.moved(op) / self._bandwidth
         if kind.rate is not Rate.MEMORY:
             seconds = max(seconds, kind.flops(op) / self.device.rate(kind.rate, op.dims.itemsize))
-        seconds *= self.device.shapes.get(shape_of(op, tile), 1.0)
+        factor = self._factors.get(shape_of(op, tile))
+        seconds *= 1.0 if factor is None else factor
         parts = {kind.part: round(seconds * NS), Part.LAUNCH: self.launch_ns}
         if kind.makes_loss:
             parts[Part.HEAD] += round(-(-op.dims.outs // tile) * self.head_tile_ns(op))
@@ -90,6 +93,8 @@ class CostModel:
             parts[Part.UNPACK] = self._streamed_ns(op, weight, tile)
             if kind.is_linear:
                 parts[Part.LAUNCH] += self.streaming_parts(weight)[Part.LAUNCH]
+        if isinstance(op.params, LinearParams) and op.params.dropout and op.dims.rank:
+            parts[Part.ELEMENTWISE] = round(DROPOUT_PASSES * op.dims.rows * op.dims.cols * op.dims.itemsize / self._bandwidth * NS)
         if isinstance(op.params, LinearParams) and op.params.copied and not op.backward and weight is not None:
             parts[Part.UNPACK] = parts.get(Part.UNPACK, 0) + round(weight.nbytes / self._bandwidth * NS)
         return parts
@@ -102,7 +107,7 @@ class CostModel:
 
     def head_tile_ns(self, op: Op) -> float:
         """Nanoseconds that a tile of the head's logits takes in addition to its products: a launch, where nothing was measured."""
-        factor = self.device.shapes.get(head_tile_of(op))
+        factor = self._factors.get(head_tile_of(op))
         return self.launch_ns if factor is None else factor * self.head_sums_ns(op)
 
     def head_sums_ns(self, op: Op) -> float:
@@ -125,8 +130,10 @@ class CostModel:
             return {Part.UNPACK: 0, Part.LAUNCH: 0}
         unpack_ns = self.unpack_ns(weight)
         whole = {Part.UNPACK: unpack_ns, Part.LAUNCH: self.launch_ns if unpack_ns else 0}
-        shapes, workload = self.device.shapes, self.graph.workload
-        measured = shapes.get(streamed_shape(workload, weight), shapes.get(streamed_average(workload)))
+        workload = self.graph.workload
+        measured = self._factors.get(streamed_shape(workload, weight))
+        if measured is None:
+            measured = self.device.shapes.get(streamed_average(workload))
         if measured is None:
             return whole
         within_ns = self._unpack_count_ns(weight, weight.count, measured)

@@ -1,12 +1,17 @@
 """What a device counts as footprint in addition to the arena, by name, and what a budget leaves for the arena."""
 
+from collections.abc import Sequence
+
 from mebp.models.graph import Graph
 from mebp.models.kind.table import distinct_products
+from mebp.models.op import Op
 from mebp.models.tensor import FLOAT_BYTES
 from mebp.sim.device import Device
 from mebp.sim.published import published_bytes
 from mebp.sim.shape import shape_of
 from mebp.unit import require_budget
+
+PER_GRAPH = ("rope tables", "token ids")  # that each graph has of its own; the rest they share
 
 
 def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
@@ -14,16 +19,31 @@ def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
     runtime = device.runtime
     return {
         "runtime baseline": int(runtime.footprint_bytes),
-        "library workspace": library_bytes(graph, device),
+        "library workspace": library_bytes(graph.ops, device),
         "plan and graph": int(runtime.op_bytes * len(graph.ops)),
         **graph.outside_bytes,
     }
 
 
-def library_bytes(graph: Graph, device: Device) -> int:
+def session_bytes(graphs: Sequence[Graph], device: Device) -> dict[str, int]:
+    """The same for a process that runs steps of several graphs in turn, which train the same adapters in one arena."""
+    runtime = device.runtime
+    ops = [op for graph in graphs for op in graph.ops]
+    found = {
+        "runtime baseline": int(runtime.footprint_bytes),
+        "library workspace": library_bytes(ops, device),
+        "plan and graph": int(runtime.op_bytes * len(ops)),
+    }
+    for graph in graphs:
+        for name, nbytes in graph.outside_bytes.items():
+            found[name] = found.get(name, 0) + nbytes if name in PER_GRAPH else max(found.get(name, 0), nbytes)
+    return found
+
+
+def library_bytes(ops: Sequence[Op], device: Device) -> int:
     """What the libraries of products keep for the shapes that they have met: as measured, else so much for each kernel."""
     per_kernel = {2: device.runtime.kernel_bytes, FLOAT_BYTES: device.runtime.kernel_bytes_fp32}
-    products = distinct_products(graph.ops)
+    products = distinct_products(ops)
     return sum(int(device.workspace.get(shape_of(op), op.kind.kernels(op) * per_kernel[op.dims.itemsize])) for op in products)
 
 

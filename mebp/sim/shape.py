@@ -1,12 +1,14 @@
 """Shapes of ops and weights, and how much longer a machine takes for each than its rates say.
 
 A profile's rates are one for each part of a step; `Device.shapes` says how many times as long an op of one kind and shape takes,
-measured. A shape that it does not name takes what the rates say, and a tile of the head's logits a launch; a weight whose streaming
-was not measured takes the average of those that were, or, where none was, what an Unpack takes.
+measured. A shape that it does not name takes the factor of the nearest one that differs in its tokens alone; without one an op
+takes what the rates say, a tile of the head's logits a launch, and a weight that is streamed the average of those that were
+measured, or, where none was, what an Unpack takes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from math import log
 
 from mebp.models.graph import Graph
 from mebp.models.kind.table import KINDS
@@ -17,7 +19,40 @@ from mebp.models.workload import Workload
 from mebp.sim.device import SHAPE_FACTOR, SHAPES, WORKSPACE, Device
 
 UNPACK, STREAMED, HEAD_TILE, NO_DX = "unpack", "streamed", "head-tile", "no-dx"
+EXTENTS_OF_TOKENS = {"rows", "batch", "seq", "pairs", "tokens"}
 MEASURED = {*KINDS, UNPACK, STREAMED, HEAD_TILE}
+
+
+class Factors:
+    """Measured factors by shape; a shape that was not measured takes that of the nearest in tokens, of those otherwise alike."""
+
+    def __init__(self, shapes: Mapping[str, float]) -> None:
+        self._shapes = shapes
+        self._alike: dict[tuple[str, ...], list[tuple[int, float]]] = {}
+        for shape, factor in shapes.items():
+            others, tokens = _without_tokens(shape)
+            if tokens:
+                self._alike.setdefault(others, []).append((tokens, factor))
+
+    def get(self, shape: str) -> float | None:
+        """The factor, None where nothing like it was measured."""
+        if shape in self._shapes or not self._alike:
+            return self._shapes.get(shape)
+        others, tokens = _without_tokens(shape)
+        alike = self._alike.get(others) if tokens else None
+        return min(alike, key=lambda found: abs(log(found[0] / tokens)))[1] if alike else None
+
+
+def _without_tokens(shape: str) -> tuple[tuple[str, ...], int]:
+    """The words of a shape but those that say how many tokens there are, and that number (0: it has none)."""
+    words, tokens = [], 0
+    for word in shape.split():
+        name, _, value = word.partition("=")
+        if name not in EXTENTS_OF_TOKENS or (word.startswith("rows=") and shape.startswith((UNPACK, STREAMED))):
+            words.append(word)
+        elif name in ("rows", "tokens"):
+            tokens = int(value)
+    return tuple(words), tokens
 
 
 def shape_of(op: Op, tile: int = 0) -> str:

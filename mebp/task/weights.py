@@ -57,3 +57,18 @@ def write_default(config: ModelConfig, formats: WeightFormats, progress: Progres
 def store_nbytes(config: ModelConfig, formats: WeightFormats) -> int:
     """Bytes of a model's compressed matrices."""
     return sum(formats.of(name).nbytes(*shape) for name, shape in config.matrices().items())
+
+
+def compressed_store(source: Path, formats: WeightFormats | None, progress: Progress | None = None) -> tuple[Path, bool]:
+    """A store of a checkpoint or GGUF file in the user's cache, made where it is not there yet; and whether it was made now."""
+    from mebp.store.compress import compress  # noqa: PLC0415  (torch)
+
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    facts = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files if file.is_file()]
+    made_of = f"{source.resolve()} {facts} {formats.name if formats else 'own'} {STORE_VERSION}"
+    name = f"{source.resolve().stem[:LONGEST_NAME]}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    store = platformdirs.user_cache_path("mebp-plan") / "stores" / name
+    if is_written(store):
+        return store, False
+    compress(source, store, formats, progress)
+    return store, True

@@ -24,7 +24,7 @@ def given(tmp_path: Path) -> Trial:
 
 def checked(given: Trial) -> GradientCheck:
     plan = STRATEGIES["checkpoint-1"].plan(given.graph, DEVICE, 0)
-    return compare_gradients(plan, given.graph, given.store, given.ids, Job(store=given.store.folder))
+    return compare_gradients(plan, given.graph, given.store, (given.ids, given.ids), Job(store=given.store.folder))
 
 
 def test_gradients_within_their_bound_need_no_second_opinion(given: Trial) -> None:

@@ -14,7 +14,7 @@ from mebp.sim.cost import CostModel
 from mebp.sim.device import Device, Source
 from mebp.sim.footprint import library_bytes
 from mebp.sim.profile import dump_device, load_device, parse_device
-from mebp.sim.shape import head_tile_of, knows, remember, shape_of, streamed_shape, unpacked_shape
+from mebp.sim.shape import Factors, head_tile_of, knows, remember, shape_of, streamed_shape, unpacked_shape
 from tests.conftest import small_config, small_workload
 
 
@@ -86,14 +86,32 @@ def test_what_libraries_keep_is_known_by_shape_and_stays_when_another_model_is_m
 
     first = of(small_graph, 2_280_000.0)
     both = remember(of(other, 24_000.0), first)
-    assert library_bytes(small_graph, both) == library_bytes(small_graph, first) == 2_280_000 * num_kernels(small_graph.ops)
-    assert library_bytes(other, both) == 24_000 * num_kernels(other.ops)
+    assert library_bytes(small_graph.ops, both) == library_bytes(small_graph.ops, first) == 2_280_000 * num_kernels(small_graph.ops)
+    assert library_bytes(other.ops, both) == 24_000 * num_kernels(other.ops)
     assert parse_device(dump_device(both), "x").workspace == both.workspace
 
 
 def test_products_in_another_precision_keep_what_that_precision_does() -> None:
     device = load_device("laptop16")
     graphs = [build_graph(small_config(), small_workload(precision=precision)) for precision in ("bf16", "fp32")]
-    sizes = [library_bytes(graph, device) // num_kernels(graph.ops) for graph in graphs]
+    sizes = [library_bytes(graph.ops, device) // num_kernels(graph.ops) for graph in graphs]
     assert sizes == [device.runtime.kernel_bytes, device.runtime.kernel_bytes_fp32]
     assert sizes[0] > 20 * sizes[1]
+
+
+def test_a_shape_that_was_not_measured_takes_the_nearest_in_tokens() -> None:
+    factors = Factors(
+        {
+            "linear rows=64 cols=8 outs=4 itemsize=2": 2.0,
+            "linear rows=512 cols=8 outs=4 itemsize=2": 3.0,
+            "linear rows=128 cols=8 outs=9 itemsize=2": 9.0,
+            "streamed itemsize=2 tokens=64 rows=8 cols=4 int8": 0.5,
+            "streamed itemsize=2 tokens=64 rows=9 cols=4 int8": 0.7,
+            "unpack rows=8 cols=4 int8": 1.5,
+        }
+    )
+    assert factors.get("linear rows=96 cols=8 outs=4 itemsize=2") == 2.0
+    assert factors.get("linear rows=400 cols=8 outs=4 itemsize=2") == 3.0
+    assert factors.get("linear rows=96 cols=8 outs=5 itemsize=2") is None
+    assert factors.get("streamed itemsize=2 tokens=8 rows=9 cols=4 int8") == 0.7
+    assert factors.get("unpack rows=9 cols=4 int8") is None

@@ -25,24 +25,26 @@ from mebp.store.codec import unpack_whole
 from mebp.store.reader import Store
 
 
-def compare_gradients(plan: Plan, graph: Graph, store: Store, ids: Tensor, job: Job) -> GradientCheck:
-    """Run one step of `plan` with random adapters and compare every adapter gradient with autograd's, in the plan's precision."""
+def compare_gradients(plan: Plan, graph: Graph, store: Store, batch: tuple[Tensor, Tensor], job: Job) -> GradientCheck:
+    """Run one step of `plan` with random adapters on ids and labels, and compare every adapter gradient with autograd's, in the
+    plan's precision.
+    """
     adapters = new_adapters(graph, seed=job.seed)
     generator = torch.Generator().manual_seed(job.seed + 1)
     for adapter in adapters.values():
         adapter.B.normal_(std=0.02, generator=generator)
-    _, expected = reference_gradients(graph, store, adapters, ids)
+    _, expected = reference_gradients(graph, store, adapters, *batch)
     ours: dict[str, Tensor] = {}
     moved = {name: adapter.copy_to(job.device) for name, adapter in adapters.items()}
     executor = Executor(plan, graph, store, moved, device=job.device, spill_dir=job.spill_dir, optimizer=Optimizer(rate=0.0))
-    executor.step(ids, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
+    executor.step(*batch, on_gradient=lambda name, gradient: ours.update({name: gradient.cpu().clone()}))
     errors = {name: _relative_error(ours[name], gradient) for name, gradient in expected.items()}
     flat, flat_expected = (torch.cat([found[name].flatten() for name in expected]).double() for found in (ours, expected))
     doubtful = [name for name, error in errors.items() if error > GRADIENT_ERROR] if graph.workload.precision == "fp32" else []
     return GradientCheck(
         max_relative_error=max(errors.values()),
         cosine=float(F.cosine_similarity(flat, flat_expected, dim=0)),
-        times_reference=_times_reference(graph, store, adapters, ids, ours, expected, doubtful) if doubtful else None,
+        times_reference=_times_reference(graph, store, adapters, batch, ours, expected, doubtful) if doubtful else None,
     )
 
 
@@ -50,7 +52,7 @@ def _times_reference(
     graph: Graph,
     store: Store,
     adapters: dict[str, Adapter],
-    ids: Tensor,
+    batch: tuple[Tensor, Tensor],
     ours: dict[str, Tensor],
     expected: dict[str, Tensor],
     doubtful: list[str],
@@ -58,7 +60,7 @@ def _times_reference(
     """How many times as far from autograd in double precision ours is as autograd in single precision: relative errors of the
     doubtful gradients, root mean square. One gradient's rounding may be several times another's; one that is wrong outweighs them.
     """
-    _, exact = reference_gradients(graph, store, adapters, ids, torch.float64)
+    _, exact = reference_gradients(graph, store, adapters, *batch, torch.float64)
     own, theirs = (sum(_relative_error(found[name].double(), exact[name]) ** 2 for name in doubtful) for found in (ours, expected))
     return sqrt(own / max(theirs, torch.finfo(torch.float32).tiny))
 
@@ -69,16 +71,23 @@ def _relative_error(ours: Tensor, expected: Tensor) -> float:
 
 
 def reference_gradients(
-    graph: Graph, store: Store, adapters: dict[str, Adapter], ids: Tensor, dtype: torch.dtype | None = None
+    graph: Graph,
+    store: Store,
+    adapters: dict[str, Adapter],
+    ids: Tensor,
+    labels: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Loss and the gradient of every adapter (`3.q.dA`), by autograd, in `dtype` (default: the graph's). ids (batch, seq)."""
+    """Loss and the gradient of every adapter (`3.q.dA`), by autograd, in `dtype` (default: the graph's). ids and labels (batch,
+    seq); labels default to the ids.
+    """
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     leaves = {
         name: (adapter.A.to(wide, copy=True).requires_grad_(), adapter.B.to(wide, copy=True).requires_grad_())
         for name, adapter in adapters.items()
     }
     decoder = _Decoder(graph, store, leaves, dtype or dtype_of(graph), wide)
-    loss = decoder.loss(ids)
+    loss = decoder.loss(ids, ids if labels is None else labels)
     loss.backward()  # type: ignore[no-untyped-call]
     found: dict[str, Tensor] = {}
     for name, (A, B) in leaves.items():
@@ -107,14 +116,14 @@ class _Decoder:
         tables = rope_tables(graph, torch.device("cpu"))
         self.tables = {rope: (cos.to(dtype), sin.to(dtype)) for rope, (cos, sin) in tables.items()}
 
-    def loss(self, ids: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         c = self.config
         x = F.embedding(ids, self.matrix("embedding")) * c.embedding_scale  # (B, T, d)
         for layer in range(c.num_layers):
             x = checkpoint(self.layer, x, layer, use_reentrant=False)
         logits = F.linear(self.norm(x, "final_norm"), self.matrix("embedding" if c.tied else "head")).to(self.wide)
         logits = _capped(logits * c.logit_scale, c.logit_cap)
-        return F.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), ignore_index=-100)
+        return F.cross_entropy(logits.flatten(0, 1), next_tokens(labels).flatten(), ignore_index=-100)
 
     def layer(self, x: Tensor, layer: int) -> Tensor:
         c = self.config

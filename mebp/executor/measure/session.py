@@ -12,7 +12,7 @@ import torch
 from mebp.check import graph_of
 from mebp.errors import InputError, NotFinite, StoreError
 from mebp.executor.adapter import new_adapters
-from mebp.executor.executor import Executor, StepResult
+from mebp.executor.executor import IGNORED, Executor, StepResult
 from mebp.executor.measure.floor import LARGEST_BYTES, floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
 from mebp.executor.measure.limit import lift_limit
@@ -56,12 +56,13 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
         ids = batch(graph, job)
-        results, recent = _steps(executor, ids, job, progress, sampler)
+        labels = labels_of(graph, ids)
+        results, recent = _steps(executor, ids, labels, job, progress, sampler)
     if job.enforce:
         lift_limit()  # gradients and floor are no part of the plan
     check = None
     if job.check_gradients:
-        check = compare_gradients(plan, graph, store, ids, job)
+        check = compare_gradients(plan, graph, store, (ids, labels), job)
     arena_bytes = executor.arena.used_bytes
     del executor
     gc.collect()  # the floor's products find the room that the arena had
@@ -88,7 +89,7 @@ def _has_room(job: Job) -> bool:
 
 
 def _steps(
-    executor: Executor, ids: torch.Tensor, job: Job, progress: Progress, sampler: Sampler
+    executor: Executor, ids: torch.Tensor, labels: torch.Tensor, job: Job, progress: Progress, sampler: Sampler
 ) -> tuple[list[StepResult], deque["array[int]"]]:
     """The warm-up step and those to be timed; of the spans and of the memory's curve only the last step's are kept, and of the last
     few timed steps what each instruction took, in ns.
@@ -100,7 +101,7 @@ def _steps(
         progress(step, total)
         sampler.begin()
         try:
-            result = executor.step(ids)
+            result = executor.step(ids, labels)
         except NotFinite as error:
             raise StoreError(f"{error} at step {step}: {_remedy(step, job)}") from None
         if results:
@@ -127,3 +128,14 @@ def batch(graph: Graph, job: Job) -> torch.Tensor:
         return torch.randint(0, graph.head.dims.outs, shape, generator=generator)
     require_ids(job.ids, shape, graph.head.dims.outs)
     return torch.tensor(job.ids, dtype=torch.int64)
+
+
+def labels_of(graph: Graph, ids: torch.Tensor) -> torch.Tensor:
+    """The ids as labels, on as many tokens as the plan has room for, the last ones of each sequence first."""
+    most = graph.workload.labelled
+    if most is None:
+        return ids
+    labels = torch.full_like(ids, IGNORED)
+    last, first = ids.shape[1], ids.shape[1] - most // len(ids)
+    labels[:, max(1, first) : last] = ids[:, max(1, first) : last]
+    return labels

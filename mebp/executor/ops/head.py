@@ -10,6 +10,7 @@ labelled tokens are computed, N is their number in this batch, at most what the 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mebp.errors import NotFinite
@@ -18,7 +19,7 @@ from mebp.executor.ops.mixed import add_across
 from mebp.kernel.product import multiply_dense
 from mebp.kernel.softmax import Sums, softmax_tile
 from mebp.models.kind.head import HeadParams
-from mebp.models.tile import stream_rows
+from mebp.models.tile import BLOCK_ROWS, stream_rows
 
 
 def head(io: Io) -> None:
@@ -47,14 +48,18 @@ def head(io: Io) -> None:
 
 
 def _labelled(io: Io) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the head computes: its input (N, d), the labels (N,), and which tokens these are where they are not all."""
+    """What the head computes: its input (N, d), the labels (N,), and which tokens the first of these are where they are not all.
+    Rows are filled up with zeros to whole blocks: for each number of rows that a library of products meets it keeps a kernel.
+    """
     x, labels = io["x"], io.env.labels
     if not io.params(HeadParams).labelled:
         return x, labels, None
     where = (labels >= 0).nonzero().squeeze(1)
-    rows = io.take("rows")[: len(where)]
-    torch.index_select(x, 0, where, out=rows)
-    return rows, labels[where], where
+    count = min(io.dims.rows, -(-len(where) // BLOCK_ROWS) * BLOCK_ROWS)
+    rows = io.take("rows")[:count]
+    torch.index_select(x, 0, where, out=rows[: len(where)])
+    rows[len(where) :].zero_()
+    return rows, F.pad(labels[where], (0, count - len(where)), value=-1), where
 
 
 def _without_labels(io: Io) -> None:
@@ -139,11 +144,11 @@ def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor, labels: Tensor, wh
     io.env.losses[io.op.writes["loss"]] = loss
     if weighted is None:
         return
-    dx = io["dx"] if where is None else io.take("product")[: len(where)]
+    dx = io["dx"] if where is None else io.take("product")[: len(labels)]
     io.gather(labels.clamp(min=0), dx)
     if params.cap:
         dx.mul_((1 - (sums.picked / params.cap).square_())[:, None])
     add_across(weighted.div_(sums.total[:, None]), dx, room, sign=-1)
     dx.copy_(weighted.mul_((valid * (params.scale / max(1, count)))[:, None]))
     if where is not None:
-        io["dx"].zero_().index_copy_(0, where, dx)
+        io["dx"].zero_().index_copy_(0, where, dx[: len(where)])

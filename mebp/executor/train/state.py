@@ -85,6 +85,16 @@ def read_into(file: Path, adapters: Mapping[str, Adapter], *, moments: bool = Tr
         raise StoreError(f"cannot read {file} ({str(error).splitlines()[0]}): begin again in another folder") from None
 
 
+def read_pairs(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of every adapter in a state; StoreError for a file that cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = [name.removesuffix(".A") for name in opened.keys() if name.endswith(".A")]  # noqa: SIM118  (no mapping)
+            return {name: (opened.get_tensor(f"{name}.A"), opened.get_tensor(f"{name}.B")) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"cannot read {file} ({str(error).splitlines()[0]}): begin again in another folder") from None
+
+
 def _named(adapters: Mapping[str, Adapter], *, moments: bool) -> Iterator[tuple[str, Tensor]]:
     for name, adapter in adapters.items():
         yield from ((f"{name}.A", adapter.A), (f"{name}.B", adapter.B))

@@ -1,0 +1,109 @@
+"""The data of a run: files as they are named, read into samples to train on and samples that are held out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mebp.data.record import is_json_lines
+from mebp.data.sample import Cut, Samples, bucket_lengths, cut
+from mebp.data.token_set import Speller, TokenSet, read_tokens, require_vocabulary
+from mebp.errors import InputError
+
+TRAIN, VALID = "train.jsonl", "valid.jsonl"
+MOST_HELD_OUT = 0.5  # of the data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Samples, how another process finds them, and the lengths that they are padded to."""
+
+    samples: Samples
+    cut: Cut
+    seq_lens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """What is trained on and what is held out (None: nothing), of which files; `packed` where records are cut as one stream."""
+
+    train: Split
+    held_out: Split | None
+    files: tuple[Path, ...]
+    packed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Which data: a file, or a folder with `train.jsonl` and perhaps `valid.jsonl`; `valid` names held-out data, `hold_out` the
+    part at the end of the data that is held out instead. Samples have at most `seq_len` tokens, padded to at most `buckets`
+    lengths, or packed (None: packed where the data are plain text).
+    """
+
+    data: Path
+    valid: Path | None = None
+    hold_out: float = 0.0
+    seq_len: int = 256
+    buckets: int = 2
+    packed: bool | None = None
+
+    def files(self) -> tuple[Path, Path | None]:
+        """The files to train on and to hold out; InputError where the folder has none, or both ways of holding out are named."""
+        train, valid = self.data, self.valid
+        if self.data.is_dir():
+            train = self.data / TRAIN
+            if not train.is_file():
+                raise InputError(f"`data` {self.data} is a folder without {TRAIN}: name a file, or put one there")
+            if valid is None and (self.data / VALID).is_file():
+                valid = self.data / VALID
+        elif not self.data.exists():
+            raise InputError(f"`data` {self.data}: no such file: name a file of text or JSON lines, or a folder with {TRAIN}")
+        if not 0 <= self.hold_out <= MOST_HELD_OUT:
+            raise InputError(f"`hold_out` = {self.hold_out:g}: must be between 0 and {MOST_HELD_OUT}, a part of the data")
+        if valid is not None and self.hold_out:
+            raise InputError(f"`hold_out` = {self.hold_out:g}, and {valid} is held out already: leave one of the two out")
+        return train, valid
+
+
+def read_corpus(
+    source: Source, speller: Speller, vocabulary: int, progress: Callable[[Path, int], None] = lambda *_: None
+) -> Corpus:
+    """Read, or find again, the tokens of a run's data; InputError in one line for data that no run can take."""
+    train_file, valid_file = source.files()
+    if not 1 <= source.buckets <= 8:
+        raise InputError(f"`buckets` = {source.buckets}: must be between 1 and 8")
+    packed = not is_json_lines(train_file) if source.packed is None else source.packed
+
+    def samples_of(file: Path) -> tuple[TokenSet, Samples]:
+        tokens = read_tokens(file, speller, lambda count: progress(file, count))
+        require_vocabulary(tokens, vocabulary, file)
+        return tokens, cut(tokens, source.seq_len, packed=packed, path=file)
+
+    tokens, samples = samples_of(train_file)
+    count = len(samples)
+    held = round(count * source.hold_out) or int(source.hold_out > 0)
+    if held >= count:
+        raise InputError(f"`data` {train_file} has {count} samples: too few to hold {held} out: name `valid`, or bring more")
+    train = _split(samples, tokens, source, packed, 0, count - held)
+    held_out = _split(samples, tokens, source, packed, count - held, count) if held else None
+    if valid_file is not None:
+        valid_tokens, valid_samples = samples_of(valid_file)
+        held_out = _split(valid_samples, valid_tokens, source, packed, 0, len(valid_samples))
+    files = (train_file, *((valid_file,) if valid_file else ()))
+    return Corpus(train=train, held_out=held_out, files=files, packed=packed)
+
+
+def _split(samples: Samples, tokens: TokenSet, source: Source, packed: bool, first: int, last: int) -> Split:
+    part = samples.part(slice(first, last))
+    part = replace(part, truncated=samples.truncated, unlabelled=samples.unlabelled)
+    lens = (source.seq_len,) if packed and len(part) > 1 else bucket_lengths(part.lengths, source.buckets, source.seq_len)
+    where = Cut(file=tokens.file, digest=tokens.digest, seq_len=source.seq_len, packed=packed, first=first, last=last)
+    return Split(samples=part, cut=where, seq_lens=lens)
+
+
+def most_labelled(split: Split, bucket: int, batch_size: int) -> int:
+    """The most labelled tokens that a batch of a bucket can have."""
+    which = np.searchsorted(np.array(split.seq_lens), split.samples.lengths) == bucket
+    found = np.sort(split.samples.labelled[which])[-batch_size:]
+    return int(found.sum())
