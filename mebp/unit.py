@@ -74,6 +74,16 @@ def show_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
+def show_seconds(seconds: float) -> str:
+    """`4.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 100:
+        return show_ns(seconds * 1e9)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def show_number(value: float) -> str:
     """`0.478`, `1.05e12`: three figures."""
     if value and not 1e-3 <= abs(value) < 1e5:

@@ -46,7 +46,17 @@ SETTINGS = {
     *("max_flash_write", "budget", "time_limit", "seed", "copies", "capacity", "spill_dir", "store", "ids", "steps"),
     *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", "calibrate_on", "to", "text", *SPELLED),
     *("data", "valid", "hold_out", "buckets", "epochs", "learning_rate", "schedule", "warm_up", "lowest_rate", "weight_decay"),
-    *("perturbation", "tokens_per_step", "evaluate_every", "patience", "save_every", "resume", "labelled", "states_in_file"),
+    *(
+        "perturbation",
+        "tokens_per_step",
+        "evaluate_every",
+        "evaluate_batches",
+        "patience",
+        "save_every",
+        "resume",
+        "labelled",
+        "states_in_file",
+    ),
 }
 
 

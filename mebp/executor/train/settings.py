@@ -22,6 +22,7 @@ class Settings:
     accumulate: int = 1
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluate_every: int = 0
+    evaluate_batches: int = 0
     patience: int = 0
     save_every: int = 50
     seed: int = 0
@@ -94,6 +95,7 @@ def require_settings(settings: Settings) -> None:
     require_whole("`steps`", settings.updates, 1, MOST_UPDATES)
     require_whole("`accumulate`", settings.accumulate, 1, 1 << 20)
     require_whole("`evaluate_every`", settings.evaluate_every, 0, MOST_UPDATES)
+    require_whole("`evaluate_batches`", settings.evaluate_batches, 0, MOST_UPDATES)
     require_whole("`patience`", settings.patience, 0, MOST_UPDATES)
     require_whole("`save_every`", settings.save_every, 0, MOST_UPDATES)
     require_whole("`seed`", settings.seed, 0, (1 << 31) - 1)

@@ -193,12 +193,13 @@ class Trainer:
         return executor.step(torch.from_numpy(batch.ids), torch.from_numpy(batch.labels), turn=turn)
 
     def _evaluate(self) -> Evaluated:
-        """The loss on all held-out data; the adapters are kept where it is the best."""
+        """The loss on held-out data; the adapters are kept where it is the best."""
         assert self._trials
         order, begin = self._trials.order, time.perf_counter()
         loss, labelled = 0.0, 0
-        for number in range(order.num_batches):
-            batch = order.batch(number)
+        count = min(order.num_batches, self.settings.evaluate_batches or order.num_batches)
+        for at in range(count):
+            batch = order.batch(at * order.num_batches // count)
             try:
                 loss += batch.labelled * self._step(self._evaluators[batch.bucket], batch).loss
             except NotFinite:

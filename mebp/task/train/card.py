@@ -1,12 +1,11 @@
 """The model card that lies in an adapter's folder: what it was trained on, under which budget, predicted and measured."""
 
 import json
-from pathlib import Path
 
 from mebp.executor.train.settings import Trained
 from mebp.models.workload import Workload
 from mebp.plan import Plan
-from mebp.task.train.folder import DATA, HELD_OUT, MODEL, Run
+from mebp.task.train.folder import MODEL, Run
 from mebp.unit import show_nbytes, show_ns
 
 
@@ -49,9 +48,8 @@ def _facts(run: Run, plans: list[Plan], w: Workload, trained: Trained, seconds: 
         ("budget", show_nbytes(run.budget_bytes)),
         ("peak memory", peak),
         ("time", total),
-        ("data", f"{Path(run.source.data).name}, SHA-256 of its tokens {run.hashes[DATA]}"),
+        ("data", ", ".join(f"{name}: SHA-256 {digest}" for name, digest in run.sha256.items())),
     ]
     if trained.best_loss is not None:
         facts.append(("held-out loss", f"{trained.best_loss:.4f} after update {trained.best_number}, whose adapters these are"))
-        facts.append(("held-out data", f"SHA-256 of their tokens {run.hashes.get(HELD_OUT, '')}"))
     return [*facts, ("weights", f"SHA-256 of their checksums {run.hashes[MODEL]}")]

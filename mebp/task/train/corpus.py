@@ -8,7 +8,8 @@ import numpy as np
 
 from mebp.data.record import is_json_lines
 from mebp.data.sample import Cut, Samples, bucket_lengths, cut
-from mebp.data.token_set import Speller, TokenSet, read_tokens, require_vocabulary
+from mebp.data.speller import Speller
+from mebp.data.token_set import TokenSet, read_tokens, require_vocabulary
 from mebp.errors import InputError
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"

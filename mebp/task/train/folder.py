@@ -52,7 +52,9 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as its folder has it; `to` are the forms that the adapter is written in at the end, `command` what was typed."""
+    """A run as its folder has it; `to` are the forms that the adapter is written in at the end, `command` what was typed, `sha256`
+    the hashes of the data files by name.
+    """
 
     version: int = VERSION
     store: Path
@@ -71,7 +73,7 @@ class Run:
     command: tuple[str, ...] = ()
     device: str = "cpu"
     spill_dir: Path | None = None
-    notes: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_files(folder: Path, seq_lens: tuple[int, ...], held_out_lens: tuple[int, ...]) -> tuple[list[Path], list[Path]]:

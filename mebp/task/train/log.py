@@ -39,12 +39,22 @@ class Log:
         """What the run reports."""
         self.add(EVENTS[type(report)], asdict(report))
         if self._board is not None:
-            self._board.add(report)
+            try:
+                self._board.add(report)
+            except OSError as error:
+                self._without_board(error)
 
     def close(self) -> None:
         """Have the event file whole."""
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:
+                self._without_board(error)
+
+    def _without_board(self, error: OSError) -> None:
+        self._board = None
+        self._complain(f"TensorBoard's event file beside {self._file} cannot be written: {error.strerror}")
 
 
 def _plain(value: object) -> object:

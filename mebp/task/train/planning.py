@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The batches of one length and their plan: how many there are per epoch, and how many of their tokens carry a label at most."""
+    """Batches of one length and their plan: how many there are per epoch, and how many of their tokens carry a label at most."""
 
     seq_len: int
     batches: int
@@ -91,9 +91,12 @@ def plan_training(
     )
     arena = max(stage.row.plan.arena_bytes for stage in (*stages, *trial_stages))
     order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=settings.accumulate)
-    epoch_ns, evaluation_ns = (
+    epoch_ns, all_trials_ns = (
         sum(stage.batches * stage.row.prediction.step_ns for stage in some) for some in (stages, trial_stages)
     )
+    batches = sum(stage.batches for stage in trial_stages)
+    evaluated = min(batches, settings.evaluate_batches or batches)
+    evaluation_ns = round(all_trials_ns * evaluated / max(1, batches))
     update_ns = round(epoch_ns / order.updates_per_epoch)
     return TrainingPlan(
         stages=stages,

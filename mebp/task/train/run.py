@@ -1,12 +1,15 @@
 """A run from its folder: begin or go on in a process of its own, log what it reports, and write the adapter at the end."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mebp.data.token_set import open_speller, read_tokens
+from mebp.data.record import file_hash
+from mebp.data.speller import open_speller
+from mebp.data.token_set import read_tokens
 from mebp.errors import InputError, StoreError
 from mebp.executor.measure.job import TrainJob
 from mebp.executor.measure.worker import train
@@ -37,7 +40,7 @@ from mebp.task.train.planning import TrainingPlan
 from mebp.text import write_file
 
 FORMS = ("peft", "gguf", "mlx")
-STATE_FILE = "state.safetensors"
+STATE_FILE, LOCK = "state.safetensors", ".lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +74,14 @@ class Watch:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Refuse a folder that holds something already, or cannot be made."""
+    """Refuse a folder that holds something already, or that cannot be made."""
     if str(folder) in ("", ".", "-"):
         raise InputError(f"`output` {str(folder)!r} is no name of a folder: name a new one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise InputError(f"`output` {folder} exists already: go on with `resume`, remove it, or name another")
-    except OSError as error:
-        raise InputError(f"`output` {folder} cannot be made ({error.strerror}): name another folder") from None
+    if os.path.lexists(folder) and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
+        raise InputError(f"`output` {folder} exists already: go on with `resume`, remove it, or name another")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"`output` {folder} cannot be made in {there}: name another folder")
 
 
 def new_run(
@@ -97,6 +99,10 @@ def new_run(
     spill_dir: Path | None = None,
 ) -> Run:
     """Write a run and its plans into `folder`, ready to begin."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`output` {folder} cannot be made ({error.strerror}): name another folder") from None
     held_out = corpus.held_out if found.trials else None
     lens = tuple(stage.seq_len for stage in found.stages), tuple(stage.seq_len for stage in found.trials)
     texts = [[dump_plan(stage.row.plan) for stage in stages] for stages in (found.stages, found.trials)]
@@ -123,6 +129,7 @@ def new_run(
         command=command,
         device=device,
         spill_dir=spill_dir,
+        sha256={file.name: file_hash(file) for file in corpus.files},
     )
     for files, own in zip(plan_files(folder, *lens), texts, strict=True):
         for file, text in zip(files, own, strict=True):
