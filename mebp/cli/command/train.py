@@ -99,7 +99,7 @@ def _begin(
     source.files()
     require_spill_dir(run.spill_dir)
     asked = None if budget is None else parse_nbytes(budget, "--budget")
-    folder = run.output or Path(f"{source.data.stem}-adapter")
+    folder = run.output or Path(f"{Path(source.data).stem}-adapter")
     found = _weights(model, step)
     assert found.store is not None
     workload = step.workload(found.formats)

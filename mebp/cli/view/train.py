@@ -108,8 +108,8 @@ def outcome_json(outcome: "Outcome") -> str:
         "predicted": {
             "peak_bytes": run.predicted.peak_bytes,
             "peak_breakdown": dict(run.predicted.peak_breakdown),
-            "update_ns": run.predicted.update_ns,
-            "total_ns": run.predicted.total_ns,
+            "update_us": round(run.predicted.update_ns / 1000),
+            "total_us": round(run.predicted.total_ns / 1000),
         },
         "measured": {
             "peak_bytes": trained.peak_bytes,

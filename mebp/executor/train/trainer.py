@@ -60,7 +60,7 @@ class Trainer:
         everything = [*plans, *(trials.plans if trials else ())]
         graphs = [graph_of(plan, plan.name) for plan in everything]
         self.adapters: dict[str, Adapter] = new_adapters(graphs[0], seed=settings.seed, device=device, spill_dir=spill_dir)
-        self.workload = graphs[0].workload
+        self.config, self.workload = graphs[0].config, graphs[0].workload
         if self.workload.method == "mezo" and settings.accumulate > 1:
             raise InputError(f"`accumulate` = {settings.accumulate}: MeZO makes an update of every batch: leave it out")
         if self.workload.accumulate != settings.accumulate:

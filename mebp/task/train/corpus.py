@@ -42,8 +42,8 @@ class Source:
     lengths, or packed (None: packed where the data are plain text).
     """
 
-    data: Path
-    valid: Path | None = None
+    data: Path | str
+    valid: Path | str | None = None
     hold_out: float = 0.0
     seq_len: int = 256
     buckets: int = 2
@@ -51,15 +51,15 @@ class Source:
 
     def files(self) -> tuple[Path, Path | None]:
         """The files to train on and to hold out; InputError where the folder has none, or both ways of holding out are named."""
-        train, valid = self.data, self.valid
-        if self.data.is_dir():
-            train = self.data / TRAIN
+        train, valid = Path(self.data), None if self.valid is None else Path(self.valid)
+        if train.is_dir():
+            folder, train = train, train / TRAIN
             if not train.is_file():
-                raise InputError(f"`data` {self.data} is a folder without {TRAIN}: name a file, or put one there")
-            if valid is None and (self.data / VALID).is_file():
-                valid = self.data / VALID
-        elif not self.data.exists():
-            raise InputError(f"`data` {self.data}: no such file: name a file of text or JSON lines, or a folder with {TRAIN}")
+                raise InputError(f"`data` {folder} is a folder without {TRAIN}: name a file, or put one there")
+            if valid is None and (folder / VALID).is_file():
+                valid = folder / VALID
+        elif not train.exists():
+            raise InputError(f"`data` {train}: no such file: name a file of text or JSON lines, or a folder with {TRAIN}")
         if not 0 <= self.hold_out <= MOST_HELD_OUT:
             raise InputError(f"`hold_out` = {self.hold_out:g}: must be between 0 and {MOST_HELD_OUT}, a part of the data")
         if valid is not None and self.hold_out:

@@ -79,8 +79,8 @@ def plan_training(
     rows: dict[int, Row] = {}
     for number, graph in reversed(pairs):
         progress(f"{graph.workload.seq_len} tokens")
-        others = shared - outside_arena(graph, device)  # what the other plans take beside this one
-        rows[number] = _row(graph, device, budget_bytes - others, effort)
+        others = shared - outside_arena(graph, device)
+        rows[number] = _row(graph, device, budget_bytes, others, effort)
     room = budget_bytes - shared - max(peak_margin(graph, device) for graph in graphs)
     trial_rows = [_trial_row(graph, device, room) for _, graph in trials]
     stages = tuple(_stage(corpus.train, number, graph, rows[number]) for number, graph in pairs)
@@ -152,24 +152,31 @@ def _graphs(config: ModelConfig, workload: Workload, split: Split | None) -> Ite
         yield number, build_graph(config, replace(workload, seq_len=length, labelled=most))
 
 
-def _row(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> Row:
-    """The fastest plan that fits, as the trade-off table has it."""
+def _row(graph: Graph, device: Device, budget_bytes: int, others_bytes: int, effort: Effort) -> Row:
+    """The fastest plan that fits, as the trade-off table has it, beside what the other plans of the run take."""
+    room = max(0, budget_bytes - others_bytes)
     if graph.workload.method == "mezo":
         strategy = replace(STRATEGIES["mezo"], recipe=EVALUATION.recipe)
-        return _smallest_tile(strategy, graph, device, budget_bytes - outside_arena(graph, device))
-    if budget_bytes <= 0:
-        raise InfeasibleBudget("`budget` is less than what a run takes beside its arena: raise it", budget_bytes, 0)
-    found = tradeoff(graph, device, budget_bytes, effort)
+        return _widest_tile(strategy, graph, device, room - outside_arena(graph, device))
+    found = tradeoff(graph, device, room, effort)
     if found.interrupted:
         raise Interrupted("interrupted before the run began")
+    if found.chosen is None and not found.out_of_time:
+        least = found.least_budget_bytes + others_bytes
+        raise InfeasibleBudget(
+            f"training on {graph.workload.tokens} tokens at a time does not fit {show_nbytes(budget_bytes)}: the least budget found"
+            f" is {show_nbytes(least, up=True)}: raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
+            budget_bytes,
+            least,
+        )
     return require_fit(found)
 
 
 def _trial_row(graph: Graph, device: Device, room: int) -> Row:
-    return _smallest_tile(EVALUATION, graph, device, room)
+    return _widest_tile(EVALUATION, graph, device, room)
 
 
-def _smallest_tile(strategy: Strategy, graph: Graph, device: Device, room: int) -> Row:
+def _widest_tile(strategy: Strategy, graph: Graph, device: Device, room: int) -> Row:
     """A forward's plan whose arena fits in `room` bytes: the widest tile of the head that does."""
     rows: list[Row] = []
     for tile in sorted(head_tiles(graph), reverse=True):
