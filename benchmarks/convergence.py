@@ -24,9 +24,9 @@ from quality import gguf_file
 from transformers import AutoModelForCausalLM
 
 from mebp.data.order import Batch, Order
-from mebp.data.speller import open_speller
+from mebp.data.record_tokenizer import open_record_tokenizer
 from mebp.executor.adapter import Adapter, new_adapters
-from mebp.executor.train.settings import Evaluated, Settings
+from mebp.executor.train.settings import Evaluated, TrainSettings
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.models.optimizer import Optimizer, Schedule
@@ -37,9 +37,9 @@ from mebp.sim.profile import load_device
 from mebp.store.reader import open_store
 from mebp.task.host import measure_host, why_calibrate
 from mebp.task.train.corpus import Corpus, Source, read_corpus
-from mebp.task.train.folder import BaseModel
+from mebp.task.train.folder import BaseName
 from mebp.task.train.planning import TrainingPlan, plan_training
-from mebp.task.train.run import Limits, Outcome, Watch, new_run, require_new_folder, run_in
+from mebp.task.train.run import Callbacks, Limits, Outcome, new_run, require_new_folder, run_in
 from mebp.task.weights import compressed_store
 from mebp.unit import show_nbytes, show_ns
 
@@ -71,9 +71,9 @@ def texts(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-def settings_of(updates: int, rate: float) -> Settings:
+def settings_of(updates: int, rate: float) -> TrainSettings:
     schedule = Schedule(decay="cosine", warm_up=round(updates * 0.03), updates=updates)
-    return Settings(
+    return TrainSettings(
         updates=updates,
         optimizer=Optimizer(rate=rate, schedule=schedule, perturbation=PERTURBATION),
         evaluate_every=updates // EVALUATIONS,
@@ -83,7 +83,7 @@ def settings_of(updates: int, rate: float) -> Settings:
 
 
 def ours(
-    workload: Workload, settings: Settings, source: Source, corpus: Corpus, store: Path, folder: Path
+    workload: Workload, settings: TrainSettings, source: Source, corpus: Corpus, store: Path, folder: Path
 ) -> tuple[Curve, Outcome, TrainingPlan]:
     """Train with the project, `enforce` on."""
     config = open_store(store).config
@@ -92,7 +92,7 @@ def ours(
         measure_host(config, longest, lambda _: None)
     plan = plan_training(config, workload, corpus, settings, load_device("host"), BUDGET, Effort())
     require_new_folder(folder)
-    new_run(folder, store, BaseModel(name="SmolLM2-135M"), source, corpus, plan, settings)
+    new_run(folder, store, BaseName(name="SmolLM2-135M"), source, corpus, plan, settings)
     points: list[tuple[int, float]] = []
 
     def see(report: object) -> None:
@@ -100,7 +100,7 @@ def ours(
             points.append((report.number, report.loss))
             print(f"{workload.method} {report.number}: {report.loss:.4f}", file=sys.stderr, flush=True)
 
-    outcome = run_in(folder, resume=False, limits=Limits(enforce=True), watch=Watch(report=see))
+    outcome = run_in(folder, resume=False, limits=Limits(enforce=True), watch=Callbacks(report=see))
     return Curve(name=workload.method, points=points, update_ns=on_the_phone(config, workload)), outcome, plan
 
 
@@ -116,7 +116,7 @@ def on_the_phone(config: object, workload: Workload) -> int:
     return require_fit(tradeoff(build_graph(config, workload), device, 10**9)).prediction.step_ns  # type: ignore[arg-type]
 
 
-def by_peft(settings: Settings, corpus: Corpus, store: Path, workload: Workload) -> tuple[Curve, float]:
+def by_peft(settings: TrainSettings, corpus: Corpus, store: Path, workload: Workload) -> tuple[Curve, float]:
     """The same with transformers + PEFT in fp32 on the weights as transformers itself reads the file; and seconds per update."""
     file = gguf_file()
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -213,7 +213,7 @@ def main() -> None:
         folder = Path(name)
         train, held_out = texts(folder)
         source = Source(data=train, valid=held_out)
-        corpus = read_corpus(source, open_speller(store), 1 << 30)
+        corpus = read_corpus(source, open_record_tokenizer(store), 1 << 30)
         exact, outcome, plan = ours(workload, settings_of(updates, RATE), source, corpus, store, folder / "backprop")
         theirs, peft_s = by_peft(settings_of(updates, RATE), corpus, store, workload)
         estimate = replace(workload, method="mezo", optimizer="sgd", clip_norm=0.0)

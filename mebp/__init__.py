@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # type checkers take the name for true
 if TYPE_CHECKING:
     from mebp.executor.measure.job import Job, Measurement
     from mebp.executor.measure.worker import run_plan
-    from mebp.executor.train.settings import Evaluated, Settings, Updated
+    from mebp.executor.train.settings import Evaluated, TrainSettings, Updated
     from mebp.executor.train.trainer import Trainer
     from mebp.models.build import build_graph
     from mebp.models.catalogue import load_model
@@ -48,7 +48,7 @@ _HOMES = {
     "Row": "mebp.planner.row",
     "STRATEGIES": "mebp.planner.recipe.strategies",
     "Schedule": "mebp.models.optimizer",
-    "Settings": "mebp.executor.train.settings",
+    "TrainSettings": "mebp.executor.train.settings",
     "Source": "mebp.task.train.corpus",
     "Tradeoff": "mebp.planner.tradeoff",
     "Trainer": "mebp.executor.train.trainer",
@@ -81,9 +81,9 @@ __all__ = [
     "Prediction",
     "Row",
     "Schedule",
-    "Settings",
     "Source",
     "Tradeoff",
+    "TrainSettings",
     "Trainer",
     "Updated",
     "Workload",

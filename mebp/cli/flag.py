@@ -39,7 +39,7 @@ SPELLED = {  # settings whose flag is not their own name
     "targets": "--lora-targets",
     "output": "-o",
     "dropout": "--lora-dropout",
-    "layers": "--lora-layers",
+    "betas": "--beta1, --beta2",
 }
 SETTINGS = {
     *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
@@ -48,6 +48,7 @@ SETTINGS = {
     *("data", "valid", "hold_out", "buckets", "epochs", "learning_rate", "schedule", "warm_up", "lowest_rate", "weight_decay"),
     *(
         "perturbation",
+        "layers",
         "tokens_per_step",
         "evaluate_every",
         "evaluate_batches",
@@ -129,16 +130,16 @@ class StepFlags(FlagGroup):
             rich_help_panel=STEP,
         ),
     ] = "all-linear"
-    lora_dropout: Annotated[
-        float, Flag("--lora-dropout", help="Part of a linear's input that its adapter does not see.", rich_help_panel=STEP)
-    ] = 0.0
+    lora_dropout: Annotated[float, Flag("--lora-dropout", help="Dropout probability on adapter inputs.", rich_help_panel=STEP)] = (
+        0.0
+    )
     rslora: Annotated[bool, Flag("--rslora", help="Scale adapters by alpha / sqrt(rank).", rich_help_panel=STEP)] = False
     lora_layers: Annotated[
-        int | None, Flag("--lora-layers", "--layers", help="Adapters in the last so many layers alone.", rich_help_panel=STEP)
+        int | None, Flag("--layers", "--lora-layers", help="Put adapters in the last N layers only.", rich_help_panel=STEP)
     ] = None
     labelled: Annotated[
         int | None,
-        Flag("--labelled", help="Tokens of a step with a label at most: the head computes no others.", rich_help_panel=STEP),
+        Flag("--labelled", help="Most labelled tokens per step; the head computes only these.", rich_help_panel=STEP),
     ] = None
     weights: Annotated[
         str | None,
@@ -152,7 +153,7 @@ class StepFlags(FlagGroup):
     precision: Annotated[str, Flag("--precision", help="Activations and products: bf16 or fp32.", rich_help_panel=STEP)] = "bf16"
     optimizer: Annotated[str, Flag("--optimizer", help="sgd or adamw.", rich_help_panel=STEP)] = "sgd"
     states_in_file: Annotated[
-        bool, Flag("--states-in-file", help="Keep what AdamW remembers in a mapped file.", rich_help_panel=STEP)
+        bool, Flag("--states-in-file", help="Keep the optimizer state in a memory-mapped file.", rich_help_panel=STEP)
     ] = False
     accumulate: Annotated[int, Flag("--accumulate", help="Steps whose mean gradient makes one update.", rich_help_panel=STEP)] = 1
     clip_norm: Annotated[

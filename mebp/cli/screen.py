@@ -30,12 +30,17 @@ def stdout() -> "Console":
     return console
 
 
+def stderr() -> "Console":
+    """Where progress goes, and tables that stdout has no room for."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=True, highlight=False)
+
+
 @contextmanager
 def working(what: str) -> Iterator["Status"]:
     """A spinner on stderr while something long runs; silent where stderr is not a terminal."""
-    from rich.console import Console  # noqa: PLC0415
-
-    with Console(stderr=True, highlight=False).status(what) as status:
+    with stderr().status(what) as status:
         yield status
 
 

@@ -38,10 +38,10 @@ class Stopping:
             self._heard.append(number)
             if len(self._heard) > PATIENT:
                 raise KeyboardInterrupt
-            if len(self._heard) == 1:
-                say("stopping after this update: once more waits for it too, a third time does not")
             if self._stop is not None:
                 self._stop()
+            if len(self._heard) == 1:
+                say("stopping after this update, then saving; a third Ctrl-C quits without saving")
 
         before = {number: signal.signal(number, heard) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
         try:

@@ -9,7 +9,7 @@ from mebp.errors import InputError
 from mebp.unit import parse_nbytes
 
 if TYPE_CHECKING:
-    from mebp.executor.train.settings import Settings
+    from mebp.executor.train.settings import TrainSettings
     from mebp.models.format import WeightFormats
     from mebp.models.optimizer import Decay
     from mebp.models.workload import Workload
@@ -33,11 +33,11 @@ class TrainStepFlags(StepFlags):
         float, Flag("--clip-norm", help="Clip the gradient of all adapters together to this 2-norm; 0: off.", rich_help_panel=STEP)
     ] = 1.0
     accumulate: Annotated[
-        int, Flag("--accumulate", help="Batches whose gradients make one update, by their labels.", rich_help_panel=STEP)
+        int, Flag("--accumulate", help="Batches per update; their gradients are weighted by labelled tokens.", rich_help_panel=STEP)
     ] = 1
-    seq_len: Annotated[int, Flag("--seq-len", help="Tokens of a sequence at most; longer ones are cut.", rich_help_panel=DATA)] = (
-        256
-    )
+    seq_len: Annotated[
+        int, Flag("--seq-len", help="Longest sequence, in tokens; longer records are cut.", rich_help_panel=DATA)
+    ] = 256
     method: Annotated[
         str, Flag("--method", help="backprop, or mezo: two forwards and no backward, an estimate.", rich_help_panel=STEP)
     ] = "backprop"
@@ -46,6 +46,10 @@ class TrainStepFlags(StepFlags):
         """The step that the flags describe; MeZO has no gradient to clip."""
         from mebp.models.workload import Method  # noqa: PLC0415
 
+        if self.labelled is not None:
+            raise InputError(f"--labelled = {self.labelled}: the data decide which tokens carry a label: leave it out")
+        if self.method == "mezo" and self.accumulate > 1:
+            raise InputError(f"`accumulate` = {self.accumulate}: MeZO makes an update of every batch: leave it out")
         if self.method not in METHODS:
             raise InputError(f"--method = {self.method!r}: must be one of {', '.join(METHODS)}")
         found = StepFlags.workload(self, formats)
@@ -101,7 +105,9 @@ class TrainFlags(FlagGroup):
     """How it is trained."""
 
     steps: Annotated[int | None, Flag("--steps", help="Updates of the adapters.", rich_help_panel=TRAINING)] = None
-    epochs: Annotated[float | None, Flag("--epochs", help="Or passes over the data. Default: 1.", rich_help_panel=TRAINING)] = None
+    epochs: Annotated[
+        float | None, Flag("--epochs", help="Passes over the data, instead of --steps. Default: 1.", rich_help_panel=TRAINING)
+    ] = None
     learning_rate: Annotated[
         float | None,
         Flag(
@@ -115,17 +121,17 @@ class TrainFlags(FlagGroup):
         int | None, Flag("--warm-up", help="Updates over which the rate climbs. Default: 3% of all.", rich_help_panel=TRAINING)
     ] = None
     lowest_rate: Annotated[
-        float, Flag("--lowest-rate", help="Where the rate ends, as a part of the highest.", rich_help_panel=TRAINING)
+        float, Flag("--lowest-rate", help="Final learning rate, as a fraction of the highest.", rich_help_panel=TRAINING)
     ] = 0.0
     weight_decay: Annotated[float, Flag("--weight-decay", help="Decoupled decay of adapters.", rich_help_panel=TRAINING)] = 0.0
-    beta1: Annotated[float, Flag("--beta1", help="AdamW's.", rich_help_panel=TRAINING)] = 0.9
-    beta2: Annotated[float, Flag("--beta2", help="AdamW's.", rich_help_panel=TRAINING)] = 0.999
-    perturbation: Annotated[float, Flag("--perturbation", help="MeZO's step to either side.", rich_help_panel=TRAINING)] = 1e-3
+    beta1: Annotated[float, Flag("--beta1", help="AdamW: decay of the first moment.", rich_help_panel=TRAINING)] = 0.9
+    beta2: Annotated[float, Flag("--beta2", help="AdamW: decay of the second moment.", rich_help_panel=TRAINING)] = 0.999
+    perturbation: Annotated[float, Flag("--perturbation", help="MeZO: size of the perturbation.", rich_help_panel=TRAINING)] = 1e-3
     tokens_per_step: Annotated[
         int | None,
         Flag(
             "--tokens-per-step",
-            help="Tokens of an update: batch size and accumulation are chosen for most tokens a second.",
+            help="Tokens per update: batch size and accumulation are chosen for most tokens per second.",
             rich_help_panel=TRAINING,
         ),
     ] = None
@@ -137,22 +143,22 @@ class TrainFlags(FlagGroup):
         int, Flag("--evaluate-batches", help="Held-out batches of an evaluation, evenly spread; 0: all.", rich_help_panel=TRAINING)
     ] = 25
     patience: Annotated[
-        int, Flag("--patience", help="End after so many evaluations without a better loss; 0: never.", rich_help_panel=TRAINING)
+        int, Flag("--patience", help="Stop after N evaluations without a better loss; 0: never.", rich_help_panel=TRAINING)
     ] = 0
     save_every: Annotated[
         int, Flag("--save-every", help="Updates between saves; 0: at the end alone.", rich_help_panel=TRAINING)
     ] = 50
 
-    def settings(self, workload: "Workload", updates_per_epoch: int, seed: int, *, evaluates: bool) -> "Settings":
+    def settings(self, workload: "Workload", updates_per_epoch: int, seed: int, *, evaluates: bool) -> "TrainSettings":
         """The settings of a run on data of which an epoch takes so many updates."""
-        from mebp.executor.train.settings import Settings, require_settings  # noqa: PLC0415
+        from mebp.executor.train.settings import TrainSettings, require_settings  # noqa: PLC0415
         from mebp.models.optimizer import Optimizer, Schedule  # noqa: PLC0415
 
         updates = self.updates(updates_per_epoch)
         warm_up = min(updates - 1, round(WARM_UP * updates)) if self.warm_up is None else self.warm_up
         kind = "mezo" if workload.method == "mezo" else workload.optimizer
         every = max(1, updates // EVALUATIONS) if self.evaluate_every is None else self.evaluate_every
-        settings = Settings(
+        settings = TrainSettings(
             updates=updates,
             accumulate=workload.accumulate,
             optimizer=Optimizer(
@@ -168,8 +174,9 @@ class TrainFlags(FlagGroup):
             save_every=self.save_every,
             seed=seed,
         )
-        if self.patience and not evaluates:
-            raise InputError(f"`patience` = {self.patience} counts evaluations of held-out data: name `valid`, or `hold_out`")
+        if not evaluates and (self.patience or self.evaluate_every):
+            name, value = ("patience", self.patience) if self.patience else ("evaluate_every", self.evaluate_every)
+            raise InputError(f"`{name}` = {value}: there are no held-out data to evaluate: name `valid`, or `hold_out`")
         require_settings(settings)
         return settings
 
@@ -184,11 +191,20 @@ class TrainFlags(FlagGroup):
             raise InputError(f"`epochs` = {epochs:g}: must be above 0, and 1000000 at most")
         return max(1, round(epochs * updates_per_epoch))
 
-    def check(self, workload: "Workload", seed: int) -> None:
+    def check(self, step: TrainStepFlags, seed: int) -> None:
         """Refuse, before anything is read, what no run can take."""
-        self.settings(workload, 100, seed, evaluates=True)
-        if self.tokens_per_step is not None and self.tokens_per_step < 2:
+        self.settings(step.workload(), 100, seed, evaluates=True)
+        if self.tokens_per_step is None:
+            return
+        if self.tokens_per_step < 2:
             raise InputError(f"`tokens_per_step` = {self.tokens_per_step}: must be 2 or more")
+        for flag, given in (
+            ("--batch-size", step.batch_size > 1),
+            ("--accumulate", step.accumulate > 1),
+            ("--method", step.method == "mezo"),
+        ):
+            if given:
+                raise InputError(f"--tokens-per-step decides batch size and accumulation of gradients: leave {flag} out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,14 +212,27 @@ class RunFlags(FlagGroup):
     """Where the run goes and what it may take."""
 
     output: Annotated[
-        Path | None, Flag("--output", "-o", help="Folder of the run, made new: adapter, state, log.", rich_help_panel=OUTPUT)
+        Path | None,
+        Flag(
+            "--output",
+            "-o",
+            help="Folder of the run, made new: adapter, state, log. Default: DATA-adapter.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
     to: Annotated[
         str, Flag("--to", help="Forms of the adapter: peft, gguf, mlx, or several: peft,gguf.", rich_help_panel=OUTPUT)
     ] = "peft"
-    as_json: Annotated[bool, Flag("--json", help="Print JSON in the end.", rich_help_panel=OUTPUT)] = False
+    base: Annotated[
+        str | None,
+        Flag("--base", help="Hub id or path that the adapter names as its model. Default: --model.", rich_help_panel=OUTPUT),
+    ] = None
+    as_json: Annotated[bool, Flag("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)] = False
     resume: Annotated[
-        Path | None, Flag("--resume", help="Go on with the run in this folder; it decides all but limits.", rich_help_panel=RUN)
+        Path | None,
+        Flag(
+            "--resume", help="Resume the run in this folder. Only --enforce, --limit and --json may be added.", rich_help_panel=RUN
+        ),
     ] = None
     enforce: Annotated[bool, Flag("--enforce", help="Stop where memory exceeds the budget.", rich_help_panel=RUN)] = False
     limit: Annotated[
@@ -215,14 +244,21 @@ class RunFlags(FlagGroup):
     ] = None
     torch_device: Annotated[str, Flag("--torch-device", help="cpu, cuda or mps.", rich_help_panel=RUN)] = "cpu"
 
+    def require_devices(self) -> None:
+        """Refuse a folder for spilling, or a torch device, that no run can take."""
+        from mebp.task.run import require_job  # noqa: PLC0415
+
+        require_job(1, self.spill_dir, self.torch_device)
+
     def limits(self) -> "Limits":
+        """What the run may take."""
         from mebp.task.train.run import Limits  # noqa: PLC0415
 
         return Limits(enforce=self.enforce, limit_bytes=0 if self.limit is None else parse_nbytes(self.limit, "--limit"))
 
     def forms(self) -> tuple[str, ...]:
         """Forms that the adapter is written in."""
-        from mebp.task.train.run import FORMS  # noqa: PLC0415
+        from mebp.task.train.adapter import FORMS  # noqa: PLC0415
 
         found = tuple(dict.fromkeys(part.strip() for part in self.to.split(",") if part.strip()))
         unknown = [form for form in found if form not in FORMS]

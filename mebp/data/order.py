@@ -1,5 +1,5 @@
-"""Which samples come when: every epoch all of them once, in an order that seed and epoch decide, so that any update can be found
-again without those before it.
+"""Batch order: each epoch visits every sample once, in an order fixed by seed and epoch, so that the batches of any update can be
+worked out without those before it.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mebp.data.sample import Longs, Samples, bucket_numbers
+from mebp.data.sample import Int64s, Samples, bucket_numbers
 
 IGNORED = -100  # label of a token that does not count
 BLANK = -1  # a row of a batch without a sample
@@ -35,14 +35,14 @@ class Order:
     ) -> None:
         """With `seed` None the samples stay in their own order."""
         self._samples = samples
-        self._seq_lens = tuple(seq_lens)
+        self.seq_lens = tuple(seq_lens)
         self._buckets = bucket_numbers(samples, seq_lens)
         self._batch_size = batch_size
         self._accumulate = accumulate
         self._seed = seed
         self._epoch = -1
-        self._rows: Longs = np.zeros((0, batch_size), np.int64)
-        counts = np.bincount(self._buckets, minlength=len(self._seq_lens))
+        self._rows: Int64s = np.zeros((0, batch_size), np.int64)
+        counts = np.bincount(self._buckets, minlength=len(self.seq_lens))
         self.num_batches = int((-(-counts // batch_size)).sum())
 
     @property
@@ -59,21 +59,21 @@ class Order:
         """Batch `number` of the first epoch."""
         return self._batch(self._rows_of(0)[number])
 
-    def _rows_of(self, epoch: int) -> Longs:
+    def _rows_of(self, epoch: int) -> Int64s:
         """The samples of every batch of an epoch (batches, batch size)."""
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self._arranged(epoch)
         return self._rows
 
-    def _arranged(self, epoch: int) -> Longs:
-        """In shuffled order, batches of one bucket each, where their first sample stands; the first batch of all is of the longest
-        bucket, so that what does not fit fails at once.
+    def _arranged(self, epoch: int) -> Int64s:
+        """Sample numbers by batch (batches, batch size): shuffled, grouped by bucket, each batch placed where its first sample
+        falls. The first batch of all is of the longest bucket, so that what does not fit fails at once.
         """
         count, size = len(self._samples), self._batch_size
         shuffled = np.arange(count) if self._seed is None else np.random.default_rng([self._seed, epoch]).permutation(count)
-        found: list[Longs] = []
-        firsts: list[Longs] = []
-        for bucket in range(len(self._seq_lens)):
+        found: list[Int64s] = []
+        firsts: list[Int64s] = []
+        for bucket in range(len(self.seq_lens)):
             positions = np.flatnonzero(self._buckets[shuffled] == bucket)
             members = np.full(-(-len(positions) // size) * size, BLANK, np.int64)
             members[: len(positions)] = shuffled[positions]
@@ -85,9 +85,9 @@ class Order:
             rows[[0, longest]] = rows[[longest, 0]]
         return rows
 
-    def _batch(self, row: Longs) -> Batch:
+    def _batch(self, row: Int64s) -> Batch:
         samples, bucket = self._samples, int(self._buckets[row[0]])
-        ids = np.zeros((len(row), self._seq_lens[bucket]), np.int64)
+        ids = np.zeros((len(row), self.seq_lens[bucket]), np.int64)
         labels = np.full_like(ids, IGNORED)
         for at, sample in enumerate(row[row != BLANK]):
             start, end = int(samples.starts[sample]), int(samples.ends[sample])

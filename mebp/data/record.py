@@ -39,15 +39,15 @@ class Record:
         return "".join(piece.text for piece in self.pieces)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes; InputError for a file that cannot be read."""
+def file_hash(path: Path, what: str = "`data`") -> str:
+    """SHA-256 of a file's bytes; InputError for a file, which `what` names, that cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise InputError(f"`data` {path} cannot be read ({error.strerror}): name a file of text or JSON lines") from None
+        raise InputError(f"{what} {path} cannot be read ({error.strerror}): name a file of text or JSON lines") from None
     return digest.hexdigest()
 
 
@@ -56,29 +56,29 @@ def is_json_lines(path: Path) -> bool:
     return path.suffix.lower() in JSON_LINES
 
 
-def read_records(path: Path, template: Template) -> Iterator[Record]:
+def read_records(path: Path, template: Template, what: str = "`data`") -> Iterator[Record]:
     """Every record of a file, in order; InputError naming file and line for one that is none."""
     if not is_json_lines(path):
-        yield Record(pieces=(Piece(text=_plain_text(path), labelled=True),))
+        yield Record(pieces=(Piece(text=_plain_text(path, what), labelled=True),))
         return
-    for number, line in _lines(path):
+    for number, line in _lines(path, what):
         if line.strip():
             where = f"{path}, line {number}"
             yield _record(_object(line, where), template, where)
 
 
-def _plain_text(path: Path) -> str:
+def _plain_text(path: Path, what: str) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or f"not UTF-8 at byte {getattr(error, 'start', 0)}"
-        raise InputError(f"`data` {path} cannot be read ({said}): name a file of text or JSON lines") from None
+        raise InputError(f"{what} {path} cannot be read ({said}): name a file of text or JSON lines") from None
     if not text.strip():
-        raise InputError(f"`data` {path} is empty: name a file of text or JSON lines")
+        raise InputError(f"{what} {path} is empty: name a file of text or JSON lines")
     return text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Lines by number from 1."""
     number = 0
     try:
@@ -87,7 +87,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except OSError as error:
-        raise InputError(f"`data` {path} cannot be read ({error.strerror}): name a file of text or JSON lines") from None
+        raise InputError(f"{what} {path} cannot be read ({error.strerror}): name a file of text or JSON lines") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, line {number}: not UTF-8 at its byte {error.start + 1}: save the file as UTF-8") from None
 

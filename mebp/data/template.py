@@ -19,6 +19,7 @@ from mebp.text import shortened
 
 BEGIN, END = "\ufdd0", "\ufdd1"  # around what a template marks; Unicode leaves them to such uses
 ASSISTANT = "assistant"
+DAY = datetime(2024, 7, 26)  # what templates that name today's date are told, so that tokens do not change from day to day
 
 Parts = list[tuple[str, bool]]  # text, and whether the assistant says it
 
@@ -48,7 +49,7 @@ class Template:
         extensions: list[Any] = [_Marked, "jinja2.ext.loopcontrols"]
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _as_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": DAY.strftime}
         try:
             self._template = None if source is None else environment.from_string(source)
         except TemplateError as error:
@@ -61,7 +62,8 @@ class Template:
         if self._template is None:
             raise InputError(f"{where}: the model has no chat template: give prompt and completion, or text")
         if self._marks:
-            return _split(self._text(messages, tools, where), self._count(messages, first))
+            before = sum(message["role"] == ASSISTANT for message in messages[:first])
+            return _split(self._text(messages, tools, where), before)
         parts: Parts = []
         done = ""
         for at, message in enumerate(messages):
@@ -78,10 +80,6 @@ class Template:
             done = said
         whole = self._text(messages, tools, where)
         return [*parts, (whole[len(done) :], False)] if whole.startswith(done) else parts
-
-    def _count(self, messages: Sequence[Mapping[str, Any]], first: int) -> int:
-        """Turns of the assistant before message number `first`."""
-        return sum(message["role"] == ASSISTANT for message in messages[:first])
 
     def _text(self, messages: Sequence[Mapping[str, Any]], tools: object, where: str, *, prompt: bool = False) -> str:
         assert self._template is not None

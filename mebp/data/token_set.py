@@ -1,7 +1,6 @@
 """Records as tokens, kept in one file beside the data: ids, which of them carry a label, and where each record ends.
 
-The file is safetensors, mapped and not read, so that a set of any size takes no memory; its metadata say what it was made of, and
-it is made again where that changed.
+The file is safetensors, mapped and not read; its metadata say what it was made of, and it is made again where that changed.
 """
 
 import json
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import platformdirs
 
 from mebp.data.record import read_records
-from mebp.data.speller import Speller
+from mebp.data.record_tokenizer import RecordTokenizer
 from mebp.errors import InputError, StoreError
 from mebp.leftover import part_name, sweep
 from mebp.text import shortened
@@ -42,60 +41,55 @@ class TokenSet:
     ends: npt.NDArray[np.int64]
     digest: str
 
-    @property
-    def num_records(self) -> int:
-        return len(self.ends)
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Where a record's tokens begin and end."""
-        return (int(self.ends[number - 1]) if number else 0), int(self.ends[number])
-
-
-def read_tokens(path: Path, speller: Speller, progress: Progress | None = None) -> TokenSet:
-    """The tokens of a data file, from the file kept beside it where that is still true of it, else made and kept. InputError in one
-    line for data that cannot be read.
+def read_tokens(path: Path, tokenizer: RecordTokenizer, progress: Progress | None = None, what: str = "`data`") -> TokenSet:
+    """The kept tokens of a data file, if data, tokenizer and template are unchanged; else tokenise it and keep them. InputError in
+    one line, saying `what` names the file, for data that cannot be read.
     """
-    digest = speller.digest_of(path)
-    for kept in _places(path, digest):
+    digest = tokenizer.digest_of(path, what)
+    places = list(_places(path, tokenizer, digest))
+    for kept in places:
         found = _kept(kept, digest)
         if found is not None:
             return found
-    ids, labelled, ends = _spelt(path, speller, progress)
-    if speller.digest_of(path) != digest:
-        raise InputError(f"`data` {path} changed while it was read: begin again")
-    for kept in _places(path, digest):
+    ids, labelled, ends = _tokenised(path, tokenizer, progress, what)
+    if tokenizer.digest_of(path, what) != digest:
+        raise InputError(f"{what} {path} changed while it was read: begin again")
+    for kept in places:
         if _keep(kept, digest, ends, ids, labelled):
             return open_tokens(kept, digest)
-    places = " and ".join(str(place.parent) for place in _places(path, digest))
-    raise StoreError(f"the tokens of `data` {path} cannot be kept in {places}: free disk, or make one of them writable")
+    folders = " and ".join(str(place.parent) for place in places)
+    raise StoreError(f"the tokens of {what} {path} cannot be kept in {folders}: free disk, or make one of them writable")
 
 
 def open_tokens(file: Path, digest: str) -> TokenSet:
     """Tokens that `read_tokens` has kept; StoreError where they are gone."""
     found = _kept(file, digest)
     if found is None:
-        raise StoreError(f"{file} is gone, or not what it was: begin again")
+        raise StoreError(f"{file} is missing, or was made from other data: begin again")
     return found
 
 
-def _spelt(path: Path, speller: Speller, progress: Progress | None) -> "tuple[array[int], array[int], array[int]]":
+def _tokenised(
+    path: Path, tokenizer: RecordTokenizer, progress: Progress | None, what: str
+) -> "tuple[array[int], array[int], array[int]]":
     ids, labelled, ends = array("i"), array("B"), array("q")
-    records = read_records(path, speller.template)
+    records = read_records(path, tokenizer.template, what)
     while some := list(islice(records, RECORDS_AT_A_TIME)):
-        for own_ids, flags in speller.spell(some):
+        for own_ids, flags in tokenizer.tokenise(some):
             ids.extend(own_ids)
             labelled.extend(flags)
             ends.append(len(ids))
         if progress:
             progress(len(ends))
     if not ends:
-        raise InputError(f"`data` {path} is empty: name a file of text or JSON lines")
+        raise InputError(f"{what} {path} is empty: name a file of text or JSON lines")
     return ids, labelled, ends
 
 
-def _places(path: Path, digest: str) -> Iterator[Path]:
-    """Where the tokens of a file are kept: beside it, or, where that cannot be written, in the user's cache."""
-    yield path.with_name(f".{path.name}{SUFFIX}")
+def _places(path: Path, tokenizer: RecordTokenizer, digest: str) -> Iterator[Path]:
+    """Where the tokens of a file are kept, for each tokenizer: beside it, or, where that cannot be written, in the user's cache."""
+    yield path.with_name(f".{path.name}.{tokenizer.digest[:8]}{SUFFIX}")
     yield platformdirs.user_cache_path("mebp-plan") / "tokens" / f"{digest[:32]}{SUFFIX}"
 
 
@@ -150,11 +144,10 @@ def _mapped(file: Path, base: int, entry: Mapping[str, Any]) -> npt.NDArray[Any]
     return np.memmap(file, dtype=DTYPES[entry["dtype"]], mode="r", offset=base + start, shape=tuple(entry["shape"]))
 
 
-def require_vocabulary(tokens: TokenSet, vocabulary: int, path: Path) -> None:
+def require_vocabulary(tokens: TokenSet, vocabulary: int, what: str) -> None:
     """Refuse tokens that the model does not have: the tokenizer is another model's."""
     highest = int(tokens.ids.max()) if len(tokens.ids) else 0
     if highest >= vocabulary:
         raise InputError(
-            f"`data` {shortened(str(path))} has token {highest}, the model knows {vocabulary}: put its own tokenizer beside its"
-            " weights"
+            f"{shortened(what, 120)} has token {highest}, the model knows {vocabulary}: put its own tokenizer beside its weights"
         )

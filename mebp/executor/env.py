@@ -42,10 +42,10 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """A step's part in an update: its gradient counts with `share`, and the update follows the `last` step."""
+class UpdateShare:
+    """A step's part in an update: its gradient counts as `part` of it, and the update follows the `last` step."""
 
-    share: float = 1.0
+    part: float = 1.0
     last: bool = True
 
 
@@ -63,7 +63,7 @@ class Env:
     device: torch.device
     optimizer: Optimizer
     clock: Clock
-    turn: Turn = field(default_factory=Turn)
+    share: UpdateShare = field(default_factory=UpdateShare)
     seed: int = 0
     gradient_norm: float | None = None  # of the last update's gradient, before clipping
     displaced: float = 0.0  # how far along the step's noise the adapters are, within a step of MeZO

@@ -16,7 +16,7 @@ from mebp.errors import InputError, NotFinite
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import Arena
 from mebp.executor.engine import Engines, cross_engine_waits
-from mebp.executor.env import Clock, Env, Io, Turn, dtype_of
+from mebp.executor.env import Clock, Env, Io, UpdateShare, dtype_of
 from mebp.executor.ops.table import OPS
 from mebp.executor.ops.update import take_back
 from mebp.executor.readahead import ReadAhead, Use
@@ -95,10 +95,10 @@ class Executor:
         self._places: dict[TensorId, Place] = {place.tensor: place for place in plan.resident}
 
     def step(
-        self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None, turn: Turn | None = None
+        self, ids: Tensor, labels: Tensor | None = None, on_gradient: GradientHook | None = None, share: UpdateShare | None = None
     ) -> StepResult:
         """Run one step on `ids` (batch, seq); `labels` (batch, seq) default to `ids` and are shifted here; -100 is not counted.
-        `turn` is the step's part in an update; by default each of `accumulate` steps counts alike, and the last is followed by it.
+        `share` is the step's part in an update; by default each of `accumulate` steps counts alike, and the last is followed by it.
 
         `on_gradient(name, gradient)` sees every adapter gradient (`3.q.dA`) right before its update. InputError for ids or labels
         of another shape or type, or outside the vocabulary. NotFinite where the loss or a gradient is not finite: a loss that is
@@ -111,7 +111,7 @@ class Executor:
         env.ids.copy_(ids.reshape(-1))
         env.labels.copy_(next_tokens(ids if labels is None else labels).reshape(-1))
         require_labelled(self.graph, env.labels)
-        env.turn = turn or self._turn()
+        env.share = share or self._share()
         env.on_gradient = on_gradient
         env.losses.clear()
         env.gradient_norm = None
@@ -129,13 +129,13 @@ class Executor:
                 self._read_ahead.end()
         seconds = (time.perf_counter_ns() - begin) / 1e9
         env.clock.step += 1
-        env.clock.updates += env.turn.last
+        env.clock.updates += env.share.last
         return StepResult(seconds=seconds, loss=mean(env.losses.values()), gradient_norm=env.gradient_norm, spans_ns=spans)
 
-    def _turn(self) -> Turn:
+    def _share(self) -> UpdateShare:
         """A step's part in an update, where each counts alike."""
         accumulate = self.graph.workload.accumulate
-        return Turn(share=1 / accumulate, last=(self.env.clock.step + 1) % accumulate == 0)
+        return UpdateShare(part=1 / accumulate, last=(self.env.clock.step + 1) % accumulate == 0)
 
     def _take_arena(self) -> None:
         """Unpack the plan's resident weights where another executor had the arena, or none yet."""

@@ -48,7 +48,7 @@ class Workload:
 
     `labelled` is how many tokens of a step carry a label at most, None for all of them: the head computes no others. The update
     comes after `accumulate` steps, along the mean of their gradients. With `clip_norm` that mean is scaled down to this 2-norm,
-    over all adapters together, where it is longer; 0 leaves it alone. With `states_in_file` what the optimizer remembers lies in a
+    over all adapters together, where it is longer; 0 leaves it alone. With `states_in_file` the optimizer state lies in a
     mapped file. With `evaluations` = 2 the loss is computed twice, as published code does for a metric. With `layer_copies` a
     layer's compressed weights are read into memory of the process's own while it runs, as published code does too; else they stay
     in the mapped file.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 
 from mebp.export.peft import read_peft
@@ -89,7 +91,14 @@ def test_data_go_in_and_an_adapter_comes_out(
     card = (folder / "adapter" / "README.md").read_text()
     assert f'base_model: "{weights}"' in card
     assert "| peak memory |" in card
-    assert (folder / "adapter.gguf").is_file()
+    best = load_file(folder / "best.safetensors")
+    for name, (A, B) in adapter.pairs.items():
+        assert torch.equal(A, best[f"{name}.A"])
+        assert torch.equal(B, best[f"{name}.B"])
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(folder / "adapter.gguf").tensors}
+    assert len(tensors) == 28
+    assert (tensors["blk.1.ffn_up.weight.lora_a"] == best["1.up.A"].numpy()).all()
+    assert (tensors["blk.1.ffn_up.weight.lora_b"] == best["1.up.B"].numpy()).all()
     assert (folder / "adapter-mlx" / "adapters.safetensors").is_file()
     events = list(read_log(folder / "log.jsonl"))
     assert [event["number"] for event in events if event["event"] == "update"] == [1, 2, 3, 4, 5, 6]
@@ -116,6 +125,17 @@ def test_other_ways_to_train_end_in_an_adapter_too(
 
 
 @pytest.mark.slow
+def test_memory_does_not_grow_from_update_to_update(host: None, weights: Path, data: Path, tmp_path: Path) -> None:
+    """Padded batches of two lengths with any number of labels: what libraries keep for new shapes is kept early."""
+    write_lines(data, *(chat(f"{at}?" * (1 + at % 7), "yes " * (1 + at % 5)) for at in range(60)))
+    more = ["--steps", "400", "--batch-size", "2", "--save-every", "100", "--hold-out", "0.1", "--enforce"]
+    assert command(*typed(weights, data, tmp_path / "run", *more)) == 0
+    updates = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "update"]
+    early, late = (max(event["memory_bytes"] for event in updates[first:last]) for first, last in ((20, 60), (360, 400)))
+    assert late - early < 1_000_000
+
+
+@pytest.mark.slow
 def test_the_batch_size_may_be_left_to_the_planner(
     host: None, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,29 +148,35 @@ def test_the_batch_size_may_be_left_to_the_planner(
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(host: None, weights: Path, data: Path, tmp_path: Path) -> None:
-    """Killed again and again until it is through; MOMENTS in the environment asks for more than a few."""
-    more = ["--steps", "40", "--save-every", "3", "--hold-out", "0.2", "--evaluate-every", "7"]
+    """Killed again and again: once before its first save, then some updates into each process, saves and evaluations among them.
+    MOMENTS in the environment asks for more than a few.
+    """
+    draw, moments = random.Random(1), int(os.environ.get("MOMENTS", "3"))
+    more = ["--steps", "600", "--save-every", "3", "--hold-out", "0.2", "--evaluate-every", "7"]
     assert begun(typed(weights, data, tmp_path / "whole", *more)).wait() == 0
     folder = tmp_path / "killed"
-    arguments = typed(weights, data, folder, *more)
-    for moment in range(int(os.environ.get("MOMENTS", "3"))):
+    arguments, resumed = typed(weights, data, folder, *more), set()
+    for moment in range(moments):
         running = begun(arguments)
-        time.sleep(0.4 + 4.0 * ((moment * 0.618) % 1))
+        while moment == 0 and not (folder / "run.json").exists():
+            time.sleep(0.005)
+        if moment:
+            for _ in range(draw.randint(1, 3)):
+                resumed |= {line.split()[1] for line in lines_until(running, "update ") if line.startswith("update ")}
+            time.sleep(draw.random() * 0.05)
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
-        if (folder / "run.json").exists():
-            arguments = ["train", "--resume", str(folder)]
-        elif folder.exists():
-            assert not any(folder.glob("*"))
+        arguments = ["train", "--resume", str(folder)]
     last = begun(arguments)
     _, err = last.communicate()
     assert last.returncode == 0, err
+    assert len(resumed) >= moments - 1
     assert same(folder, tmp_path / "whole")
     one, other = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (folder, tmp_path / "whole"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     losses = [[e["loss"] for e in read_log(run / "log.jsonl") if e["event"] == "update"] for run in (folder, tmp_path / "whole")]
-    assert len(losses[1]) == 40
-    assert losses[0][-3:] == losses[1][-3:]
+    assert len(losses[1]) == 600
+    assert losses[0][-50:] == losses[1][-50:]
 
 
 @pytest.mark.slow
@@ -169,7 +195,7 @@ def test_a_signal_ends_the_update_saves_and_says_how_to_go_on(
     assert running.returncode == code, err
     last = err.strip().splitlines()[-1]
     assert last.startswith("mebp-plan: stopped after update ")
-    assert last.endswith(f"go on with mebp-plan train --resume {folder}")
+    assert last.endswith(f"resume with mebp-plan train --resume {folder}")
     assert "Traceback" not in out + err
     done = int(last.split()[4])
     again = begun(["train", "--resume", str(folder)])
@@ -213,7 +239,7 @@ def test_data_that_change_while_it_trains_are_said_and_change_nothing(
     data.write_text(data.read_text().replace("course", "curse"))
     _, err = running.communicate()
     assert running.returncode == 0, err
-    assert f"{data} changed while the run went on" in err
+    assert f"{data} changed during training" in err
     assert same(tmp_path / "run", tmp_path / "calm")
 
 
@@ -235,7 +261,7 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
         said = err.strip().splitlines()
         assert len([line for line in said if "is not saved: No space left on device" in line]) == 1
         assert said[-1].startswith(
-            f"mebp-plan: cannot save the state in {disk / 'run'}: No space left on device; that after update"
+            f"mebp-plan: cannot save the state in {disk / 'run'}: No space left on device; the state after update"
         )
         (disk / "rest").unlink()
         again = begun(["train", "--resume", str(disk / "run")])
@@ -260,11 +286,19 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
         (["--method", "adam"], "--method = 'adam'"),
         (["--to", "onnx"], "--to = 'onnx'"),
         (["--patience", "2"], "--patience = 2"),
-        (["--layers", "9"], "--lora-layers = 9"),
+        (["--layers", "9"], "--layers = 9"),
         (["--lora-dropout", "1"], "--lora-dropout = 1"),
         (["--tokens-per-step", "1"], "--tokens-per-step = 1"),
         (["--spill-dir", "nowhere"], "--spill-dir nowhere"),
-        (["--valid", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["--valid", "nowhere.jsonl"], "--valid /"),
+        (["--labelled", "5"], "--labelled = 5"),
+        (["--method", "mezo", "--accumulate", "2"], "--accumulate = 2"),
+        (["--tokens-per-step", "99", "--batch-size", "2"], "leave --batch-size out"),
+        (["--evaluate-every", "3"], "--evaluate-every = 3"),
+        (["--weights", "int8"], "the store is in int4-g32"),
+        (["--torch-device", "tpu"], "--torch-device = 'tpu'"),
+        (["--seq-len", "1"], "--seq-len = 1"),
+        (["--beta1", "1.5"], "--beta1, --beta2 = (1.5"),
         (["--budget", "0"], "--budget"),
     ],
 )
@@ -307,7 +341,7 @@ def test_what_does_not_fit_says_how_much_would(
 def test_plot_refuses_what_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log.jsonl").write_text('{"event": "begin"}\n')
     assert "has no update yet" in refused(capsys, "plot", str(tmp_path))
-    (tmp_path / "log.jsonl").write_text('nonsense\n{"event": "begin"}\n')
-    assert "log.jsonl, line 1: no event of a run" in refused(capsys, "plot", str(tmp_path))
+    (tmp_path / "log.jsonl").write_text("nonsense\n")
+    assert "log.jsonl holds no event of a run" in refused(capsys, "plot", str(tmp_path))
     assert "must end in .png or .svg" in refused(capsys, "plot", str(tmp_path), "-o", str(tmp_path / "a.pdf"))
     assert "cannot be read" in refused(capsys, "plot", str(tmp_path / "none.jsonl"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mebp.data.order import BLANK, IGNORED, Order
-from mebp.data.sample import Cut, bucket_lengths, cut
-from mebp.data.speller import open_speller
+from mebp.data.order import IGNORED, Order
+from mebp.data.record_tokenizer import open_record_tokenizer
+from mebp.data.sample import SampleRange, bucket_lengths, cut
 from mebp.data.token_set import SUFFIX, TokenSet, open_tokens, read_tokens, require_vocabulary
 from mebp.errors import InputError, ModelError, StoreError
 from tests.data.spelling import VOCABULARY, chat, write_lines, write_tokenizer
@@ -28,13 +28,13 @@ def model(tmp_path: Path) -> Path:
 
 
 def tokens_of(model: Path, file: Path) -> TokenSet:
-    return read_tokens(file, open_speller(model))
+    return read_tokens(file, open_record_tokenizer(model))
 
 
 def labelled_text(model: Path, tokens: TokenSet, number: int = 0) -> str:
-    start, end = tokens.bounds(number)
+    start, end = (int(tokens.ends[number - 1]) if number else 0), int(tokens.ends[number])
     ids = tokens.ids[start:end][tokens.labelled[start:end] > 0]
-    return open_speller(model).tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+    return open_record_tokenizer(model).tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 
 def test_labels_are_on_the_tokens_of_labelled_text_and_on_its_end(model: Path, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_labels_are_on_the_tokens_of_labelled_text_and_on_its_end(model: Path, t
     assert labelled_text(model, tokens, 0) == "Hellö<|end|>\n"
     assert labelled_text(model, tokens, 1) == "2<|end|>"
     assert labelled_text(model, tokens, 2) == "abc<|end|>"
-    assert tokens.num_records == 3
+    assert len(tokens.ends) == 3
 
 
 def test_an_end_that_is_there_is_not_written_twice(model: Path, tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_an_end_that_is_there_is_not_written_twice(model: Path, tmp_path: Path) 
 def test_tokens_are_kept_beside_the_data_and_found_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_lines(tmp_path / "a.jsonl", {"text": "abc"})
     first = tokens_of(model, file)
-    assert first.file == tmp_path / f".a.jsonl{SUFFIX}"
-    monkeypatch.setattr("mebp.data.token_set._spelt", None)
+    assert first.file == tmp_path / f".a.jsonl.{open_record_tokenizer(model).digest[:8]}{SUFFIX}"
+    monkeypatch.setattr("mebp.data.token_set._tokenised", None)
     again = tokens_of(model, file)
     assert again.digest == first.digest
     assert np.array_equal(again.ids, first.ids)
@@ -116,33 +116,52 @@ def test_an_empty_file_is_refused(content: str, model: Path, tmp_path: Path) -> 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no tokenizer\.json"):
-        open_speller(tmp_path)
+        open_record_tokenizer(tmp_path)
 
 
 def test_tokens_that_the_model_does_not_have_are_refused(model: Path, tmp_path: Path) -> None:
     tokens = tokens_of(model, write_lines(tmp_path / "a.jsonl", {"text": "abc"}))
-    require_vocabulary(tokens, VOCABULARY, tmp_path)
+    require_vocabulary(tokens, VOCABULARY, "`data`")
     with pytest.raises(InputError, match=r"has token 256, the model knows 200: put its own tokenizer"):
-        require_vocabulary(tokens, 200, tmp_path)
+        require_vocabulary(tokens, 200, "`data`")
 
 
 def test_records_are_cut_to_a_length_and_what_was_cut_is_counted(model: Path, tmp_path: Path) -> None:
     records = [{"text": "a" * 50}, {"text": "b" * 5}, {"prompt": "c" * 40, "completion": "d"}]
     tokens = tokens_of(model, write_lines(tmp_path / "a.jsonl", *records))
-    samples = cut(tokens, 20, packed=False, path=tmp_path)
+    samples = cut(tokens, 20, packed=False, what="`data`")
     assert samples.lengths.tolist() == [20, 6]
     assert (samples.truncated, samples.unlabelled) == (2, 1)
     assert samples.labelled.tolist() == [19, 5]
     with pytest.raises(InputError, match="no token within 20 carries a label"):
-        cut(tokens_of(model, write_lines(tmp_path / "b.jsonl", records[2])), 20, packed=False, path=tmp_path)
+        cut(tokens_of(model, write_lines(tmp_path / "b.jsonl", records[2])), 20, packed=False, what="`data`")
+
+
+@given(data=st.data())
+def test_labels_are_counted_for_samples_of_any_length(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+    ends = np.cumsum(np.array(lengths, np.int64))
+    total = int(ends[-1])
+    flags = np.array(data.draw(st.lists(st.integers(0, 1), min_size=total, max_size=total)), np.uint8)
+    tokens = TokenSet(file=Path("none"), ids=np.zeros(total, np.int32), labelled=flags, ends=ends, digest="")
+    seq_len, packed = data.draw(st.integers(2, 6)), data.draw(st.booleans())
+    starts = list(range(0, total, seq_len)) if packed else [0, *ends[:-1].tolist()]
+    stops = [min(start + seq_len, total if packed else end) for start, end in zip(starts, starts if packed else ends, strict=True)]
+    expected = [int(flags[start + 1 : stop].sum()) for start, stop in zip(starts, stops, strict=True)]
+    if any(expected):
+        samples = cut(tokens, seq_len, packed=packed, what="`data`")
+        assert samples.labelled.tolist() == [count for count in expected if count]
+    else:
+        with pytest.raises(InputError, match="carries a label"):
+            cut(tokens, seq_len, packed=packed, what="`data`")
 
 
 def test_packed_records_are_one_stream_in_blocks(model: Path, tmp_path: Path) -> None:
     tokens = tokens_of(model, write_lines(tmp_path / "a.jsonl", {"text": "a" * 30}, {"text": "b" * 12}))
-    samples = cut(tokens, 16, packed=True, path=tmp_path)
+    samples = cut(tokens, 16, packed=True, what="`data`")
     assert samples.lengths.tolist() == [16, 16, 12]
     assert samples.truncated == 0
-    where = Cut(file=tokens.file, digest=tokens.digest, seq_len=16, packed=True, first=1, last=3)
+    where = SampleRange(file=tokens.file, digest=tokens.digest, seq_len=16, packed=True, first=1, last=3)
     assert where.samples().starts.tolist() == [16, 32]
 
 
@@ -204,7 +223,6 @@ def test_fewer_samples_than_a_batch_make_one_with_blank_rows() -> None:
     assert batch.tokens == 14
     assert (batch.ids[2:] == 0).all()
     assert (batch.labels[2:] == IGNORED).all()
-    assert BLANK == -1
 
 
 def test_samples_stay_in_their_order_without_a_seed() -> None:

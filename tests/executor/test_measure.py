@@ -11,12 +11,24 @@ from pathlib import Path
 import pytest
 
 from mebp import errors
+from mebp.data.sample import SampleRange
 from mebp.errors import Disagreement, InputError, MebpError, StoreError
 from mebp.executor.measure import child, worker
-from mebp.executor.measure.job import GradientCheck, Job, Measurement
+from mebp.executor.measure.job import GradientCheck, Job, Measurement, TrainJob
 from mebp.executor.measure.memory import Sampler, memory_now, trim
-from mebp.executor.measure.message import failure_line, progress_line, read_message, read_request, request_line, result_line
+from mebp.executor.measure.message import (
+    failure_line,
+    progress_line,
+    read_message,
+    read_request,
+    report_line,
+    request_line,
+    result_line,
+    train_line,
+    trained_line,
+)
 from mebp.executor.measure.worker import run_plan
+from mebp.executor.train.settings import Evaluated, Saved, Trained, TrainSettings, Updated
 from mebp.models.graph import Graph
 from mebp.plan import Plan, parse_plan
 from mebp.sim.device import Device
@@ -189,3 +201,41 @@ def test_memory_above_a_limit_is_seen_while_it_is_in_use() -> None:
             time.sleep(0.01)
     assert seen
     assert min(seen) > now + (64 << 20)
+
+
+def test_reports_cross_processes_whatever_the_loss_is() -> None:
+    nan = float("nan")
+    update = Updated(
+        number=1,
+        epochs=0.5,
+        loss=nan,
+        rate=1e-4,
+        gradient_norm=None,
+        tokens=9,
+        labelled=3,
+        seconds=0.1,
+        seq_lens=(8,),
+        skipped="nan",
+    )
+    received = read_message(report_line(update))
+    assert isinstance(received, Updated)
+    assert received.loss != received.loss
+    assert replace(received, loss=0.0) == replace(update, loss=0.0)
+    evaluated = Evaluated(number=1, loss=float("inf"), labelled=3, seconds=0.1, best=False)
+    trained = Trained(number=1, ending="stopped", skipped=1, saved=None, best_number=0, best_loss=float("inf"))
+    for message, line in ((evaluated, report_line), (Saved(number=1, problem="full"), report_line), (trained, trained_line)):
+        assert read_message(line(message)) == message  # type: ignore[arg-type]
+
+
+def test_a_training_job_crosses_to_the_worker_whole(tmp_path: Path) -> None:
+    data = SampleRange(file=tmp_path / "tokens", digest="1", seq_len=8, packed=True, first=0, last=3)
+    job = TrainJob(
+        store=tmp_path,
+        folder=tmp_path,
+        plans=("{}",),
+        seq_lens=(8,),
+        data=data,
+        settings=TrainSettings(updates=2),
+        hashes={"a": "b"},
+    )
+    assert read_request(train_line(job)) == job

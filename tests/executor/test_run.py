@@ -73,7 +73,8 @@ def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_exact_plan_has_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path), PLANS)
+    """All of them for families that differ most, those that differ most for the others."""
+    require_exact(trial(family, tmp_path), PLANS if family in UNLIKE else ["mebp", "checkpoint-1", "greedy", "least"])
 
 
 @pytest.mark.parametrize("family", VARIANTS)
@@ -114,7 +115,7 @@ def test_a_longer_batch_in_several_attention_tiles_is_exact(family: str, tmp_pat
 @pytest.mark.parametrize("family", UNLIKE)
 @pytest.mark.parametrize(
     ("seq_len", "batch_size", "plans"),
-    [(7, 1, PLANS), (7, 2, EXACT), (256, 1, ["mebp", "solved", "least-dry"]), (256, 2, ["greedy", "least"]), (1500, 1, ["least"])],
+    [(7, 1, PLANS), (7, 2, EXACT), (256, 1, ["mebp", "solved", "least-dry"]), (256, 2, ["greedy"])],
 )
 def test_sequences_of_any_length_are_exact(family: str, seq_len: int, batch_size: int, plans: list[str], tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path, seq_len=seq_len, batch_size=batch_size), plans)
@@ -123,7 +124,7 @@ def test_sequences_of_any_length_are_exact(family: str, seq_len: int, batch_size
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "solved"])
+    require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "least"])
 
 
 @pytest.mark.parametrize("family", ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in UNLIKE if name != "qwen2")])

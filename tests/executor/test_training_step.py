@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mebp.errors import InputError
 from mebp.executor.adapter import Adapter, new_adapters
-from mebp.executor.env import Turn
+from mebp.executor.env import UpdateShare
 from mebp.executor.executor import Executor
 from mebp.executor.ops.dropout import drop
 from mebp.models.build import build_graph
@@ -195,7 +195,7 @@ def test_updates_are_torchs_own(optimizer: str, clip_norm: float, tmp_path: Path
             result = executor.step(
                 ids,
                 on_gradient=lambda name, gradient, seen=seen: seen.update({name: gradient.clone()}),
-                turn=Turn(share=share, last=last),
+                share=UpdateShare(part=share, last=last),
             )
             for name, twin in twins.items():
                 twin.grad = (0 if twin.grad is None else twin.grad) + share * seen[name]

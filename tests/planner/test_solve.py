@@ -141,7 +141,7 @@ def test_uniform_choices_by_brute_force_are_never_better(device: Device) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(sorted(CATALOGUE)),
     seq=st.integers(32, 8192),

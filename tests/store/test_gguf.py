@@ -198,16 +198,24 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return open_store(folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_real_weights_have_the_loss_of_transformers_own_reading(precision: Precision, real: Store) -> None:
-    """On text, 256 tokens: the two take the file's matrices apart independently."""
+@pytest.fixture(scope="module")
+def own_reading(real: Store) -> tuple[torch.Tensor, float]:
+    """256 tokens of text, and their loss by transformers' own reading of the file."""
     file = smollm2()
     assert file is not None
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"][:256]])
-    exact = float(model(input_ids=ids, labels=ids).loss.detach())
+    return ids, float(model(input_ids=ids, labels=ids).loss.detach())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_real_weights_have_the_loss_of_transformers_own_reading(
+    precision: Precision, real: Store, own_reading: tuple[torch.Tensor, float]
+) -> None:
+    """The two take the file's matrices apart independently."""
+    ids, exact = own_reading
     graph = build_graph(real.config, Workload(seq_len=ids.shape[1], lora=Lora(), weights=real.formats, precision=precision))
     plan = STRATEGIES["checkpoint-1"].plan(graph, load_device("laptop16"), 0)
     found = Executor(plan, graph, real, new_adapters(graph)).step(ids).loss

@@ -11,7 +11,7 @@ from mebp.data.order import Order
 from mebp.data.sample import Samples
 from mebp.data.token_set import TokenSet
 from mebp.executor.adapter import Adapter
-from mebp.executor.train.settings import Settings
+from mebp.executor.train.settings import TrainSettings
 from mebp.executor.train.trainer import Trainer
 from mebp.models.build import build_graph
 from mebp.models.workload import Workload
@@ -52,7 +52,7 @@ def planned(given: Trial, workload: Workload, name: str) -> Plan:
 
 
 def peft_run(
-    given: Trial, adapters: dict[str, Adapter], order: Order, settings: Settings, workload: Workload
+    given: Trial, adapters: dict[str, Adapter], order: Order, settings: TrainSettings, workload: Workload
 ) -> Iterator[tuple[float, torch.nn.Module]]:
     """Loss of each update and the model after it, by transformers + PEFT, torch.optim and torch's clipping."""
     model = reference(given.family, given.config, given.store, workload, adapters)

@@ -1,24 +1,23 @@
 """`mebp-plan train`: plan a fine-tuning run for this machine, then train, and write the adapter."""
 
+import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mebp.cli.command.target import this_machine
-from mebp.cli.flag import TARGET, Flag, ModelFlags, ProfileFlags, SearchFlags
-from mebp.cli.screen import interruptible, note, stdout, working
+from mebp.cli.flag import TARGET, Flag, ModelFlags, ProfileFlags, SearchFlags, TargetFlags
+from mebp.cli.screen import interruptible, note, stderr, stdout, working
 from mebp.cli.stopping import Stopping
 from mebp.cli.train_flag import DataFlags, RunFlags, TrainFlags, TrainStepFlags
 from mebp.errors import InputError
 from mebp.unit import parse_nbytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from mebp.executor.train.settings import Settings
+    from mebp.executor.train.settings import TrainSettings
     from mebp.models.workload import Workload
     from mebp.sim.device import Device
     from mebp.task.model import FoundModel
@@ -42,102 +41,120 @@ def train(
 ) -> None:
     """Fine-tune a model on this machine, within a budget of memory: data in, an adapter out.
 
-    Plans first, says what the run will take, then trains. Ctrl-C finishes the update, saves, and says how to go on.
+    It plans first, says what the run will take, then trains. --model names a checkpoint's folder, a GGUF file, or a store. Ctrl-C
+    finishes the update, saves, and says how to resume.
     """
+    asked = _Asked(model=model, data=data, step=step, training=training, profile=profile, search=search, run=run, budget=budget)
     limits = run.limits()
-    if run.resume is not None:
-        _refuse_with_resume(model, data, step, training, search, run, budget)
-        folder = run.resume
-    else:
-        folder = _begin(model, data, step, training, profile, search, run, budget)
+    folder = asked.begin() if run.resume is None else asked.resumed()
     stopping = Stopping()
     outcome = _run(folder, limits, stopping, resume=run.resume is not None)
-    _print(outcome, folder, as_json=run.as_json)
+    _print(outcome, as_json=run.as_json)
     if outcome.trained.ending == "stopped":
         done = f"stopped after update {outcome.trained.number} of {outcome.run.settings.updates}, saved"
-        raise stopping.as_error(f"{done}: go on with mebp-plan train --resume {folder}")
+        raise stopping.as_error(f"{done}: resume with mebp-plan train --resume {shlex.quote(str(folder))}")
 
 
-def _refuse_with_resume(
-    model: ModelFlags,
-    data: DataFlags,
-    step: TrainStepFlags,
-    training: TrainFlags,
-    search: SearchFlags,
-    run: RunFlags,
-    budget: str | None,
-) -> None:
-    given = [*model.given(), *data.given(), *step.given(), *training.given(), *search.given()]
-    given += ["--budget"] if budget is not None else []
-    given += [flag for flag, value in (("-o", run.output), ("--spill-dir", run.spill_dir)) if value is not None]
-    given += ["--to"] if run.to != "peft" else []
-    if given:
-        raise InputError(f"--resume {run.resume}: the run decides {sorted(given)[0]} itself: leave the flag out")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """All that was typed."""
 
+    model: ModelFlags
+    data: DataFlags
+    step: TrainStepFlags
+    training: TrainFlags
+    profile: ProfileFlags
+    search: SearchFlags
+    run: RunFlags
+    budget: str | None
 
-def _begin(
-    model: ModelFlags,
-    data: DataFlags,
-    step: TrainStepFlags,
-    training: TrainFlags,
-    profile: ProfileFlags,
-    search: SearchFlags,
-    run: RunFlags,
-    budget: str | None,
-) -> Path:
-    """Plan a new run, print what it will take, and write it into its folder."""
-    from mebp.cli.view.train import print_plan  # noqa: PLC0415
-    from mebp.data.order import Order  # noqa: PLC0415
-    from mebp.sim.profile import override  # noqa: PLC0415
-    from mebp.task.run import require_spill_dir  # noqa: PLC0415
-    from mebp.task.train.folder import BaseModel  # noqa: PLC0415
-    from mebp.task.train.planning import with_batches_of  # noqa: PLC0415
-    from mebp.task.train.run import new_run, require_new_folder  # noqa: PLC0415
+    def resumed(self) -> Path:
+        """The folder of the run to resume; it decides all but limits."""
+        assert self.run.resume is not None
+        groups = (self.model, self.data, self.step, self.training, self.profile, self.search, self.run)
+        given = [flag for group in groups for flag in group.given()] + (["--budget"] if self.budget is not None else [])
+        decided = sorted(set(given) - {"--resume", "--enforce", "--limit", "--as-json"})
+        if decided:
+            raise InputError(f"--resume {self.run.resume}: the run decides {decided[0]} itself: leave the flag out")
+        return self.run.resume
 
-    training.check(step.workload(), search.seed)
-    source, forms = data.source(step.seq_len), run.forms()
-    source.files()
-    require_spill_dir(run.spill_dir)
-    asked = None if budget is None else parse_nbytes(budget, "--budget")
-    folder = run.output or Path(f"{Path(source.data).stem}-adapter")
-    found = _weights(model, step)
-    assert found.store is not None
-    workload = step.workload(found.formats)
-    require_new_folder(folder)
-    corpus = _read(source, found)
-    machine = override(this_machine(found.config, _longest(workload, corpus), run.spill_dir), profile.overrides())
-    budget_bytes = machine.default_budget_bytes if asked is None else min(asked, int(machine.hardware.app_limit_bytes))
-    if training.tokens_per_step is not None:
+    def begin(self) -> Path:
+        """Plan a new run, print what it will take, and write it into its folder."""
+        from mebp.cli.view.train import print_plan  # noqa: PLC0415
+        from mebp.data.order import Order  # noqa: PLC0415
+        from mebp.task.train.folder import BaseName  # noqa: PLC0415
+        from mebp.task.train.run import new_run  # noqa: PLC0415
+
+        source, folder = self._checked()
+        found = _weights(self.model, self.step)
+        assert found.store is not None
+        corpus = _read(source, found)
+        workload, machine, budget_bytes = self._workload(found, corpus)
+        order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=workload.accumulate)
+        evaluates = corpus.held_out is not None
+        settings = self.training.settings(workload, order.updates_per_epoch, self.search.seed, evaluates=evaluates)
+        plan = _planned(found, workload, corpus, settings, machine, budget_bytes, self.search)
+        print_plan(stderr() if self.run.as_json else stdout(), found.config.name, corpus, plan, settings, workload)
+        base = BaseName(name=self.run.base or self.model.model or "", wrapper=found.wrapper, architecture=found.architecture)
+        spill_dir = None if self.run.spill_dir is None else self.run.spill_dir.absolute()
+        new_run(
+            folder,
+            found.store,
+            base,
+            source,
+            corpus,
+            plan,
+            settings,
+            to=self.run.forms(),
+            command=("mebp-plan", *sys.argv[1:]),
+            device=self.run.torch_device,
+            spill_dir=spill_dir,
+        )
+        return folder
+
+    def _checked(self) -> "tuple[Source, Path]":
+        """Data and folder; InputError for what can be refused before anything is worked out."""
+        from mebp.task.train.run import require_new_folder  # noqa: PLC0415
+
+        self.training.check(self.step, self.search.seed)
+        source = self.data.source(self.step.seq_len)
+        source.files()
+        self.run.forms()
+        self.run.require_devices()
+        if self.budget is not None:
+            parse_nbytes(self.budget, "--budget")
+        folder = self.run.output or Path(f"{Path(source.data).stem}-adapter")
+        require_new_folder(folder)
+        return source, folder
+
+    def _workload(self, found: "FoundModel", corpus: "Corpus") -> "tuple[Workload, Device, int]":
+        """The step, this machine, measured at the step's shapes, and the budget in bytes."""
+        from mebp.models.workload import require_workload  # noqa: PLC0415
+        from mebp.task.train.planning import with_batches_of  # noqa: PLC0415
+
+        workload = self.step.workload(found.formats)
+        if self.step.weights is not None and workload.weights != found.formats:
+            assert found.formats
+            raise InputError(f"--weights {self.step.weights}: the store is in {found.formats.name}: leave the flag out")
+        require_workload(found.config, workload)
+        machine = self._machine(found, workload, corpus)
+        budget_bytes = TargetFlags(budget=self.budget).budget_on(machine, note)
+        tokens = self.training.tokens_per_step
+        if tokens is None:
+            return workload, machine, budget_bytes
+        effort = self.search.effort()
         with working("choosing the batch size"):
-            effort = search.effort()
             workload = interruptible(
-                lambda: with_batches_of(
-                    training.tokens_per_step or 0, found.config, workload, corpus, machine, budget_bytes, effort
-                ),
-                effort.stop,
+                lambda: with_batches_of(tokens, found.config, workload, corpus, machine, budget_bytes, effort), effort.stop
             )
         note(f"batches of {workload.batch_size}, {workload.accumulate} for each update")
-        machine = override(this_machine(found.config, _longest(workload, corpus), run.spill_dir), profile.overrides())
-    order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=workload.accumulate)
-    settings = training.settings(workload, order.updates_per_epoch, search.seed, evaluates=corpus.held_out is not None)
-    plan = _planned(found, workload, corpus, settings, machine, budget_bytes, search)
-    print_plan(stdout() if not run.as_json else _stderr(), found.config.name, corpus, plan, settings, workload)
-    base = BaseModel(name=model.model or str(found.store), wrapper=found.wrapper, architecture=found.architecture)
-    command = ("mebp-plan", *sys.argv[1:])
-    new_run(
-        folder,
-        found.store,
-        base,
-        source,
-        corpus,
-        plan,
-        settings,
-        to=forms,
-        command=command,
-        device=run.torch_device,
-        spill_dir=None if run.spill_dir is None else run.spill_dir.absolute(),
-    )
-    return folder
+        return workload, self._machine(found, workload, corpus), budget_bytes
+
+    def _machine(self, found: "FoundModel", workload: "Workload", corpus: "Corpus") -> "Device":
+        from mebp.sim.profile import override  # noqa: PLC0415
+
+        longest = _longest(workload, corpus)
+        return override(this_machine(found.config, longest, self.run.spill_dir), self.profile.overrides())
 
 
 def _weights(model: ModelFlags, step: TrainStepFlags) -> "FoundModel":
@@ -166,14 +183,14 @@ def _weights(model: ModelFlags, step: TrainStepFlags) -> "FoundModel":
 
 
 def _read(source: "Source", found: "FoundModel") -> "Corpus":
-    from mebp.data.speller import open_speller  # noqa: PLC0415
+    from mebp.data.record_tokenizer import open_record_tokenizer  # noqa: PLC0415
     from mebp.task.train.corpus import read_corpus  # noqa: PLC0415
 
     assert found.store is not None
     with working("reading the data") as status:
         return read_corpus(
             source,
-            open_speller(found.store),
+            open_record_tokenizer(found.store),
             found.config.vocab,
             lambda file, count: status.update(f"reading {file.name}: {count:,} records"),
         )
@@ -192,7 +209,7 @@ def _planned(
     found: "FoundModel",
     workload: "Workload",
     corpus: "Corpus",
-    settings: "Settings",
+    settings: "TrainSettings",
     machine: "Device",
     budget_bytes: int,
     search: SearchFlags,
@@ -218,25 +235,19 @@ def _planned(
 
 def _run(folder: Path, limits: "Limits", stopping: Stopping, *, resume: bool) -> "Outcome":
     """Train, with what happens on stderr; signals ask the run to stop."""
-    from mebp.cli.view.watching import Watching  # noqa: PLC0415
+    from mebp.cli.view.live import LiveView  # noqa: PLC0415
     from mebp.task.train.folder import read_run  # noqa: PLC0415
-    from mebp.task.train.run import Watch, run_in  # noqa: PLC0415
+    from mebp.task.train.run import Callbacks, run_in  # noqa: PLC0415
 
-    with Watching(read_run(folder)) as watching, stopping.listens(watching.say):
-        watch = Watch(report=watching.report, complain=watching.say, ready=stopping.ready)
-        return run_in(folder, resume=resume, limits=limits, watch=watch)
+    with LiveView(read_run(folder)) as live, stopping.listens(live.say):
+        callbacks = Callbacks(report=live.report, warn=live.say, ready=stopping.ready)
+        return run_in(folder, resume=resume, limits=limits, callbacks=callbacks)
 
 
-def _print(outcome: "Outcome", folder: Path, *, as_json: bool) -> None:
+def _print(outcome: "Outcome", *, as_json: bool) -> None:
     from mebp.cli.view.train import outcome_json, print_outcome  # noqa: PLC0415
 
     if as_json:
         typer.echo(outcome_json(outcome), nl=False)
     else:
         print_outcome(stdout(), outcome)
-
-
-def _stderr() -> "Console":
-    from rich.console import Console  # noqa: PLC0415
-
-    return Console(stderr=True, highlight=False)

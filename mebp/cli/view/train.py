@@ -2,23 +2,25 @@
 
 import json
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from mebp.cli.view.grid import grid, print_grid
-from mebp.unit import show_nbytes, show_ns, show_seconds
+from mebp.unit import show_nbytes, show_ns, show_number, show_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from mebp.executor.train.settings import Settings
+    from mebp.executor.train.settings import TrainSettings
     from mebp.models.workload import Workload
     from mebp.task.train.corpus import Corpus
-    from mebp.task.train.planning import TrainingPlan
+    from mebp.task.train.planning import BucketPlan, TrainingPlan
     from mebp.task.train.run import Outcome
 
 
 def print_plan(
-    console: "Console", model: str, corpus: "Corpus", plan: "TrainingPlan", settings: "Settings", workload: "Workload"
+    console: "Console", model: str, corpus: "Corpus", plan: "TrainingPlan", settings: "TrainSettings", workload: "Workload"
 ) -> None:
     """Budget, plans, predicted peak and times."""
     samples, held_out = corpus.train.samples, corpus.held_out
@@ -26,17 +28,18 @@ def print_plan(
     facts = [(samples.truncated, "cut to {} tokens"), (samples.unlabelled, "left out: no token with a label within {} tokens")]
     for count, what in facts:
         if count:
-            console.print(f"{count:,} records {what.format(corpus.train.cut.seq_len)}", markup=False)
-    table = grid("batches of", "plan", right=("an epoch", "labelled", "peak", "step"))
-    for stage in plan.stages:
-        _add_stage(table, stage, f"{workload.batch_size} x {stage.seq_len} tokens", plan)
-    for stage in plan.trials:
-        _add_stage(table, stage, f"{workload.batch_size} x {stage.seq_len} held out", plan)
-    print_grid(console, table, drop=("labelled", "an epoch"))
+            console.print(f"{count:,} records {what.format(corpus.train.range.seq_len)}", markup=False)
+    table = grid("batches of", "plan", right=("per epoch", "labelled", "peak", "step"))
+    for bucket in plan.train:
+        _add_bucket(table, bucket, f"{workload.batch_size} x {bucket.seq_len} tokens", plan)
+    for bucket in plan.held_out:
+        _add_bucket(table, bucket, f"{workload.batch_size} x {bucket.seq_len} held out", plan)
+    print_grid(console, table, drop=("labelled", "per epoch"))
     held = f", {len(held_out.samples):,} held out" if held_out else ""
     epochs = settings.updates / plan.updates_per_epoch
+    batches = f"{settings.accumulate} batch{'es' if settings.accumulate > 1 else ''}"
     console.print(
-        f"{settings.updates:,} updates of {settings.accumulate} batches ({epochs:.2g} epochs{held}),"
+        f"{settings.updates:,} updates of {batches} ({show_number(epochs)} epochs{held}),"
         f" {workload.optimizer if workload.method == 'backprop' else 'mezo'}, rate {settings.optimizer.rate:g}"
         f" {settings.optimizer.schedule.decay}",
         markup=False,
@@ -48,21 +51,15 @@ def print_plan(
     )
 
 
-def _add_stage(table: object, stage: object, what: str, plan: "TrainingPlan") -> None:
-    from rich.table import Table  # noqa: PLC0415
-
-    from mebp.task.train.planning import Stage  # noqa: PLC0415
-
-    assert isinstance(table, Table)
-    assert isinstance(stage, Stage)
+def _add_bucket(table: "Table", bucket: "BucketPlan", what: str, plan: "TrainingPlan") -> None:
     outside = plan.peak_bytes - plan.peak_breakdown["arena"]
     table.add_row(
         what,
-        stage.row.name,
-        f"{stage.batches:,}",
-        f"{stage.labelled}",
-        show_nbytes(outside + stage.row.plan.arena_bytes),
-        show_ns(stage.row.prediction.step_ns),
+        bucket.row.name,
+        f"{bucket.num_batches:,}",
+        f"{bucket.labelled}",
+        show_nbytes(outside + bucket.row.plan.arena_bytes),
+        show_ns(bucket.row.prediction.step_ns),
     )
 
 
@@ -74,7 +71,7 @@ def print_outcome(console: "Console", outcome: "Outcome") -> None:
         table.add_row(*cells)
     print_grid(console, table)
     if trained.skipped:
-        console.print(f"{trained.skipped} updates changed nothing: a loss or gradient was not finite", markup=False)
+        console.print(f"{trained.skipped} updates were skipped: a loss or gradient was not finite", markup=False)
     if trained.best_loss is not None:
         console.print(
             f"best held-out loss {trained.best_loss:.4f} after update {trained.best_number}: its adapter is kept", markup=False
@@ -89,7 +86,7 @@ def _rows(outcome: "Outcome") -> list[tuple[str, ...]]:
     run, trained = outcome.run, outcome.trained
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("anonymous memory, whole process", run.predicted.peak_bytes, trained.peak_bytes, show_nbytes),
-        *([("whole run", run.predicted.total_ns, outcome.seconds * 1e9, show_ns)] if outcome.whole else []),
+        *([("whole run", run.predicted.total_ns, outcome.seconds * 1e9, show_ns)] if outcome.complete else []),
     ]
     return [(name, show(ahead), show(found), f"{found / ahead - 1:+.1%}" if ahead else "-") for name, ahead, found, show in rows]
 
@@ -104,7 +101,7 @@ def outcome_json(outcome: "Outcome") -> str:
         "updates": trained.number,
         "skipped": trained.skipped,
         "best_update": trained.best_number,
-        "best_loss": trained.best_loss,
+        "best_loss": trained.best_loss if trained.best_loss is None or isfinite(trained.best_loss) else None,
         "predicted": {
             "peak_bytes": run.predicted.peak_bytes,
             "peak_breakdown": dict(run.predicted.peak_breakdown),

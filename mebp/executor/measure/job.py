@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mebp.data.sample import Cut
+from mebp.data.sample import SampleRange
 from mebp.errors import InputError
-from mebp.executor.train.settings import Settings
+from mebp.executor.train.settings import TrainSettings
 from mebp.text import shortened
 
 Progress = Callable[[int, int], None]  # steps done, and of how many
@@ -46,11 +46,11 @@ class TrainJob:
     folder: Path
     plans: tuple[str, ...]
     seq_lens: tuple[int, ...]
-    data: Cut
-    settings: Settings
+    data: SampleRange
+    settings: TrainSettings
     held_out_plans: tuple[str, ...] = ()
     held_out_lens: tuple[int, ...] = ()
-    held_out: Cut | None = None
+    held_out: SampleRange | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
     device: str = "cpu"

@@ -15,7 +15,7 @@ STOP = "stop"  # what a parent says to a training worker
 REPORTS: dict[str, type[Report]] = {kind.__name__: kind for kind in (Updated, Evaluated, Saved)}
 Message = tuple[int, int] | Report | Measurement | Trained | MebpError
 
-_reports: TypeAdapter[Report] = TypeAdapter(Report)
+_reports = {name: TypeAdapter(kind) for name, kind in REPORTS.items()}
 
 
 def request_line(plan: Plan, job: Job) -> str:
@@ -42,7 +42,8 @@ def progress_line(done: int, total: int) -> str:
 
 def report_line(report: Report) -> str:
     """A report by the name of its class."""
-    return REPORT + json.dumps([type(report).__name__, _reports.dump_json(report).decode()])
+    name = type(report).__name__
+    return REPORT + json.dumps([name, _reports[name].dump_json(report).decode()])
 
 
 def result_line(measurement: Measurement) -> str:
@@ -67,7 +68,7 @@ def read_message(line: str) -> Message | None:
             return int(done), int(total)
         case "report ":
             name, report = json.loads(text)
-            return TypeAdapter(REPORTS[name]).validate_json(report)
+            return _reports[name].validate_json(report)
         case "result ":
             return TypeAdapter(Measurement).validate_json(text)
         case "trained ":

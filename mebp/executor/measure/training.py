@@ -1,4 +1,4 @@
-"""A training run in the worker: the process's baseline and limits, the folder's lock, the trainer, and an ear for a stop."""
+"""A training run in the worker: the process's baseline and limits, the folder's lock, the trainer, a listener for the stop."""
 
 import fcntl
 import gc
@@ -18,12 +18,11 @@ from mebp.executor.measure.job import TrainJob
 from mebp.executor.measure.memory import Sampler, memory_now, trim
 from mebp.executor.measure.message import STOP
 from mebp.executor.measure.process import WINDOW_PART, begin, enforced, too_much
-from mebp.executor.train.settings import Report, Trained, Updated
-from mebp.executor.train.trainer import Trainer, Trials
+from mebp.executor.train.settings import LOCK, Report, Saved, Trained, Updated
+from mebp.executor.train.trainer import HeldOut, Trainer
 from mebp.plan import parse_plan
 from mebp.store.reader import open_store
 
-LOCK = ".lock"
 LOCK_S = 10.0  # how long a process that was killed may take to end
 
 
@@ -39,6 +38,8 @@ def train(job: TrainJob, say: Callable[[Report], None], give_up: Callable[[str],
         gc.collect()
         trim()  # reading the plans left some megabytes
         with Sampler(most_bytes, lambda nbytes: give_up(too_much(nbytes, job.budget_bytes))) as sampler:
+            if trainer.saved is not None:
+                say(Saved(number=trainer.saved))
             for report in trainer.run():
                 say(_measured(report, sampler))
         return replace(trainer.result(), baseline_bytes=baseline, peak_bytes=sampler.anonymous, file_bytes=sampler.file)
@@ -46,22 +47,24 @@ def train(job: TrainJob, say: Callable[[Report], None], give_up: Callable[[str],
 
 def _trainer(job: TrainJob) -> Trainer:
     plans, held_out_plans = ([parse_plan(text, "a plan of the run") for text in texts] for texts in (job.plans, job.held_out_plans))
-    workload, seed = plans[0].workload, job.settings.seed
-    order = Order(job.data.samples(), job.seq_lens, batch_size=workload.batch_size, accumulate=job.settings.accumulate, seed=seed)
-    trials = None
+    batch_size = plans[0].workload.batch_size
+    order = Order(
+        job.data.samples(), job.seq_lens, batch_size=batch_size, accumulate=job.settings.accumulate, seed=job.settings.seed
+    )
+    held_out = None
     if job.held_out is not None and held_out_plans:
-        held_out = Order(job.held_out.samples(), job.held_out_lens, batch_size=workload.batch_size, seed=None)
-        trials = Trials(plans=held_out_plans, order=held_out)
+        own = Order(job.held_out.samples(), job.held_out_lens, batch_size=batch_size, seed=None)
+        held_out = HeldOut(plans=held_out_plans, order=own)
     return Trainer(
         plans,
         open_store(job.store),
         order,
         job.settings,
-        trials=trials,
+        held_out=held_out,
         folder=job.folder,
         hashes=job.hashes,
         device=job.device,
-        spill_dir=job.spill_dir,
+        spill_dir=job.spill_dir or job.folder,
         window_bytes=job.limit_bytes // WINDOW_PART,
     )
 
@@ -83,10 +86,12 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > until:
                     raise InputError(f"another process trains in {folder}: wait for it, or name another folder") from None
                 time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
         yield
     finally:
         os.close(opened)
@@ -102,4 +107,4 @@ def _listen(trainer: Trainer) -> None:
             if line.strip() == STOP:
                 trainer.stop()
 
-    threading.Thread(target=wait, name="mebp-ear", daemon=True).start()
+    threading.Thread(target=wait, name="mebp-stop", daemon=True).start()

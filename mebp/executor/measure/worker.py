@@ -35,7 +35,8 @@ def run_plan(plan: Plan, job: Job, progress: Progress | None = None) -> Measurem
             progress(*message)
 
     with _worker(job) as worker:
-        found = worker.converse(request_line(plan, job), see)
+        worker.tell(request_line(plan, job))
+        found = worker.listen(see)
     assert isinstance(found, Measurement)
     return found
 
@@ -50,8 +51,9 @@ def train(job: TrainJob, report: Callable[[Report], None], ready: Callable[[Call
             report(message)
 
     with _worker(job, apart=True) as worker:
-        ready(worker.stop)
-        found = worker.converse(train_line(job), see)
+        worker.tell(train_line(job))
+        ready(lambda: worker.tell(STOP))
+        found = worker.listen(see)
     assert isinstance(found, Trained)
     return found
 
@@ -96,14 +98,9 @@ class _Worker:
     store: Path
     stderr: IO[str]
 
-    def stop(self) -> None:
-        """Ask a training worker to stop."""
-        self._tell(STOP)
-
-    def converse(self, request: str, see: Callable[[Message], None]) -> Measurement | Trained:
-        """Hand the request over and listen until the result."""
+    def listen(self, see: Callable[[Message], None]) -> Measurement | Trained:
+        """Hear what it says, until its result."""
         assert self.process.stdout
-        self._tell(request)
         for line in self.process.stdout:
             match read_message(line):
                 case Measurement() | Trained() as result:
@@ -116,7 +113,8 @@ class _Worker:
                     see(message)
         raise self._died()
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Send a line: the request, and to a training worker perhaps STOP."""
         assert self.process.stdin
         with suppress(BrokenPipeError):  # the worker died at once; its exit status says how
             self.process.stdin.write(line + "\n")

@@ -24,13 +24,13 @@ def update(io: Io) -> None:
 def accumulate(io: Io) -> None:
     """Add the step's share of the layer's gradients to the deferred ones."""
     for name, index, gradient in _gradients(io):
-        io.env.adapters[name].deferred[index].add_(gradient, alpha=io.env.turn.share)
+        io.env.adapters[name].deferred[index].add_(gradient, alpha=io.env.share.part)
 
 
 def apply(io: Io) -> None:
     """After an update's last step: clip what is deferred by its 2-norm (as torch's clip_grad_norm_ does), step, begin again."""
     values, env, clip_norm = io.take("values"), io.env, io.params(UpdateParams).clip_norm
-    if not env.turn.last:
+    if not env.share.last:
         return
     adapters = [env.adapters[name] for name in io.op.adapters]
     norm = math.hypot(*(float(torch.linalg.vector_norm(t)) for adapter in adapters for t in adapter.deferred))

@@ -1,17 +1,20 @@
-"""What a training run is beside its plans and data, and what it reports. Data that crosses between processes: no torch here."""
+"""A training run's settings and its reports: data that crosses between processes, so no torch here."""
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from pydantic import ConfigDict
 
 from mebp.errors import InputError
 from mebp.models.optimizer import MOST_UPDATES, Optimizer, require_optimizer
 from mebp.unit import require_whole
 
+STATE, BEST, LOCK = "state.safetensors", "best.safetensors", ".lock"  # files in a run's folder
 Ending = Literal["all updates", "early stop", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class TrainSettings:
     """`updates` of the adapters, each along the gradient of `accumulate` batches. Held-out data are evaluated before the first
     update, after every `evaluate_every` (0: never) and after the last; after `patience` evaluations without a better loss (0:
     never) the run ends. The state is saved after every `save_every` updates (0: at the end alone). `seed` decides adapters, order
@@ -31,9 +34,11 @@ class Settings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
     """One update: `number` from 1, the part of the data passed so far in `epochs`, the loss on average over `labelled` tokens, the
-    rate, the gradient's 2-norm before clipping (None: not worked out), tokens without padding, and seconds. `memory_bytes` are
-    those of the process at its end, `peak_bytes` the most so far. `skipped` says why nothing was changed, else None.
+    rate, the gradient's 2-norm before clipping (None unless gradients are deferred), tokens without padding, and seconds.
+    `memory_bytes` are those of the process at its end, `peak_bytes` the most so far. `skipped` says why it was left out, else None.
     """
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
 
     number: int
     epochs: float
@@ -52,6 +57,8 @@ class Updated:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """The loss on held-out data, on average over labelled tokens, after `number` updates; `best` so far."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
 
     number: int
     loss: float
@@ -75,13 +82,15 @@ Report = Updated | Evaluated | Saved
 class Trained:
     """How a run ended after `number` updates, `skipped` of them without effect; the best evaluation, where there was one; and what
     it took: bytes of the process before anything of the model was there, at its peak, and file-backed. `saved` is the number of
-    updates that the state on disk is after.
+    updates that the state on disk is after, None where there is none.
     """
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
 
     number: int
     ending: Ending
     skipped: int
-    saved: int
+    saved: int | None
     best_number: int | None
     best_loss: float | None
     baseline_bytes: int = 0
@@ -90,7 +99,7 @@ class Trained:
     arena_bytes: int = 0
 
 
-def require_settings(settings: Settings) -> None:
+def require_settings(settings: TrainSettings) -> None:
     """Refuse what no run can take: InputError naming value, bound and remedy."""
     require_whole("`steps`", settings.updates, 1, MOST_UPDATES)
     require_whole("`accumulate`", settings.accumulate, 1, 1 << 20)

@@ -1,5 +1,5 @@
-"""A run's state on disk: adapters and optimizer as safetensors, written whole or not at all, a tensor at a time; and the facts with
-which a run goes on.
+"""A run's state on disk: adapters and optimizer state as safetensors, written whole or not at all, a tensor at a time; and the
+position from which a run is resumed.
 """
 
 import json
@@ -20,14 +20,13 @@ from mebp.leftover import part_name, sweep
 from mebp.store.reader import bytes_of
 from mebp.store.writer import reserve, write_all
 
-STATE, BEST = "state.safetensors", "best.safetensors"
-FACTS = "mebp_training"  # key of the facts among the file's metadata
+POSITION = "mebp_training"  # key of the position among the file's metadata
 VERSION = 1
 MOMENTS = ("A.first", "A.second", "B.first", "B.second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Position:
     """Where a run stands: updates done and how many had an effect, steps taken, the best evaluation, and how many there were since;
     and the hashes of what it was begun with, by name.
     """
@@ -37,12 +36,12 @@ class Facts:
     step: int
     best_number: int | None
     best_loss: float | None
-    stale: int
+    evaluations_since_best: int
     hashes: Mapping[str, str]
     version: int = VERSION
 
 
-def write_state(file: Path, adapters: Mapping[str, Adapter], facts: Facts, *, moments: bool = True) -> None:
+def write_state(file: Path, adapters: Mapping[str, Adapter], position: Position, *, moments: bool = True) -> None:
     """Write adapters, with `moments` what the optimizer remembers too, in the place of what was there; OSError where that fails,
     and what was there stays.
     """
@@ -52,7 +51,7 @@ def write_state(file: Path, adapters: Mapping[str, Adapter], facts: Facts, *, mo
     try:
         opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            _write(opened, tensors, facts)
+            _write(opened, tensors, position)
         finally:
             os.close(opened)
         temporary.replace(file)
@@ -61,15 +60,15 @@ def write_state(file: Path, adapters: Mapping[str, Adapter], facts: Facts, *, mo
         temporary.unlink(missing_ok=True)
 
 
-def read_facts(file: Path) -> Facts:
+def read_position(file: Path) -> Position:
     """Where a saved run stands; StoreError in one line for a file that cannot be read, or is of another version."""
     try:
         with safe_open(file, framework="pt") as opened:
-            given = (opened.metadata() or {}).get(FACTS)
+            given = (opened.metadata() or {}).get(POSITION)
         raw = json.loads(given) if given else None
         if isinstance(raw, dict) and raw.get("version") != VERSION:
             raise StoreError(f"{file} was written by another version of mebp-plan: begin again in another folder")
-        return TypeAdapter(Facts).validate_python(raw)
+        return TypeAdapter(Position).validate_python(raw)
     except (SafetensorError, OSError, ValueError, ValidationError) as error:
         said = str(error).splitlines()[0] if isinstance(error, OSError | SafetensorError) else "no state of a run"
         raise StoreError(f"cannot read {file} ({said}): begin again in another folder") from None
@@ -102,8 +101,8 @@ def _named(adapters: Mapping[str, Adapter], *, moments: bool) -> Iterator[tuple[
             yield from ((f"{name}.{moment}", tensor) for moment, tensor in zip(MOMENTS, adapter.states, strict=False))
 
 
-def _write(opened: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-    entries: dict[str, Any] = {"__metadata__": {FACTS: json.dumps(asdict(facts))}}
+def _write(opened: int, tensors: Mapping[str, Tensor], position: Position) -> None:
+    entries: dict[str, Any] = {"__metadata__": {POSITION: json.dumps(asdict(position))}}
     end = 0
     for name, tensor in tensors.items():
         entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}

@@ -1,6 +1,8 @@
 """The model card that lies in an adapter's folder: what it was trained on, under which budget, predicted and measured."""
 
 import json
+import shlex
+from pathlib import Path
 
 from mebp.executor.train.settings import Trained
 from mebp.models.workload import Workload
@@ -9,7 +11,7 @@ from mebp.task.train.folder import MODEL, Run
 from mebp.unit import show_nbytes, show_ns
 
 
-def model_card(run: Run, plans: list[Plan], trained: Trained, seconds: float) -> str:
+def model_card(run: Run, plans: list[Plan], trained: Trained, seconds: float | None) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads."""
     workload = plans[-1].workload
     front = {"base_model": run.base.name, "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "mebp-plan"]}
@@ -27,16 +29,16 @@ Trained with mebp-plan, with the exact gradients of the plan that its solver cho
 |---|---|
 {rows}
 
-    {" ".join(run.command) or "Trainer, from Python"}
+    {shlex.join(run.command) or "Trainer, from Python"}
 """
 
 
-def _facts(run: Run, plans: list[Plan], w: Workload, trained: Trained, seconds: float) -> list[tuple[str, str]]:
+def _facts(run: Run, plans: list[Plan], w: Workload, trained: Trained, seconds: float | None) -> list[tuple[str, str]]:
     numbers, predicted = run.settings.optimizer, run.predicted
     scaled = "alpha / sqrt(rank)" if w.lora.rslora else "alpha / rank"
     layers = f", last {w.lora.layers} layers" if w.lora.layers else ""
-    done = trained.number / run.settings.updates
-    total = f"{show_ns(seconds * 1e9)} measured" + (f", {show_ns(predicted.total_ns)} predicted" if done == 1 else "")
+    ahead = f"{show_ns(predicted.total_ns)} predicted for all {run.settings.updates} updates"
+    total = ahead if seconds is None else f"{show_ns(seconds * 1e9)} measured, {ahead}"
     peak = f"{show_nbytes(trained.peak_bytes)} measured, {show_nbytes(predicted.peak_bytes)} predicted"
     facts = [
         ("adapter", f"rank {w.lora.rank}, alpha {w.lora.alpha:g} ({scaled}), {', '.join(w.lora.targets)}{layers}"),
@@ -48,7 +50,7 @@ def _facts(run: Run, plans: list[Plan], w: Workload, trained: Trained, seconds: 
         ("budget", show_nbytes(run.budget_bytes)),
         ("peak memory", peak),
         ("time", total),
-        ("data", ", ".join(f"{name}: SHA-256 {digest}" for name, digest in run.sha256.items())),
+        ("data", ", ".join(f"{Path(name).name}: SHA-256 {digest}" for name, digest in run.sha256.items())),
     ]
     if trained.best_loss is not None:
         facts.append(("held-out loss", f"{trained.best_loss:.4f} after update {trained.best_number}, whose adapters these are"))

@@ -1,16 +1,18 @@
 """The data of a run: files as they are named, read into samples to train on and samples that are held out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mebp.data.record import is_json_lines
-from mebp.data.sample import Cut, Samples, bucket_lengths, cut
-from mebp.data.speller import Speller
+from mebp.data.record_tokenizer import RecordTokenizer
+from mebp.data.sample import SampleRange, Samples, bucket_lengths, bucket_numbers, cut
 from mebp.data.token_set import TokenSet, read_tokens, require_vocabulary
 from mebp.errors import InputError
+from mebp.models.workload import MAX_TOKENS
+from mebp.unit import require_whole
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 MOST_HELD_OUT = 0.5  # of the data
@@ -21,7 +23,7 @@ class Split:
     """Samples, how another process finds them, and the lengths that they are padded to."""
 
     samples: Samples
-    cut: Cut
+    range: SampleRange
     seq_lens: tuple[int, ...]
 
 
@@ -68,20 +70,21 @@ class Source:
 
 
 def read_corpus(
-    source: Source, speller: Speller, vocabulary: int, progress: Callable[[Path, int], None] = lambda *_: None
+    source: Source, tokenizer: RecordTokenizer, vocabulary: int, progress: Callable[[Path, int], None] = lambda *_: None
 ) -> Corpus:
     """Read, or find again, the tokens of a run's data; InputError in one line for data that no run can take."""
     train_file, valid_file = source.files()
     if not 1 <= source.buckets <= 8:
         raise InputError(f"`buckets` = {source.buckets}: must be between 1 and 8")
+    require_whole("`seq_len`", source.seq_len, 2, MAX_TOKENS)
     packed = not is_json_lines(train_file) if source.packed is None else source.packed
 
-    def samples_of(file: Path) -> tuple[TokenSet, Samples]:
-        tokens = read_tokens(file, speller, lambda count: progress(file, count))
-        require_vocabulary(tokens, vocabulary, file)
-        return tokens, cut(tokens, source.seq_len, packed=packed, path=file)
+    def samples_of(file: Path, what: str) -> tuple[TokenSet, Samples]:
+        tokens = read_tokens(file, tokenizer, lambda count: progress(file, count), what)
+        require_vocabulary(tokens, vocabulary, f"{what} {file}")
+        return tokens, cut(tokens, source.seq_len, packed=packed, what=f"{what} {file}")
 
-    tokens, samples = samples_of(train_file)
+    tokens, samples = samples_of(train_file, "`data`")
     count = len(samples)
     held = round(count * source.hold_out) or int(source.hold_out > 0)
     if held >= count:
@@ -89,7 +92,7 @@ def read_corpus(
     train = _split(samples, tokens, source, packed, 0, count - held)
     held_out = _split(samples, tokens, source, packed, count - held, count) if held else None
     if valid_file is not None:
-        valid_tokens, valid_samples = samples_of(valid_file)
+        valid_tokens, valid_samples = samples_of(valid_file, "`valid`")
         held_out = _split(valid_samples, valid_tokens, source, packed, 0, len(valid_samples))
     files = (train_file, *((valid_file,) if valid_file else ()))
     return Corpus(train=train, held_out=held_out, files=files, packed=packed)
@@ -97,14 +100,13 @@ def read_corpus(
 
 def _split(samples: Samples, tokens: TokenSet, source: Source, packed: bool, first: int, last: int) -> Split:
     part = samples.part(slice(first, last))
-    part = replace(part, truncated=samples.truncated, unlabelled=samples.unlabelled)
     lens = (source.seq_len,) if packed and len(part) > 1 else bucket_lengths(part.lengths, source.buckets, source.seq_len)
-    where = Cut(file=tokens.file, digest=tokens.digest, seq_len=source.seq_len, packed=packed, first=first, last=last)
-    return Split(samples=part, cut=where, seq_lens=lens)
+    where = SampleRange(file=tokens.file, digest=tokens.digest, seq_len=source.seq_len, packed=packed, first=first, last=last)
+    return Split(samples=part, range=where, seq_lens=lens)
 
 
 def most_labelled(split: Split, bucket: int, batch_size: int) -> int:
     """The most labelled tokens that a batch of a bucket can have."""
-    which = np.searchsorted(np.array(split.seq_lens), split.samples.lengths) == bucket
+    which = bucket_numbers(split.samples, split.seq_lens) == bucket
     found = np.sort(split.samples.labelled[which])[-batch_size:]
     return int(found.sum())

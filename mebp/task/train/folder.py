@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from mebp.data.sample import Cut
+from mebp.data.sample import SampleRange
 from mebp.errors import InputError
-from mebp.executor.train.settings import Settings
+from mebp.executor.train.settings import TrainSettings
 from mebp.store.header import read_header
 from mebp.task.train.corpus import Source
 from mebp.text import read_text, write_file
@@ -28,7 +28,7 @@ MODEL, DATA, HELD_OUT, PLANS = "the model's weights", "the data", "the held-out 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseModel:
+class BaseName:
     """The model as it was named, and what exports have to know of it beside its config."""
 
     name: str
@@ -58,12 +58,12 @@ class Run:
 
     version: int = VERSION
     store: Path
-    base: BaseModel
+    base: BaseName
     source: Source
-    settings: Settings
-    train: Cut
+    settings: TrainSettings
+    train: SampleRange
     seq_lens: tuple[int, ...]
-    held_out: Cut | None
+    held_out: SampleRange | None
     held_out_lens: tuple[int, ...]
     updates_per_epoch: int
     budget_bytes: int

@@ -1,11 +1,12 @@
 """Training from Python in a few lines: a trainer for a store, data and a budget; and its adapters as other tools take them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from mebp.data.order import Order
-from mebp.data.speller import open_speller
-from mebp.executor.train.settings import Settings
-from mebp.executor.train.trainer import Trainer, Trials
+from mebp.data.record_tokenizer import open_record_tokenizer
+from mebp.executor.train.settings import TrainSettings
+from mebp.executor.train.trainer import HeldOut, Trainer
 from mebp.export.base import Base
 from mebp.export.lora_set import LoraSet
 from mebp.export.peft import write_peft
@@ -22,7 +23,7 @@ from mebp.task.train.planning import plan_training
 def make_trainer(
     store: str | Path,
     source: Source,
-    settings: Settings,
+    settings: TrainSettings,
     *,
     budget_bytes: int,
     workload: Workload | None = None,
@@ -30,12 +31,13 @@ def make_trainer(
     folder: Path | None = None,
 ) -> Trainer:
     """Plan for `device` (default: this machine's profile, or one like it) and get ready to train, in this process, on a store's
-    weights. `workload` (default: LoRA of rank 8 with AdamW, clipped) is given its lengths, labels and formats here; the state is
-    saved in `folder`. InputError for what no run can take, InfeasibleBudget where nothing fits.
+    weights. `workload` (default: LoRA of rank 8 with AdamW, clipped) is given its lengths, labels, formats and accumulation here;
+    the state is saved in `folder`. InputError for what no run can take, InfeasibleBudget where nothing fits.
     """
     opened = open_store(Path(store))
     asked = workload or Workload(lora=Lora(), weights=opened.formats, optimizer="adamw", clip_norm=1.0)
-    corpus = read_corpus(source, open_speller(opened.folder), opened.config.vocab)
+    asked = replace(asked, weights=opened.formats, accumulate=settings.accumulate)
+    corpus = read_corpus(source, open_record_tokenizer(opened.folder), opened.config.vocab)
     here = device or load_device("host" if host_path().is_file() else STAND_IN)
     plan = plan_training(opened.config, asked, corpus, settings, here, budget_bytes, Effort())
     order = Order(
@@ -45,12 +47,11 @@ def make_trainer(
         accumulate=settings.accumulate,
         seed=settings.seed,
     )
-    trials = None
-    if corpus.held_out is not None and plan.trials:
-        held_out = Order(corpus.held_out.samples, corpus.held_out.seq_lens, batch_size=asked.batch_size, seed=None)
-        trials = Trials(plans=[stage.row.plan for stage in plan.trials], order=held_out)
-    plans = [stage.row.plan for stage in plan.stages]
-    return Trainer(plans, opened, order, settings, trials=trials, folder=folder)
+    held_out = None
+    if corpus.held_out is not None and plan.held_out:
+        own = Order(corpus.held_out.samples, corpus.held_out.seq_lens, batch_size=asked.batch_size, seed=None)
+        held_out = HeldOut(plans=[bucket.row.plan for bucket in plan.held_out], order=own)
+    return Trainer([bucket.row.plan for bucket in plan.train], opened, order, settings, held_out=held_out, folder=folder)
 
 
 def write_adapter(folder: str | Path, trainer: Trainer, base: str) -> None:

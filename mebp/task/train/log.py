@@ -1,14 +1,18 @@
-"""A run's log: a JSON object a line for its begin, each update, evaluation and save, and its end; and TensorBoard's event file."""
+"""A run's log: a JSON object per line for its begin, each update, evaluation and save, and its end; TensorBoard's event file."""
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from mebp.errors import InputError
-from mebp.executor.train.settings import Evaluated, Report, Saved, Updated
+from mebp.executor.train.settings import Evaluated, Report, Saved, Trained, Updated
+from mebp.task.train.folder import Run
 from mebp.text import read_text, write_file
 
 EVENTS = {Updated: "update", Evaluated: "evaluation", Saved: "save"}
@@ -16,45 +20,74 @@ BOARD = "tensorboard"  # folder of the event file, and the package that writes i
 
 
 class Log:
-    """Appends to a file as the run goes on. A disk that is full does not end the run: `complain` is told once."""
+    """Appends to a file as a run reports. What an earlier process logged after the save that this one begins at is cut off when its
+    first report comes. A disk that is full does not end the run: `warn` is told once.
+    """
 
-    def __init__(self, file: Path, complain: Callable[[str], None]) -> None:
+    def __init__(self, file: Path, run: Run, warn: Callable[[str], None]) -> None:
         self._file = file
-        self._complain = complain
-        self._complained = False
-        self._board = _Board.beside(file)
+        self._run = run
+        self._warn = warn
+        self._warned = self._begun = False
+        self._board: _Board | None = None
 
-    def add(self, event: str, fields: Mapping[str, Any]) -> None:
-        """One line."""
-        line = json.dumps({"event": event} | {name: _plain(value) for name, value in fields.items()})
-        try:
-            with self._file.open("a", encoding="utf-8") as opened:
-                opened.write(line + "\n")
-        except OSError as error:
-            if not self._complained:
-                self._complain(f"the log {self._file} cannot be written: {error.strerror}")
-                self._complained = True
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._try_board(lambda board: board.close())
 
     def report(self, report: Report) -> None:
         """What the run reports."""
-        self.add(EVENTS[type(report)], asdict(report))
+        if not self._begun:
+            self._begin(report)
+        self._add(EVENTS[type(report)], asdict(report))
+        self._try_board(lambda board: board.add(report))
+
+    def end(self, trained: Trained, seconds: float) -> None:
+        """How it ended."""
+        self._add("end", {"unix_s": time.time(), "seconds": seconds, **asdict(trained)})
+
+    def _begin(self, first: Report) -> None:
+        self._begun = True
+        done = first.number - (0 if isinstance(first, Saved) else 1)
+        try:
+            cut_back(self._file, done)
+        except InputError as error:
+            self._complain(str(error))
+        self._board = _Board.beside(self._file)
+        run = self._run
+        facts = {"predicted_peak_bytes": run.predicted.peak_bytes, "budget_bytes": run.budget_bytes}
+        times = {"predicted_update_ns": run.predicted.update_ns, "updates": run.settings.updates}
+        self._add("begin", {"unix_s": time.time(), "after": max(0, done), **facts, **times, "hashes": dict(run.hashes)})
+
+    def _add(self, event: str, fields: Mapping[str, Any]) -> None:
+        """One line, whole or not at all."""
+        line = json.dumps({"event": event} | {name: _plain(value) for name, value in fields.items()}) + "\n"
+        try:
+            with self._file.open("ab", buffering=0) as opened:
+                length = opened.seek(0, os.SEEK_END)
+                try:
+                    if opened.write(line.encode()) != len(line.encode()):
+                        raise OSError(28, "No space left on device")
+                except OSError:
+                    opened.truncate(length)
+                    raise
+        except OSError as error:
+            self._complain(f"the log {self._file} cannot be written: {error.strerror}")
+
+    def _complain(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(text)
+
+    def _try_board(self, work: "Callable[[_Board], None]") -> None:
         if self._board is not None:
             try:
-                self._board.add(report)
+                work(self._board)
             except OSError as error:
-                self._without_board(error)
-
-    def close(self) -> None:
-        """Have the event file whole."""
-        if self._board is not None:
-            try:
-                self._board.close()
-            except OSError as error:
-                self._without_board(error)
-
-    def _without_board(self, error: OSError) -> None:
-        self._board = None
-        self._complain(f"TensorBoard's event file beside {self._file} cannot be written: {error.strerror}")
+                self._board = None
+                self._complain(f"TensorBoard's event file beside {self._file} cannot be written: {error.strerror}")
 
 
 def _plain(value: object) -> object:
@@ -63,8 +96,8 @@ def _plain(value: object) -> object:
 
 
 def read_log(file: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log, in order; of an update that was made twice, since a run was killed, the last. InputError naming file and
-    line for one that is none.
+    """The events of a log, in order; of an update that was made twice, since a run was killed, the last. A line that is no event is
+    passed over: a run may have been killed while it was written. InputError for a file without any.
     """
     try:
         lines = read_text(file).splitlines()
@@ -72,21 +105,28 @@ def read_log(file: Path) -> Iterator[dict[str, Any]]:
         said = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"log {file} cannot be read ({said}): name the log.jsonl of a run") from None
     found: dict[tuple[str, object], dict[str, Any]] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            key = (event["event"], event.get("number", number))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines):  # a line that was being written when the run was killed
-                continue
-            raise InputError(f"{file}, line {number}: no event of a run: name the log.jsonl of a run") from None
-        found.pop(key, None)
-        found[key] = event
+    for at, line in enumerate(lines):
+        event = _event(line)
+        if event is not None:
+            key = (event["event"], event.get("number", at))
+            found.pop(key, None)
+            found[key] = event
+    if lines and not found:
+        raise InputError(f"{file} holds no event of a run: name the log.jsonl of a run")
     yield from found.values()
 
 
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    named = isinstance(found, dict) and isinstance(found.get("event"), str)
+    return found if named and isinstance(found.get("number", 0), int) else None
+
+
 def cut_back(file: Path, number: int) -> None:
-    """Take from a log what came after update `number`, since the run goes on from there."""
+    """Take from a log what came after update `number`, since the run is resumed from there."""
     if file.is_file():
         kept = [event for event in read_log(file) if event.get("number", 0) <= number and event["event"] != "end"]
         write_file(file, "".join(json.dumps(event) + "\n" for event in kept))

@@ -2,24 +2,28 @@
 budget; and what the run is predicted to take.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from mebp.data.order import Order
+from mebp.data.sample import bucket_numbers
 from mebp.errors import InfeasibleBudget, InputError, Interrupted
-from mebp.executor.train.settings import Settings
+from mebp.executor.train.settings import TrainSettings
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
 from mebp.models.graph import Graph
+from mebp.models.tensor import WeightId
 from mebp.models.workload import Workload
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.recipe import Recipe
 from mebp.planner.recipe.strategies import EVALUATION, STRATEGIES, Strategy
 from mebp.planner.row import Row, row_of
 from mebp.planner.solver.problem import head_tiles
-from mebp.planner.tradeoff import require_fit, tradeoff
+from mebp.planner.tradeoff import Tradeoff, require_fit, tradeoff
+from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena, session_bytes
 from mebp.sim.uncertainty import peak_margin
@@ -30,11 +34,11 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class BucketPlan:
     """Batches of one length and their plan: how many there are per epoch, and how many of their tokens carry a label at most."""
 
     seq_len: int
-    batches: int
+    num_batches: int
     labelled: int
     row: Row
 
@@ -43,8 +47,8 @@ class Stage:
 class TrainingPlan:
     """The plans of a run and what it is predicted to take: peak by part, ns of an update on average, of an evaluation, of all."""
 
-    stages: tuple[Stage, ...]
-    trials: tuple[Stage, ...]
+    train: tuple[BucketPlan, ...]
+    held_out: tuple[BucketPlan, ...]
     budget_bytes: int
     peak_breakdown: Mapping[str, int]
     update_ns: int
@@ -61,7 +65,7 @@ def plan_training(
     config: ModelConfig,
     workload: Workload,
     corpus: Corpus,
-    settings: Settings,
+    settings: TrainSettings,
     device: Device,
     budget_bytes: int,
     effort: Effort,
@@ -71,56 +75,42 @@ def plan_training(
     fit, NoPlanInTime where the time was too short, Interrupted at a stop.
     """
     require_budget(budget_bytes)
-    pairs = list(_graphs(config, workload, corpus.train))
-    trials = list(_graphs(config, replace(workload, method="evaluate"), corpus.held_out)) if settings.evaluate_every else []
-    graphs = [graph for _, graph in (*pairs, *trials)]
-    outside = session_bytes(graphs, device)
-    shared = sum(outside.values())
-    rows: dict[int, Row] = {}
-    for number, graph in reversed(pairs):
-        progress(f"{graph.workload.seq_len} tokens")
-        others = shared - outside_arena(graph, device)
-        rows[number] = _row(graph, device, budget_bytes, others, effort)
-    room = budget_bytes - shared - max(peak_margin(graph, device) for graph in graphs)
-    trial_rows = [_trial_row(graph, device, room) for _, graph in trials]
-    stages = tuple(_stage(corpus.train, number, graph, rows[number]) for number, graph in pairs)
-    trial_stages = tuple(
-        _stage(corpus.held_out, number, graph, row)
-        for (number, graph), row in zip(trials, trial_rows, strict=True)
-        if corpus.held_out
-    )
-    arena = max(stage.row.plan.arena_bytes for stage in (*stages, *trial_stages))
-    order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=settings.accumulate)
-    epoch_ns, all_trials_ns = (
-        sum(stage.batches * stage.row.prediction.step_ns for stage in some) for some in (stages, trial_stages)
-    )
-    batches = sum(stage.batches for stage in trial_stages)
-    evaluated = min(batches, settings.evaluate_batches or batches)
-    evaluation_ns = round(all_trials_ns * evaluated / max(1, batches))
-    update_ns = round(epoch_ns / order.updates_per_epoch)
-    return TrainingPlan(
-        stages=stages,
-        trials=trial_stages,
+    shared = _Shared(
+        train=_graphs(config, workload, corpus.train),
+        held_out=_graphs(config, replace(workload, method="evaluate"), corpus.held_out) if settings.evaluate_every else (),
+        device=device,
         budget_bytes=budget_bytes,
-        peak_breakdown={"arena": arena, **outside},
-        update_ns=update_ns,
-        evaluation_ns=evaluation_ns,
-        total_ns=update_ns * settings.updates + evaluation_ns * num_evaluations(settings) * bool(trial_stages),
-        updates_per_epoch=order.updates_per_epoch,
     )
+    held_out_rows = [shared.forward_row(EVALUATION, graph) for graph in shared.held_out]
+    train_rows: list[Row] = []
+    for graph in reversed(shared.train):
+        progress(f"{graph.workload.seq_len} tokens")
+        train_rows.insert(0, _row(shared, graph, effort))
+    train = _bucket_plans(corpus.train, train_rows)
+    held_out = _bucket_plans(corpus.held_out, held_out_rows) if corpus.held_out else ()
+    return _predicted(shared, train, held_out, corpus, workload, settings)
 
 
-def num_evaluations(settings: Settings) -> int:
-    """Evaluations of a run that ends after all its updates."""
+def num_evaluations(settings: TrainSettings, done: int = -1) -> int:
+    """Evaluations still to come after `done` updates of a run that ends after all of them; -1: that before the first, too."""
     every = settings.evaluate_every
-    return 1 + settings.updates // every + (settings.updates % every > 0) if every else 0
+    if not every:
+        return 0
+    between = settings.updates // every - max(0, done) // every
+    return between + (settings.updates % every > 0) + (done < 0)
 
 
 def with_batches_of(
-    tokens: int, config: ModelConfig, workload: Workload, corpus: Corpus, device: Device, budget_bytes: int, effort: Effort
+    tokens: int,
+    config: ModelConfig,
+    workload: Workload,
+    corpus: Corpus,
+    device: Device,
+    budget_bytes: int,
+    effort: Effort,
 ) -> Workload:
-    """The workload with the batch size and accumulation that give most tokens a second within the budget, for updates of about so
-    many tokens: a larger batch decompresses weights less often, and takes more memory. InputError for fewer than a sample has.
+    """The workload with the batch size and accumulation that give most tokens per second within the budget, for updates of about so
+    many tokens: a larger batch unpacks weights less often, and takes more memory. InputError for fewer than a sample has.
     """
     length = float(np.mean(corpus.train.samples.lengths))
     if tokens < length:
@@ -128,83 +118,149 @@ def with_batches_of(
     found: list[tuple[float, Workload]] = []
     batch_size = 1
     while batch_size * length <= tokens and batch_size <= len(corpus.train.samples):
-        accumulate = max(1, round(tokens / (batch_size * length)))
-        tried = replace(workload, batch_size=batch_size, accumulate=accumulate)
-        *_, (_, graph) = _graphs(config, tried, corpus.train)
-        table = tradeoff(graph, device, budget_bytes, effort)
-        if table.interrupted:
-            raise Interrupted("interrupted before a plan was found")
-        if table.chosen is not None:
-            found.append((graph.workload.tokens / table.chosen.prediction.step_ns, tried))
-        elif not found:
-            require_fit(table)
+        tried = replace(workload, batch_size=batch_size, accumulate=max(1, round(tokens / (batch_size * length))))
+        train = _graphs(config, tried, corpus.train)
+        held_out = _graphs(config, replace(tried, method="evaluate"), corpus.held_out)
+        shared = _Shared(train=train, held_out=held_out, device=device, budget_bytes=budget_bytes)
+        try:
+            for graph in held_out:
+                shared.forward_row(EVALUATION, graph)
+            row = _row(shared, train[-1], effort)
+        except InfeasibleBudget:
+            if not found:
+                raise
+            break
+        found.append((train[-1].workload.tokens / row.prediction.step_ns, tried))
         batch_size *= 2
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def _graphs(config: ModelConfig, workload: Workload, split: Split | None) -> Iterator[tuple[int, Graph]]:
-    """A graph for each length that there are samples of, with its number."""
-    if split is None:
-        return
-    for number, length in enumerate(split.seq_lens):
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """The graphs of a run, which share adapters, arena and budget."""
+
+    train: Sequence[Graph]
+    held_out: Sequence[Graph]
+    device: Device
+    budget_bytes: int
+
+    @cached_property
+    def outside(self) -> dict[str, int]:
+        """What lives outside the arena, by name."""
+        return session_bytes([*self.train, *self.held_out], self.device)
+
+    @property
+    def room(self) -> int:
+        """Bytes for the arena."""
+        return self.budget_bytes - sum(self.outside.values())
+
+    def others_bytes(self, graph: Graph) -> int:
+        """What the other graphs take outside the arena."""
+        return sum(self.outside.values()) - outside_arena(graph, self.device)
+
+    def forward_row(self, strategy: Strategy, graph: Graph) -> Row:
+        """A plan of forwards alone whose arena fits: the widest tile of the head that does."""
+        room = self.room - peak_margin(graph, self.device)
+        arenas: list[int] = []
+        for tile in sorted(head_tiles(graph), reverse=True):
+            own = replace(strategy, recipe=_with_tile(tile))
+            row = row_of(own.plan(graph, self.device, self.budget_bytes), graph, self.device)
+            if row.plan.arena_bytes <= room:
+                return row
+            arenas.append(row.plan.arena_bytes)
+        raise self.infeasible(graph, self.budget_bytes - room + min(arenas))
+
+    def infeasible(self, graph: Graph, least_bytes: int) -> InfeasibleBudget:
+        """What is said where the plans of `graph` do not fit."""
+        what = "evaluating" if graph.workload.method == "evaluate" else "training"
+        return InfeasibleBudget(
+            f"{what} on {graph.workload.tokens} tokens at a time does not fit {show_nbytes(self.budget_bytes)}: the least budget"
+            f" found is {show_nbytes(least_bytes, up=True)}: raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
+            self.budget_bytes,
+            least_bytes,
+        )
+
+
+def _graphs(config: ModelConfig, workload: Workload, split: Split | None) -> tuple[Graph, ...]:
+    """A graph for each length of the data."""
+    found = []
+    for number, length in enumerate(split.seq_lens if split else ()):
+        assert split
         labelled = most_labelled(split, number, workload.batch_size)
         most = None if labelled >= workload.batch_size * (length - 1) else labelled
-        yield number, build_graph(config, replace(workload, seq_len=length, labelled=most))
+        found.append(build_graph(config, replace(workload, seq_len=length, labelled=most)))
+    return tuple(found)
 
 
-def _row(graph: Graph, device: Device, budget_bytes: int, others_bytes: int, effort: Effort) -> Row:
-    """The fastest plan that fits, as the trade-off table has it, beside what the other plans of the run take."""
-    room = max(0, budget_bytes - others_bytes)
+def _row(shared: _Shared, graph: Graph, effort: Effort) -> Row:
+    """The fastest plan that fits the room that the other graphs leave, as the trade-off table has it."""
     if graph.workload.method == "mezo":
-        strategy = replace(STRATEGIES["mezo"], recipe=EVALUATION.recipe)
-        return _widest_tile(strategy, graph, device, room - outside_arena(graph, device))
-    found = tradeoff(graph, device, room, effort)
+        return shared.forward_row(replace(STRATEGIES["mezo"], recipe=EVALUATION.recipe), graph)
+    others = shared.others_bytes(graph)
+    found: Tradeoff = tradeoff(graph, shared.device, max(0, shared.budget_bytes - others), effort)
     if found.interrupted:
         raise Interrupted("interrupted before the run began")
     if found.chosen is None and not found.out_of_time:
-        least = found.least_budget_bytes + others_bytes
-        raise InfeasibleBudget(
-            f"training on {graph.workload.tokens} tokens at a time does not fit {show_nbytes(budget_bytes)}: the least budget found"
-            f" is {show_nbytes(least, up=True)}: raise `budget`, or lower `seq_len`, `batch_size` or `rank`",
-            budget_bytes,
-            least,
-        )
+        raise shared.infeasible(graph, found.least_budget_bytes + others)
     return require_fit(found)
-
-
-def _trial_row(graph: Graph, device: Device, room: int) -> Row:
-    return _widest_tile(EVALUATION, graph, device, room)
-
-
-def _widest_tile(strategy: Strategy, graph: Graph, device: Device, room: int) -> Row:
-    """A forward's plan whose arena fits in `room` bytes: the widest tile of the head that does."""
-    rows: list[Row] = []
-    for tile in sorted(head_tiles(graph), reverse=True):
-        own = replace(strategy, recipe=_with_tile(tile))
-        row = row_of(own.plan(graph, device, max(0, room) + outside_arena(graph, device)), graph, device)
-        if row.plan.arena_bytes <= room:
-            return row
-        rows.append(row)
-    least = min(row.plan.arena_bytes for row in rows)
-    raise InfeasibleBudget(
-        f"the forward of {graph.workload.tokens} tokens takes an arena of {show_nbytes(least, up=True)}, and `budget` leaves"
-        f" {show_nbytes(max(0, room))}: raise it, or lower `seq_len`",
-        room,
-        least,
-    )
 
 
 def _with_tile(tile: int) -> Callable[[Graph, Device, int], Recipe]:
     return lambda graph, device, budget_bytes: Recipe(head_tile=tile)
 
 
-def _stage(split: Split | None, number: int, graph: Graph, row: Row) -> Stage:
-    assert split
-    lengths: Sequence[int] = split.seq_lens
-    count = int((np.searchsorted(np.array(lengths), split.samples.lengths) == number).sum())
-    return Stage(
-        seq_len=graph.workload.seq_len,
-        batches=-(-count // graph.workload.batch_size),
-        labelled=graph.workload.head_rows,
-        row=row,
+def _bucket_plans(split: Split, rows: Sequence[Row]) -> tuple[BucketPlan, ...]:
+    counts = np.bincount(bucket_numbers(split.samples, split.seq_lens), minlength=len(split.seq_lens))
+    return tuple(
+        BucketPlan(
+            seq_len=row.graph.workload.seq_len,
+            num_batches=-(-int(count) // row.graph.workload.batch_size),
+            labelled=row.graph.workload.head_rows,
+            row=row,
+        )
+        for count, row in zip(counts, rows, strict=False)
     )
+
+
+def _predicted(
+    shared: _Shared,
+    train: tuple[BucketPlan, ...],
+    held_out: tuple[BucketPlan, ...],
+    corpus: Corpus,
+    workload: Workload,
+    settings: TrainSettings,
+) -> TrainingPlan:
+    """What the plans take together."""
+    order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=settings.accumulate)
+    num_batches = sum(plan.num_batches for plan in held_out)
+    evaluated = min(num_batches, settings.evaluate_batches or num_batches)
+    unpack_ns = [_resident_ns(plan.row, shared.device) for plan in train]
+    update_ns = round((_all_ns(train) + _switches(train) * sum(unpack_ns)) / order.updates_per_epoch)
+    evaluation_ns = round(_all_ns(held_out) * evaluated / max(1, num_batches)) + max(unpack_ns)
+    return TrainingPlan(
+        train=train,
+        held_out=held_out,
+        budget_bytes=shared.budget_bytes,
+        peak_breakdown={"arena": max(plan.row.plan.arena_bytes for plan in (*train, *held_out)), **shared.outside},
+        update_ns=update_ns,
+        evaluation_ns=evaluation_ns,
+        total_ns=update_ns * settings.updates + evaluation_ns * num_evaluations(settings) * bool(held_out),
+        updates_per_epoch=order.updates_per_epoch,
+    )
+
+
+def _all_ns(plans: Sequence[BucketPlan]) -> int:
+    """All their batches once."""
+    return sum(plan.num_batches * plan.row.prediction.step_ns for plan in plans)
+
+
+def _resident_ns(row: Row, device: Device) -> int:
+    """What unpacking a plan's resident weights takes, once another plan had the arena."""
+    cost = CostModel(row.graph, device)
+    return sum(cost.unpack_ns(row.graph.weights[WeightId(place.tensor)]) for place in row.plan.resident)
+
+
+def _switches(plans: Sequence[BucketPlan]) -> float:
+    """How often per epoch a batch of a bucket follows one of another, in shuffled order."""
+    total = sum(plan.num_batches for plan in plans)
+    return sum(plan.num_batches * (1 - plan.num_batches / total) for plan in plans) / len(plans)

@@ -1,31 +1,31 @@
-"""A run from its folder: begin or go on in a process of its own, log what it reports, and write the adapter at the end."""
+"""A run from its folder: begin or resume it in a process of its own, log what it reports, and write the adapter at the end."""
 
+import fcntl
 import os
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mebp.data.record import file_hash
-from mebp.data.speller import open_speller
+from mebp.data.record_tokenizer import open_record_tokenizer
 from mebp.data.token_set import read_tokens
-from mebp.errors import InputError, StoreError
+from mebp.errors import InputError, MebpError
 from mebp.executor.measure.job import TrainJob
 from mebp.executor.measure.worker import train
-from mebp.executor.train.settings import Report, Saved, Settings, Trained
-from mebp.leftover import part_name, sweep
-from mebp.plan import Plan, dump_plan, parse_plan
-from mebp.task.train.card import model_card
+from mebp.executor.train.settings import LOCK, STATE, Report, Trained, TrainSettings
+from mebp.plan import dump_plan, parse_plan
+from mebp.task.train.adapter import write_adapters
 from mebp.task.train.corpus import Corpus, Source
 from mebp.task.train.folder import (
-    ADAPTER,
     DATA,
     HELD_OUT,
     LOG,
     MODEL,
     PLANS,
-    BaseModel,
+    RUN,
+    BaseName,
     Predicted,
     Run,
     plan_files,
@@ -35,12 +35,9 @@ from mebp.task.train.folder import (
     store_hash,
     write_run,
 )
-from mebp.task.train.log import Log, cut_back
+from mebp.task.train.log import Log
 from mebp.task.train.planning import TrainingPlan
 from mebp.text import write_file
-
-FORMS = ("peft", "gguf", "mlx")
-STATE_FILE, LOCK = "state.safetensors", ".lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,23 +50,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A run that ended: its folder's facts, how it ended, its seconds, what was written; and whether it was the `whole` of it, from
-    the first update to the last.
+    """A run that ended: what it was, how it ended, the seconds that this process took, and what was written. `complete`: this
+    process made every update, so that its time compares with the prediction.
     """
 
     run: Run
     trained: Trained
     seconds: float
     adapters: tuple[Path, ...]
-    whole: bool = True
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """Who is told what: each report, a line about something odd, and, once the run can be stopped, how."""
+class Callbacks:
+    """`report` is given each report, `warn` a line of warning, and `ready`, once the run can be stopped, what stops it."""
 
     report: Callable[[Report], None] = lambda _: None
-    complain: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] = lambda _: None
     ready: Callable[[Callable[[], None]], None] = lambda _: None
 
 
@@ -78,7 +75,7 @@ def require_new_folder(folder: Path) -> None:
     if str(folder) in ("", ".", "-"):
         raise InputError(f"`output` {str(folder)!r} is no name of a folder: name a new one")
     if os.path.lexists(folder) and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
-        raise InputError(f"`output` {folder} exists already: go on with `resume`, remove it, or name another")
+        raise InputError(f"`output` {folder} exists already: `resume` it, remove it, or name another")
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"`output` {folder} cannot be made in {there}: name another folder")
@@ -87,69 +84,81 @@ def require_new_folder(folder: Path) -> None:
 def new_run(
     folder: Path,
     store: Path,
-    base: BaseModel,
+    base: BaseName,
     source: Source,
     corpus: Corpus,
     found: TrainingPlan,
-    settings: Settings,
+    settings: TrainSettings,
     *,
     to: tuple[str, ...] = ("peft",),
     command: tuple[str, ...] = (),
     device: str = "cpu",
     spill_dir: Path | None = None,
 ) -> Run:
-    """Write a run and its plans into `folder`, ready to begin."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"`output` {folder} cannot be made ({error.strerror}): name another folder") from None
-    held_out = corpus.held_out if found.trials else None
-    lens = tuple(stage.seq_len for stage in found.stages), tuple(stage.seq_len for stage in found.trials)
-    texts = [[dump_plan(stage.row.plan) for stage in stages] for stages in (found.stages, found.trials)]
-    hashes = {MODEL: store_hash(store), DATA: corpus.train.cut.digest, PLANS: plans_hash([*texts[0], *texts[1]])}
+    """Write a run and its plans into `folder`, ready to begin; InputError where another run is there, or nothing can be written."""
+    held_out = corpus.held_out if found.held_out else None
+    lens = tuple(bucket.seq_len for bucket in found.train), tuple(bucket.seq_len for bucket in found.held_out)
+    texts = [[dump_plan(bucket.row.plan) for bucket in buckets] for buckets in (found.train, found.held_out)]
+    hashes = {MODEL: store_hash(store), DATA: corpus.train.range.digest, PLANS: plans_hash([*texts[0], *texts[1]])}
+    predicted = Predicted(
+        peak_breakdown=found.peak_breakdown,
+        update_ns=found.update_ns,
+        evaluation_ns=found.evaluation_ns,
+        total_ns=found.total_ns,
+    )
     run = Run(
         store=store.absolute(),
         base=base,
         source=source,
         settings=settings,
-        train=corpus.train.cut,
+        train=corpus.train.range,
         seq_lens=lens[0],
-        held_out=held_out.cut if held_out else None,
+        held_out=held_out.range if held_out else None,
         held_out_lens=lens[1],
         updates_per_epoch=found.updates_per_epoch,
         budget_bytes=found.budget_bytes,
-        predicted=Predicted(
-            peak_breakdown=found.peak_breakdown,
-            update_ns=found.update_ns,
-            evaluation_ns=found.evaluation_ns,
-            total_ns=found.total_ns,
-        ),
-        hashes=hashes | ({HELD_OUT: held_out.cut.digest} if held_out else {}),
+        predicted=predicted,
+        hashes=hashes | ({HELD_OUT: held_out.range.digest} if held_out else {}),
         to=to,
         command=command,
         device=device,
         spill_dir=spill_dir,
-        sha256={file.name: file_hash(file) for file in corpus.files},
+        sha256={str(file): file_hash(file) for file in corpus.files},
     )
-    for files, own in zip(plan_files(folder, *lens), texts, strict=True):
-        for file, text in zip(files, own, strict=True):
-            write_file(file, text)
-    write_run(folder, run)
+    with _claimed(folder):
+        for files, own in zip(plan_files(folder, *lens), texts, strict=True):
+            for file, text in zip(files, own, strict=True):
+                write_file(file, text)
+        write_run(folder, run)
     return run
 
 
-def run_in(folder: Path, *, resume: bool, limits: Limits, watch: Watch) -> Outcome:
-    """Begin the run in `folder`, or go on with it, and write its adapters in the end. InputError naming what changed since it was
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Make a folder for a run, and keep others from it while the run is written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"`output` {folder} cannot be made ({error.strerror}): name another folder") from None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        if (folder / RUN).exists():
+            raise InputError(f"`output` {folder} exists already: `resume` it, remove it, or name another")
+        yield
+    finally:
+        os.close(opened)
+
+
+def run_in(folder: Path, *, resume: bool, limits: Limits, callbacks: Callbacks) -> Outcome:
+    """Begin the run in `folder`, or resume it, and write its adapters in the end. InputError naming what changed since it was
     begun; what goes wrong on the way as the error that it is, the last save in its place.
     """
     run = read_run(folder)
-    hashes = _hashes_now(run, folder) if resume else run.hashes
-    for name, digest in run.hashes.items():
-        if hashes.get(name) != digest:
-            raise InputError(f"{name} changed since the run in {folder} was begun: put it back, or begin a new run")
     texts = read_plans(run, folder)
-    log = _Begin(folder, run, watch)
-    from_the_start = not (resume and (folder / STATE_FILE).exists())
+    if resume:
+        _require_unchanged(run, folder, [*texts[0], *texts[1]])
+    from_the_start = not (folder / STATE).exists()
     job = TrainJob(
         store=run.store,
         folder=folder,
@@ -169,108 +178,44 @@ def run_in(folder: Path, *, resume: bool, limits: Limits, watch: Watch) -> Outco
         limit_bytes=limits.limit_bytes,
     )
     begin = time.monotonic()
-    try:
-        trained = train(job, log.report, watch.ready)
-    finally:
-        log.close()
-    seconds = time.monotonic() - begin
-    _say_what_changed(run, watch)
+    with Log(folder / LOG, run, callbacks.warn) as log:
+
+        def report(found: Report) -> None:
+            log.report(found)
+            callbacks.report(found)
+
+        trained = train(job, report, callbacks.ready)
+        seconds = time.monotonic() - begin
+        log.end(trained, seconds)
+    complete = from_the_start and trained.ending == "all updates"
     plans = [parse_plan(text, "a plan of the run") for text in texts[0]]
-    written = write_adapters(folder, run, plans, trained, seconds)
-    log.end(trained, seconds)
-    whole = from_the_start and trained.ending == "all updates"
-    return Outcome(run=run, trained=trained, seconds=seconds, adapters=written, whole=whole)
+    written = write_adapters(folder, run, plans, trained, seconds if complete else None)
+    _warn_of_changes(run, callbacks)
+    return Outcome(run=run, trained=trained, seconds=seconds, adapters=written, complete=complete)
 
 
-class _Begin:
-    """The log of a run that begins, or goes on: what came after its last save is cut off when its first report comes."""
-
-    def __init__(self, folder: Path, run: Run, watch: Watch) -> None:
-        self._file = folder / LOG
-        self._run = run
-        self._watch = watch
-        self._log: Log | None = None
-
-    def report(self, report: Report) -> None:
-        if self._log is None:
-            first = report.number if not isinstance(report, Saved) else report.number + 1
-            cut_back(self._file, first - 1)
-            self._log = Log(self._file, self._watch.complain)
-            facts = {"predicted_peak_bytes": self._run.predicted.peak_bytes, "budget_bytes": self._run.budget_bytes}
-            times = {"predicted_update_ns": self._run.predicted.update_ns, "updates": self._run.settings.updates}
-            self._log.add("begin", {"time": time.time(), "from": first, **facts, **times, "hashes": dict(self._run.hashes)})
-        self._log.report(report)
-        self._watch.report(report)
-
-    def end(self, trained: Trained, seconds: float) -> None:
-        if self._log is not None:
-            self._log.add("end", {"time": time.time(), "seconds": seconds, **asdict(trained)})
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-
-
-def _hashes_now(run: Run, folder: Path) -> dict[str, str]:
-    """The hashes of what the run is made of, as it is now."""
-    texts = read_plans(run, folder)
+def _require_unchanged(run: Run, folder: Path, plan_texts: list[str]) -> None:
+    """InputError naming what is no longer what the run was begun with."""
     train_file, valid_file = run.source.files()
-    found = {MODEL: store_hash(run.store), PLANS: plans_hash([*texts[0], *texts[1]])}
-    speller = open_speller(run.store)
-    found[DATA] = read_tokens(train_file, speller).digest
+    tokenizer = open_record_tokenizer(run.store)
+    now = {MODEL: store_hash(run.store), PLANS: plans_hash(plan_texts), DATA: tokenizer.digest_of(train_file)}
     if run.held_out is not None:
-        found[HELD_OUT] = read_tokens(valid_file, speller).digest if valid_file else found[DATA]
-    return found
+        now[HELD_OUT] = tokenizer.digest_of(valid_file, "`valid`") if valid_file else now[DATA]
+    for name, digest in run.hashes.items():
+        if now.get(name) != digest:
+            raise InputError(f"{name} changed since the run in {folder} was begun: put it back, or begin a new run")
+    read_tokens(train_file, tokenizer)  # made again where they were removed
+    if valid_file is not None:
+        read_tokens(valid_file, tokenizer, what="`valid`")
 
 
-def _say_what_changed(run: Run, watch: Watch) -> None:
-    """Say where data are no longer what the run used: the tokens that were kept of them."""
-    train_file, valid_file = run.source.files()
-    speller = open_speller(run.store)
-    for file, own in ((train_file, run.train), (valid_file, run.held_out)):
-        if file is not None and own is not None and speller.digest_of(file) != own.digest:
-            watch.complain(
-                f"{file} changed while the run went on, which used it as it was: it cannot be resumed with what is there now"
-            )
-
-
-def write_adapters(folder: Path, run: Run, plans: list[Plan], trained: Trained, seconds: float) -> tuple[Path, ...]:
-    """Write the best adapters, or the last ones where nothing was evaluated, in every form that the run asks for."""
-    from mebp.executor.train.state import BEST, STATE, read_pairs  # noqa: PLC0415  (torch)
-    from mebp.export.base import Base  # noqa: PLC0415
-    from mebp.export.gguf_adapter import write_gguf  # noqa: PLC0415
-    from mebp.export.lora_set import LoraSet  # noqa: PLC0415
-    from mebp.export.mlx_adapter import write_mlx  # noqa: PLC0415
-    from mebp.export.peft import write_peft  # noqa: PLC0415
-
-    config, lora = plans[0].config, plans[0].workload.lora
-    pairs = read_pairs(folder / (BEST if trained.best_number is not None else STATE))
-    adapters = LoraSet(config=config, rank=lora.rank, alpha=lora.scale * lora.rank, pairs=pairs)
-    base = Base(config=config, name=run.base.name, wrapper=run.base.wrapper, architecture=run.base.architecture)
-    written = []
-    for form in run.to:
-        target = folder / (f"{ADAPTER}.gguf" if form == "gguf" else ADAPTER if form == "peft" else f"{ADAPTER}-{form}")
-        part = target.with_name(part_name(target.name))
-        sweep(folder, target.name)
-        try:
-            {"peft": write_peft, "gguf": write_gguf, "mlx": write_mlx}[form](part, adapters, base)
-            if form == "peft":
-                (part / "README.md").write_text(model_card(run, plans, trained, seconds), encoding="utf-8")
-            _replace(part, target)
-        except OSError as error:
-            raise StoreError(f"cannot write {target}: {error.strerror}: free disk, then go on with `resume`") from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        written.append(target)
-    return tuple(written)
-
-
-def _replace(part: Path, target: Path) -> None:
-    """Put a file or folder in the place of what has its name."""
-    if target.is_dir():
-        old = target.with_name(part_name(target.name))
-        target.replace(old)
-        part.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        part.replace(target)
+def _warn_of_changes(run: Run, callbacks: Callbacks) -> None:
+    """Warn where data are no longer what the run used: the tokens that were kept of them."""
+    try:
+        train_file, valid_file = run.source.files()
+        tokenizer = open_record_tokenizer(run.store)
+        for file, own in ((train_file, run.train), (valid_file, run.held_out)):
+            if file is not None and own is not None and tokenizer.digest_of(file) != own.digest:
+                callbacks.warn(f"{file} changed during training, which used it as it was: `resume` refuses until it is put back")
+    except MebpError as error:
+        callbacks.warn(f"{error}; the run used what was there when it began")

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mebp.executor.train.settings import Evaluated, Report, Saved, Updated
+from mebp.task.train.planning import num_evaluations
 from mebp.unit import show_nbytes, show_ns, show_seconds
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ RECENT = 50  # updates that speed is measured over
 SPARK = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
-class Watching:
+class LiveView:
     """Shows a run as it goes: live where stderr is a terminal, in plain lines where it is not."""
 
     def __init__(self, run: "Run") -> None:
@@ -40,7 +42,7 @@ class Watching:
         self._problem: str | None = None
         self._last_line = 0.0
 
-    def __enter__(self) -> "Watching":
+    def __enter__(self) -> "LiveView":
         if self._console.is_terminal:
             from rich.live import Live  # noqa: PLC0415
 
@@ -50,14 +52,16 @@ class Watching:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line beside the figures."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False)
-        else:
-            print(f"mebp-plan: {text}", file=sys.stderr, flush=True)
+        """Print one line above the live figures."""
+        with suppress(OSError):  # a terminal that is gone does not end the run
+            if self._live is not None:
+                self._live.console.print(text, markup=False)
+            else:
+                print(f"mebp-plan: {text}", file=sys.stderr, flush=True)
 
     def report(self, report: Report) -> None:
         """Take in what the run reports."""
@@ -71,7 +75,8 @@ class Watching:
             case Saved():
                 self._save(report)
         if self._live is not None:
-            self._live.update(self._panel())
+            with suppress(OSError):
+                self._live.update(self._panel())
 
     def _save(self, report: Saved) -> None:
         """A save, or, once for all that follow each other, why there is none."""
@@ -84,12 +89,12 @@ class Watching:
 
     def _update(self, report: Updated) -> None:
         if report.skipped:
-            self.say(f"update {report.number} changed nothing: {report.skipped}")
+            self.say(f"update {report.number} is skipped: {report.skipped}")
         else:
             before = report.loss if self._smoothed is None else self._smoothed
             self._smoothed = SMOOTHING * before + (1 - SMOOTHING) * report.loss
             self._losses.append(report.loss)
-        self._updates = [*self._updates[-50:], report]
+        self._updates = [*self._updates[1 - RECENT :], report]
         every, now = max(1, self._run.settings.updates // LINES), time.monotonic()
         due = report.number == 1 or report.number % every == 0 or report.number == self._run.settings.updates
         if due or now - self._last_line > LINE_S:
@@ -98,7 +103,8 @@ class Watching:
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
     def _figures(self, report: Updated) -> list[str]:
         found = [f"loss {report.loss:.4f}", f"smoothed {self._smoothed or report.loss:.4f}", f"rate {report.rate:.3g}"]
@@ -118,8 +124,7 @@ class Watching:
             return self._run.predicted.total_ns / 1e9
         settings, done = self._run.settings, self._updates[-1].number
         each = sum(update.seconds for update in self._updates) / len(self._updates)
-        every = settings.evaluate_every
-        evaluations = settings.updates // every - done // every + (settings.updates % every > 0) if every else 0
+        evaluations = num_evaluations(settings, done)
         each_evaluation = self._evaluated.seconds if self._evaluated else self._run.predicted.evaluation_ns / 1e9
         return (settings.updates - done) * each + evaluations * each_evaluation
 

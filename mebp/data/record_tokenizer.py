@@ -20,7 +20,7 @@ VERSION = 1  # of how records become tokens: raised, kept tokens are made again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speller:
+class RecordTokenizer:
     """A model's tokenizer with its template and the token that ends a text."""
 
     tokenizer: Tokenizer
@@ -28,11 +28,11 @@ class Speller:
     end: int | None
     digest: str
 
-    def digest_of(self, path: Path) -> str:
-        """What the tokens of a data file are kept under: a hash of its bytes, and of what spells them."""
-        return hashlib.sha256(f"{self.digest} {file_hash(path)} {path.suffix.lower()}".encode()).hexdigest()
+    def digest_of(self, path: Path, what: str = "`data`") -> str:
+        """What the tokens of a data file are kept under: a hash of its bytes, and of what makes tokens of them."""
+        return hashlib.sha256(f"{self.digest} {file_hash(path, what)} {path.suffix.lower()}".encode()).hexdigest()
 
-    def spell(self, records: list[Record]) -> Iterator[tuple[list[int], list[bool]]]:
+    def tokenise(self, records: list[Record]) -> Iterator[tuple[list[int], list[bool]]]:
         """Ids of each record, and which of them carry a label: those that begin in a labelled piece, and the end behind one."""
         for rendered, alike in groupby(records, key=lambda record: record.rendered):
             some = list(alike)
@@ -58,7 +58,7 @@ class Speller:
         return ids, flags
 
 
-def open_speller(folder: Path) -> Speller:
+def open_record_tokenizer(folder: Path) -> RecordTokenizer:
     """The tokenizer and template in a store's folder; ModelError where there is no tokenizer that can be read."""
     tokenizer = open_tokenizer(folder)
     settings = _settings(folder)
@@ -69,7 +69,7 @@ def open_speller(folder: Path) -> Speller:
         digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"-")
     end = tokenizer.token_to_id(special["eos_token"]) if special["eos_token"] else None
     template = Template(source, {key: token for key, token in special.items() if token})
-    return Speller(tokenizer=tokenizer, template=template, end=end, digest=digest.hexdigest())
+    return RecordTokenizer(tokenizer=tokenizer, template=template, end=end, digest=digest.hexdigest())
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
