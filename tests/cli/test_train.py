@@ -162,7 +162,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(host: None, weights: Pat
             time.sleep(0.005)
         if moment:
             for _ in range(draw.randint(1, 3)):
-                resumed |= {line.split()[1] for line in lines_until(running, "update ") if line.startswith("update ")}
+                resumed |= {line.split()[1] for line in lines_until(running, "/600") if "/600" in line}
             time.sleep(draw.random() * 0.05)
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
