@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # type checkers take the name for true
 if TYPE_CHECKING:
     from mebp.executor.measure.job import Job, Measurement
     from mebp.executor.measure.worker import run_plan
-    from mebp.executor.train.settings import Evaluated, TrainSettings, Updated
+    from mebp.executor.train.settings import Evaluated, Saved, TrainSettings, Updated
     from mebp.executor.train.trainer import Trainer
     from mebp.models.build import build_graph
     from mebp.models.catalogue import load_model
@@ -47,6 +47,7 @@ _HOMES = {
     "Prediction": "mebp.sim.simulate",
     "Row": "mebp.planner.row",
     "STRATEGIES": "mebp.planner.recipe.strategies",
+    "Saved": "mebp.executor.train.settings",
     "Schedule": "mebp.models.optimizer",
     "TrainSettings": "mebp.executor.train.settings",
     "Source": "mebp.task.train.corpus",
@@ -80,6 +81,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Row",
+    "Saved",
     "Schedule",
     "Source",
     "Tradeoff",

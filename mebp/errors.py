@@ -12,7 +12,7 @@
     ├── NoPlanInTime             the solver met its limit without any plan (3)
     ├── NotFinite            a loss or a gradient is nan or infinite; the step was abandoned (2)
     ├── Disagreement             measured differs from predicted beyond tolerance (4)
-    └── Interrupted              Ctrl-C cut a search short; what was found is given (130)
+    └── Interrupted              Ctrl-C cut a search short, or a signal stopped a training run (130, 143, 129)
 
 A text names the value, the bound and the remedy. Settings stand in backticks by their Python names (`seq_len`, `budget`); the
 command spells them as its flags.
@@ -90,6 +90,6 @@ class Disagreement(MebpError):
 
 
 class Interrupted(MebpError):
-    """Ctrl-C cut a search short; what it had found is given."""
+    """Ctrl-C cut a search short, and what it had found is given; or a signal stopped a training run, which is saved."""
 
     exit_code = 130

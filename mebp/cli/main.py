@@ -52,12 +52,12 @@ COMMANDS = {
 OLD_NAMES = {"frontier": "curve"}  # understood, not listed
 
 START = """\
-mebp-plan plans LoRA fine-tuning with exact gradients for small devices, and
-runs the plan on this machine.
+mebp-plan plans LoRA fine-tuning with exact gradients for small devices, runs
+the plan on this machine, and trains with it.
 
   mebp-plan --device iphone15promax --model 4b      what fits, and how fast
   mebp-plan run --model 0.5b --budget 400MB         a plan executed here
-  mebp-plan compare -m 0.5b -m 4b -d pixel8 -d rpi5_nvme
+  mebp-plan train --model DIR --data DATA.jsonl     an adapter, in your budget
 
 Known models: mebp-plan models. Known devices: mebp-plan devices.
 Every command: mebp-plan --help."""
@@ -89,7 +89,7 @@ class LazyGroup(typer.core.TyperGroup):
 app = typer.Typer(
     name="mebp-plan",
     cls=LazyGroup,
-    help="Plan LoRA fine-tuning with exact gradients for small devices, see the trade-offs, run the plan.",
+    help="Plan LoRA fine-tuning with exact gradients for small devices, see the trade-offs, run the plan, train.",
     epilog="Without a command, `plan` is meant: mebp-plan --device iphone15promax --model 4b",
     no_args_is_help=False,
     rich_markup_mode=None,

@@ -57,5 +57,5 @@ def _states(graph: Graph, device: str, spill_dir: Path | None) -> Iterator[Tenso
         return
     if device != "cpu":
         raise InputError(f"`states_in_file` is for the processor's memory, not for {device}: leave it out")
-    mapped = torch.frombuffer(map_unlinked(sum(sizes) * FLOAT_BYTES, spill_dir), dtype=torch.float32)
+    mapped = torch.frombuffer(map_unlinked(sum(sizes) * FLOAT_BYTES, spill_dir, "the optimizer state"), dtype=torch.float32)
     yield from torch.split(mapped, sizes)

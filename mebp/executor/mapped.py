@@ -14,13 +14,15 @@ from mebp.errors import StoreError
 from mebp.store.writer import reserve
 
 
-def map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
-    """Map a new file of `nbytes` in `folder` (default: the system's for temporary files); StoreError where the disk has no room."""
+def map_unlinked(nbytes: int, folder: Path | None, what: str = "the spill file") -> mmap.mmap:
+    """Map a new file of `nbytes` for `what` in `folder` (default: the system's for temporary files); StoreError where the disk has
+    no room.
+    """
     where = folder or Path(tempfile.gettempdir())
     try:
         file, path = tempfile.mkstemp(prefix="mebp-spill-", dir=where)
     except OSError as error:
-        raise StoreError(f"cannot make a spill file in {where}: {error.strerror}: name another folder as `spill_dir`") from None
+        raise StoreError(f"cannot make {what} in {where}: {error.strerror}: name another folder as `spill_dir`") from None
     try:
         os.unlink(path)
         reserve(file, nbytes)
@@ -28,7 +30,7 @@ def map_unlinked(nbytes: int, folder: Path | None) -> mmap.mmap:
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise StoreError(
-            f"cannot keep {nbytes} bytes for the spill file in {where}: {reason}: name another folder as `spill_dir`"
+            f"cannot keep {nbytes} bytes for {what} in {where}: {reason}: name another folder as `spill_dir`"
         ) from None
     finally:
         os.close(file)

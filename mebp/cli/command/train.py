@@ -13,7 +13,7 @@ from mebp.cli.flag import TARGET, Flag, ModelFlags, ProfileFlags, SearchFlags, T
 from mebp.cli.screen import interruptible, note, stderr, stdout, working
 from mebp.cli.stopping import Stopping
 from mebp.cli.train_flag import DataFlags, RunFlags, TrainFlags, TrainStepFlags
-from mebp.errors import InputError
+from mebp.errors import InputError, MebpError
 from mebp.unit import parse_nbytes
 
 if TYPE_CHECKING:
@@ -187,10 +187,13 @@ def _read(source: "Source", found: "FoundModel") -> "Corpus":
     from mebp.task.train.corpus import read_corpus  # noqa: PLC0415
 
     assert found.store is not None
+    tokenizer = open_record_tokenizer(found.store)
+    if tokenizer.end is None:
+        note("the model's tokenizer names no end of a text: completions and texts are learnt without one")
     with working("reading the data") as status:
         return read_corpus(
             source,
-            open_record_tokenizer(found.store),
+            tokenizer,
             found.config.vocab,
             lambda file, count: status.update(f"reading {file.name}: {count:,} records"),
         )
@@ -241,7 +244,12 @@ def _run(folder: Path, limits: "Limits", stopping: Stopping, *, resume: bool) ->
 
     with LiveView(read_run(folder)) as live, stopping.listens(live.say):
         callbacks = Callbacks(report=live.report, warn=live.say, ready=stopping.ready)
-        return run_in(folder, resume=resume, limits=limits, callbacks=callbacks)
+        try:
+            return run_in(folder, resume=resume, limits=limits, callbacks=callbacks)
+        except (MebpError, KeyboardInterrupt):
+            if live.saved is not None:
+                live.say(f"update {live.saved} is saved: resume with mebp-plan train --resume {shlex.quote(str(folder))}")
+            raise
 
 
 def _print(outcome: "Outcome", *, as_json: bool) -> None:

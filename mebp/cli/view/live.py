@@ -38,7 +38,7 @@ class LiveView:
         self._smoothed: float | None = None
         self._evaluated: Evaluated | None = None
         self._best: float | None = None
-        self._saved: int | None = None
+        self.saved: int | None = None
         self._problem: str | None = None
         self._last_line = 0.0
 
@@ -81,9 +81,9 @@ class LiveView:
     def _save(self, report: Saved) -> None:
         """A save, or, once for all that follow each other, why there is none."""
         if report.problem is None:
-            self._saved = report.number
+            self.saved = report.number
         elif self._problem is None:
-            last = f"that after update {self._saved} is kept" if self._saved is not None else "there is none before it"
+            last = f"that after update {self.saved} is kept" if self.saved is not None else "there is none before it"
             self.say(f"the state after update {report.number} is not saved: {report.problem}; {last}")
         self._problem = report.problem
 
@@ -163,7 +163,7 @@ class LiveView:
             ("rate", f"{last.rate:.3g}{norm}"),
             ("speed", f"{self._tokens_per_s():.0f} tokens/s, {show_ns(last.seconds * 1e9)} per update"),
             ("memory", f"{now} now, peak {peak}, predicted {predicted}, budget {budget}"),
-            ("saved", "not yet" if self._saved is None else f"after update {self._saved}"),
+            ("saved", "not yet" if self.saved is None else f"after update {self.saved}"),
         ]
 
     def _held_out(self) -> list[tuple[str, str]]:
