@@ -1,5 +1,6 @@
 """The two consoles and what is written to them: data on stdout, progress on stderr. And work that Ctrl-C can end."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +36,16 @@ def stderr() -> "Console":
     from rich.console import Console  # noqa: PLC0415
 
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def keeps_going() -> Iterator[None]:
+    """What is printed here may find its reader gone: the command goes on without one."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the one of the other
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from mebp.cli.flag import OUTPUT, RUN, STEP, Flag, FlagGroup, StepFlags
 from mebp.errors import InputError
-from mebp.unit import parse_nbytes
+from mebp.unit import parse_nbytes, require_whole
 
 if TYPE_CHECKING:
     from mebp.executor.train.settings import TrainSettings
@@ -21,6 +21,7 @@ METHODS = ("backprop", "mezo")
 WARM_UP = 0.03  # of the updates, where nothing is said
 EVALUATIONS = 10  # of held-out data, where nothing is said
 DEFAULT_EPOCHS = 1.0
+MOST_TOKENS = 1 << 30  # of an update
 RATES = {"mezo": 1e-4, "sgd": 0.1, "adamw": 2e-4}
 
 
@@ -50,6 +51,8 @@ class TrainStepFlags(StepFlags):
             raise InputError(f"--labelled = {self.labelled}: the data decide which tokens carry a label: leave it out")
         if self.method == "mezo" and self.accumulate > 1:
             raise InputError(f"`accumulate` = {self.accumulate}: MeZO makes an update of every batch: leave it out")
+        if self.optimizer not in RATES:
+            raise InputError(f"`optimizer` = {self.optimizer!r}: must be one of adamw, sgd")
         if self.method not in METHODS:
             raise InputError(f"--method = {self.method!r}: must be one of {', '.join(METHODS)}")
         found = StepFlags.workload(self, formats)
@@ -156,6 +159,8 @@ class TrainFlags(FlagGroup):
 
         updates = self.updates(updates_per_epoch)
         warm_up = min(updates - 1, round(WARM_UP * updates)) if self.warm_up is None else self.warm_up
+        if self.warm_up is not None and self.warm_up > updates:
+            raise InputError(f"`warm_up` = {self.warm_up}: the run makes {updates} updates: must be between 0 and that")
         kind = "mezo" if workload.method == "mezo" else workload.optimizer
         every = max(1, updates // EVALUATIONS) if self.evaluate_every is None else self.evaluate_every
         settings = TrainSettings(
@@ -193,11 +198,10 @@ class TrainFlags(FlagGroup):
 
     def check(self, step: TrainStepFlags, seed: int) -> None:
         """Refuse, before anything is read, what no run can take."""
-        self.settings(step.workload(), 100, seed, evaluates=True)
+        self.settings(step.workload(), 1_000_000, seed, evaluates=True)
         if self.tokens_per_step is None:
             return
-        if self.tokens_per_step < 2:
-            raise InputError(f"`tokens_per_step` = {self.tokens_per_step}: must be 2 or more")
+        require_whole("`tokens_per_step`", self.tokens_per_step, 2, MOST_TOKENS)
         for flag, given in (
             ("--batch-size", step.batch_size > 1),
             ("--accumulate", step.accumulate > 1),

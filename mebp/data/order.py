@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mebp.data.sample import Int64s, Samples, bucket_numbers
+from mebp.errors import InputError
 
 IGNORED = -100  # label of a token that does not count
 BLANK = -1  # a row of a batch without a sample
@@ -34,6 +35,8 @@ class Order:
         self, samples: Samples, seq_lens: Sequence[int], *, batch_size: int, accumulate: int = 1, seed: int | None = 0
     ) -> None:
         """With `seed` None the samples stay in their own order."""
+        if not len(samples):
+            raise InputError("there is no sample to train on: bring other data")
         self._samples = samples
         self.seq_lens = tuple(seq_lens)
         self._buckets = bucket_numbers(samples, seq_lens)

@@ -96,7 +96,7 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        said = getattr(error, "msg", None) or type(error).__name__
+        said = getattr(error, "msg", None) or ("nested too deeply" if isinstance(error, RecursionError) else "a number too long")
         raise InputError(f"{where}: no JSON ({said}): must be {FORMS}") from None
     if not isinstance(found, dict):
         raise InputError(f"{where}: {shortened(json.dumps(found))} is no object: must be {FORMS}")

@@ -291,6 +291,9 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
         (["--tokens-per-step", "1"], "--tokens-per-step = 1"),
         (["--spill-dir", "nowhere"], "--spill-dir nowhere"),
         (["--valid", "nowhere.jsonl"], "--valid /"),
+        (["--optimizer", "foo"], "--optimizer = 'foo'"),
+        (["--optimizer", "sgd", "--states-in-file"], "--states-in-file: sgd"),
+        (["--steps", "2", "--warm-up", "3"], "--warm-up = 3"),
         (["--labelled", "5"], "--labelled = 5"),
         (["--method", "mezo", "--accumulate", "2"], "--accumulate = 2"),
         (["--tokens-per-step", "99", "--batch-size", "2"], "leave --batch-size out"),
@@ -343,5 +346,9 @@ def test_plot_refuses_what_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "has no update yet" in refused(capsys, "plot", str(tmp_path))
     (tmp_path / "log.jsonl").write_text("nonsense\n")
     assert "log.jsonl holds no event of a run" in refused(capsys, "plot", str(tmp_path))
+    for event in ('{"event": "update"}', '{"event": "update", "number": 1, "loss": "x"}'):
+        (tmp_path / "log.jsonl").write_text(event)
+        assert "whose figures are missing or no numbers" in refused(capsys, "plot", str(tmp_path))
+    assert "not a regular file" in refused(capsys, "plot", "/dev/zero", "-o", str(tmp_path / "zero.png"))
     assert "must end in .png or .svg" in refused(capsys, "plot", str(tmp_path), "-o", str(tmp_path / "a.pdf"))
     assert "cannot be read" in refused(capsys, "plot", str(tmp_path / "none.jsonl"))

@@ -36,6 +36,8 @@ def plot(
         picture = drawn(events, target.suffix.lower()[1:])
     except ImportError:
         raise InputError("plot needs matplotlib, which is not installed: pip install 'mebp-plan[plot]'") from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file} has an update whose figures are missing or no numbers: name the log.jsonl of a run") from None
     if picture is None:
         raise InputError(f"{file} has no update yet: nothing to draw")
     _write(target, picture)

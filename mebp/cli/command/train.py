@@ -10,7 +10,7 @@ import typer
 
 from mebp.cli.command.target import this_machine
 from mebp.cli.flag import TARGET, Flag, ModelFlags, ProfileFlags, SearchFlags, TargetFlags
-from mebp.cli.screen import interruptible, note, stderr, stdout, working
+from mebp.cli.screen import interruptible, keeps_going, note, stderr, stdout, working
 from mebp.cli.stopping import Stopping
 from mebp.cli.train_flag import DataFlags, RunFlags, TrainFlags, TrainStepFlags
 from mebp.errors import InputError, MebpError
@@ -94,7 +94,8 @@ class _Asked:
         evaluates = corpus.held_out is not None
         settings = self.training.settings(workload, order.updates_per_epoch, self.search.seed, evaluates=evaluates)
         plan = _planned(found, workload, corpus, settings, machine, budget_bytes, self.search)
-        print_plan(stderr() if self.run.as_json else stdout(), found.config.name, corpus, plan, settings, workload)
+        with keeps_going():
+            print_plan(stderr() if self.run.as_json else stdout(), found.config.name, corpus, plan, settings, workload)
         base = BaseName(name=self.run.base or self.model.model or "", wrapper=found.wrapper, architecture=found.architecture)
         spill_dir = None if self.run.spill_dir is None else self.run.spill_dir.absolute()
         new_run(

@@ -109,7 +109,8 @@ class LiveView:
     def _figures(self, report: Updated) -> list[str]:
         found = [f"loss {report.loss:.4f}", f"smoothed {self._smoothed or report.loss:.4f}", f"rate {report.rate:.3g}"]
         found += [f"gradient {report.gradient_norm:.3g}"] if report.gradient_norm is not None else []
-        return [*found, f"{self._tokens_per_s():.0f} tokens/s", self._memory(report), f"{show_seconds(self._left_s())} left"]
+        left = [f"{show_seconds(self._left_s())} left"] if self._left_s() else []
+        return [*found, f"{self._tokens_per_s():.0f} tokens/s", self._memory(report), *left]
 
     def _memory(self, report: Updated) -> str:
         return f"{show_nbytes(report.memory_bytes)} of {show_nbytes(self._run.budget_bytes)}"

@@ -9,7 +9,9 @@ import matplotlib as mpl
 mpl.use("agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
+LARGEST = 1e18  # of any figure
 SMOOTHING = 0.9  # as in the live view
 FAINT, STRONG, OTHER, LIMIT = "#b8c4d6", "#1f5fa8", "#c2571a", "#8a8a8a"
 
@@ -17,6 +19,8 @@ FAINT, STRONG, OTHER, LIMIT = "#b8c4d6", "#1f5fa8", "#c2571a", "#8a8a8a"
 def drawn(events: Sequence[Mapping[str, Any]], kind: str) -> bytes | None:
     """The picture as a file of `kind` (png or svg); None where there is no update."""
     updates = [event for event in events if event["event"] == "update"]
+    if any(not 0 <= event[name] < LARGEST for event in updates for name in ("seconds", "memory_bytes", "peak_bytes")):
+        raise ValueError("a figure out of range")
     if not updates:
         return None
     figure, axes = pyplot.subplots(3, 1, figsize=(8, 8), sharex=True, height_ratios=(2, 1, 1))
@@ -30,6 +34,7 @@ def drawn(events: Sequence[Mapping[str, Any]], kind: str) -> bytes | None:
             axis.legend(frameon=False, fontsize="small")
             axis.margins(x=0.01)
         axes[-1].set_xlabel("updates")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels(axes)
         figure.tight_layout()
         out = io.BytesIO()
@@ -40,14 +45,16 @@ def drawn(events: Sequence[Mapping[str, Any]], kind: str) -> bytes | None:
 
 
 def _loss(axis: Axes, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
-    counted = [(event["number"], event["loss"]) for event in updates if event["loss"] is not None]
+    counted = _finite(updates)
     smoothed: list[float] = []
     for _, loss in counted:
         smoothed.append(loss if not smoothed else SMOOTHING * smoothed[-1] + (1 - SMOOTHING) * loss)
     numbers = [number for number, _ in counted]
     axis.plot(numbers, [loss for _, loss in counted], color=FAINT, linewidth=1, label="loss")
     axis.plot(numbers, smoothed, color=STRONG, label="smoothed")
-    found = [(event["number"], event["loss"]) for event in evaluations if event["loss"] is not None]
+    found = [
+        (event["number"], event["loss"]) for event in evaluations if event["loss"] is not None and abs(event["loss"]) < LARGEST
+    ]
     if found:
         axis.plot(*zip(*found, strict=True), color=OTHER, marker="o", markersize=4, label="held out")
     axis.set_ylabel("loss")
@@ -55,8 +62,8 @@ def _loss(axis: Axes, updates: Sequence[Mapping[str, Any]], evaluations: Sequenc
 
 def _memory(axis: Axes, updates: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]) -> None:
     numbers = [event["number"] for event in updates]
-    axis.plot(numbers, [event["memory_bytes"] / 1e6 for event in updates], color=FAINT, label="now")
-    axis.plot(numbers, [event["peak_bytes"] / 1e6 for event in updates], color=STRONG, label="peak so far")
+    axis.plot(numbers, [event["peak_bytes"] / 1e6 for event in updates], color=FAINT, linewidth=3, label="peak so far")
+    axis.plot(numbers, [event["memory_bytes"] / 1e6 for event in updates], color=STRONG, linewidth=1, label="at the update's end")
     for key, name, style in (("predicted_peak_bytes", "predicted", "--"), ("budget_bytes", "budget", "-")):
         if begin.get(key):
             axis.axhline(begin[key] / 1e6, color=OTHER if style == "--" else LIMIT, linestyle=style, linewidth=1, label=name)
@@ -70,3 +77,8 @@ def _time(axis: Axes, updates: Sequence[Mapping[str, Any]], begin: Mapping[str, 
         axis.axhline(begin["predicted_update_ns"] / 1e9, color=OTHER, linestyle="--", linewidth=1, label="predicted")
     axis.set_ylabel("seconds per update")
     axis.set_ylim(bottom=0)
+
+
+def _finite(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Number and loss of those that have one."""
+    return [(event["number"], event["loss"]) for event in events if event["loss"] is not None and abs(event["loss"]) < LARGEST]

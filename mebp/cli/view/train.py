@@ -86,7 +86,7 @@ def _rows(outcome: "Outcome") -> list[tuple[str, ...]]:
     run, trained = outcome.run, outcome.trained
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("anonymous memory, whole process", run.predicted.peak_bytes, trained.peak_bytes, show_nbytes),
-        *([("whole run", run.predicted.total_ns, outcome.seconds * 1e9, show_ns)] if outcome.complete else []),
+        *([("all updates and evaluations", run.predicted.total_ns, trained.seconds * 1e9, show_ns)] if outcome.complete else []),
     ]
     return [(name, show(ahead), show(found), f"{found / ahead - 1:+.1%}" if ahead else "-") for name, ahead, found, show in rows]
 
@@ -113,7 +113,7 @@ def outcome_json(outcome: "Outcome") -> str:
             "baseline_bytes": trained.baseline_bytes,
             "file_bytes": trained.file_bytes,
             "arena_bytes": trained.arena_bytes,
-            "seconds": outcome.seconds,
+            "seconds": trained.seconds,
         },
         "budget_bytes": run.budget_bytes,
         "written": [str(path) for path in outcome.adapters],

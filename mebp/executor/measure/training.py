@@ -40,9 +40,17 @@ def train(job: TrainJob, say: Callable[[Report], None], give_up: Callable[[str],
         with Sampler(most_bytes, lambda nbytes: give_up(too_much(nbytes, job.budget_bytes))) as sampler:
             if trainer.saved is not None:
                 say(Saved(number=trainer.saved))
+            begin_s = time.monotonic()
             for report in trainer.run():
                 say(_measured(report, sampler))
-        return replace(trainer.result(), baseline_bytes=baseline, peak_bytes=sampler.anonymous, file_bytes=sampler.file)
+            seconds = time.monotonic() - begin_s
+        return replace(
+            trainer.result(),
+            seconds=seconds,
+            baseline_bytes=baseline,
+            peak_bytes=sampler.anonymous,
+            file_bytes=sampler.file,
+        )
 
 
 def _trainer(job: TrainJob) -> Trainer:

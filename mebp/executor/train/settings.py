@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from mebp.errors import InputError
 from mebp.models.optimizer import MOST_UPDATES, Optimizer, require_optimizer
-from mebp.unit import require_whole
+from mebp.unit import require_kind, require_whole
 
 STATE, BEST, LOCK = "state.safetensors", "best.safetensors", ".lock"  # files in a run's folder
 Ending = Literal["all updates", "early stop", "stopped"]
@@ -81,8 +81,8 @@ Report = Updated | Evaluated | Saved
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """How a run ended after `number` updates, `skipped` of them without effect; the best evaluation, where there was one; and what
-    it took: bytes of the process before anything of the model was there, at its peak, and file-backed. `saved` is the number of
-    updates that the state on disk is after, None where there is none.
+    it took: seconds without its start-up, bytes of the process before anything of the model was there, at its peak, and
+    file-backed. `saved` is the number of updates that the state on disk is after, None where there is none.
     """
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
@@ -93,6 +93,7 @@ class Trained:
     saved: int | None
     best_number: int | None
     best_loss: float | None
+    seconds: float = 0.0
     baseline_bytes: int = 0
     peak_bytes: int = 0
     file_bytes: int = 0
@@ -101,6 +102,7 @@ class Trained:
 
 def require_settings(settings: TrainSettings) -> None:
     """Refuse what no run can take: InputError naming value, bound and remedy."""
+    require_kind("`optimizer`", settings.optimizer, Optimizer, remedy="Optimizer(rate=...) makes one")
     require_whole("`steps`", settings.updates, 1, MOST_UPDATES)
     require_whole("`accumulate`", settings.accumulate, 1, 1 << 20)
     require_whole("`evaluate_every`", settings.evaluate_every, 0, MOST_UPDATES)

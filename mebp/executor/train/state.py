@@ -91,7 +91,7 @@ def read_pairs(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
             names = [name.removesuffix(".A") for name in opened.keys() if name.endswith(".A")]  # noqa: SIM118  (no mapping)
             return {name: (opened.get_tensor(f"{name}.A"), opened.get_tensor(f"{name}.B")) for name in names}
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"cannot read {file} ({str(error).splitlines()[0]}): begin again in another folder") from None
+        raise StoreError(f"cannot read {file} ({str(error).splitlines()[0]})") from None
 
 
 def _named(adapters: Mapping[str, Adapter], *, moments: bool) -> Iterator[tuple[str, Tensor]]:

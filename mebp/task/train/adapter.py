@@ -1,7 +1,9 @@
 """What comes out of a run: its best adapter, or its last, in every form that was asked for, each written whole or not at all."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mebp.errors import StoreError
 from mebp.executor.train.settings import BEST, STATE, Trained
@@ -10,14 +12,18 @@ from mebp.plan import Plan
 from mebp.task.train.card import model_card
 from mebp.task.train.folder import ADAPTER, Run
 
+if TYPE_CHECKING:
+    from mebp.export.lora_set import Pair
+
 FORMS = ("peft", "gguf", "mlx")
 
 
-def write_adapters(folder: Path, run: Run, plans: list[Plan], trained: Trained, seconds: float | None) -> tuple[Path, ...]:
+def write_adapters(
+    folder: Path, run: Run, plans: list[Plan], trained: Trained, seconds: float | None, warn: Callable[[str], None]
+) -> tuple[Path, ...]:
     """Write the adapters into a run's folder, in the place of those that are there; `seconds` are those of the whole run, None
     where they are not known. StoreError where the disk has no room.
     """
-    from mebp.executor.train.state import read_pairs  # noqa: PLC0415  (torch)
     from mebp.export.base import Base  # noqa: PLC0415
     from mebp.export.gguf_adapter import write_gguf  # noqa: PLC0415
     from mebp.export.lora_set import LoraSet  # noqa: PLC0415
@@ -25,7 +31,7 @@ def write_adapters(folder: Path, run: Run, plans: list[Plan], trained: Trained, 
     from mebp.export.peft import write_peft  # noqa: PLC0415
 
     config, lora = plans[0].config, plans[0].workload.lora
-    pairs = read_pairs(folder / (STATE if trained.best_number is None else BEST))
+    pairs = _pairs(folder, trained, warn)
     adapters = LoraSet(config=config, rank=lora.rank, alpha=lora.scale * lora.rank, pairs=pairs)
     base = Base(config=config, name=run.base.name, wrapper=run.base.wrapper, architecture=run.base.architecture)
     written = []
@@ -45,6 +51,18 @@ def write_adapters(folder: Path, run: Run, plans: list[Plan], trained: Trained, 
             _remove(part)
         written.append(target)
     return tuple(written)
+
+
+def _pairs(folder: Path, trained: Trained, warn: Callable[[str], None]) -> "dict[str, Pair]":
+    """The adapters with the best evaluation, else the last."""
+    from mebp.executor.train.state import read_pairs  # noqa: PLC0415  (torch)
+
+    if trained.best_number is not None:
+        try:
+            return read_pairs(folder / BEST)
+        except StoreError as error:
+            warn(f"{error}: the last adapter is written in place of the best")
+    return read_pairs(folder / STATE)
 
 
 def _replace(part: Path, target: Path) -> None:

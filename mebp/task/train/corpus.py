@@ -12,7 +12,7 @@ from mebp.data.sample import SampleRange, Samples, bucket_lengths, bucket_number
 from mebp.data.token_set import TokenSet, read_tokens, require_vocabulary
 from mebp.errors import InputError
 from mebp.models.workload import MAX_TOKENS
-from mebp.unit import require_whole
+from mebp.unit import require_kind, require_whole
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 MOST_HELD_OUT = 0.5  # of the data
@@ -53,6 +53,8 @@ class Source:
 
     def files(self) -> tuple[Path, Path | None]:
         """The files to train on and to hold out; InputError where the folder has none, or both ways of holding out are named."""
+        for what, named in (("`data`", self.data), ("`valid`", self.valid or "")):
+            require_kind(what, named, str, Path, remedy="name a file")
         train, valid = Path(self.data), None if self.valid is None else Path(self.valid)
         if train.is_dir():
             folder, train = train, train / TRAIN

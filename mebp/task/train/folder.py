@@ -106,7 +106,7 @@ def read_run(folder: Path) -> Run:
         if isinstance(raw, dict) and raw.get("version") != VERSION:
             raise InputError(f"{file} was written by another version of mebp-plan: begin a new run")
         return TypeAdapter(Run).validate_python(raw)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"`resume` {folder} has no {RUN}: name the folder of a run, which `output` named") from None
     except (OSError, ValueError, ValidationError, RecursionError) as error:
         said = getattr(error, "strerror", None) or "not what a run writes"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mebp.data.order import Order
 from mebp.data.record_tokenizer import open_record_tokenizer
-from mebp.executor.train.settings import TrainSettings
+from mebp.executor.train.settings import TrainSettings, require_settings
 from mebp.executor.train.trainer import HeldOut, Trainer
 from mebp.export.base import Base
 from mebp.export.lora_set import LoraSet
@@ -18,6 +18,7 @@ from mebp.store.reader import open_store
 from mebp.task.host import STAND_IN, host_path
 from mebp.task.train.corpus import Source, read_corpus
 from mebp.task.train.planning import plan_training
+from mebp.unit import require_kind
 
 
 def make_trainer(
@@ -34,6 +35,10 @@ def make_trainer(
     weights. `workload` (default: LoRA of rank 8 with AdamW, clipped) is given its lengths, labels, formats and accumulation here;
     the state is saved in `folder`. InputError for what no run can take, InfeasibleBudget where nothing fits.
     """
+    require_kind("`source`", source, Source, remedy="Source(data=...) makes one")
+    require_kind("`settings`", settings, TrainSettings, remedy="TrainSettings(updates=...) makes one")
+    require_kind("`store`", store, str, Path, remedy="name the folder of a store")
+    require_settings(settings)
     opened = open_store(Path(store))
     asked = workload or Workload(lora=Lora(), weights=opened.formats, optimizer="adamw", clip_norm=1.0)
     asked = replace(asked, weights=opened.formats, accumulate=settings.accumulate)

@@ -13,7 +13,7 @@ from typing import Any
 from mebp.errors import InputError
 from mebp.executor.train.settings import Evaluated, Report, Saved, Trained, Updated
 from mebp.task.train.folder import Run
-from mebp.text import read_text, write_file
+from mebp.text import write_file
 
 EVENTS = {Updated: "update", Evaluated: "evaluation", Saved: "save"}
 BOARD = "tensorboard"  # folder of the event file, and the package that writes it
@@ -44,9 +44,9 @@ class Log:
         self._add(EVENTS[type(report)], asdict(report))
         self._try_board(lambda board: board.add(report))
 
-    def end(self, trained: Trained, seconds: float) -> None:
+    def end(self, trained: Trained) -> None:
         """How it ended."""
-        self._add("end", {"unix_s": time.time(), "seconds": seconds, **asdict(trained)})
+        self._add("end", {"unix_s": time.time(), **asdict(trained)})
 
     def _begin(self, first: Report) -> None:
         self._begun = True
@@ -100,10 +100,11 @@ def read_log(file: Path) -> Iterator[dict[str, Any]]:
     passed over: a run may have been killed while it was written. InputError for a file without any.
     """
     try:
-        lines = read_text(file).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"log {file} cannot be read ({said}): name the log.jsonl of a run") from None
+        if file.exists() and not file.is_file():
+            raise OSError(0, "not a regular file")
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"log {file} cannot be read ({error.strerror}): name the log.jsonl of a run") from None
     found: dict[tuple[str, object], dict[str, Any]] = {}
     for at, line in enumerate(lines):
         event = _event(line)
@@ -114,6 +115,15 @@ def read_log(file: Path) -> Iterator[dict[str, Any]]:
     if lines and not found:
         raise InputError(f"{file} holds no event of a run: name the log.jsonl of a run")
     yield from found.values()
+
+
+def peak_so_far(file: Path) -> int:
+    """The most memory of any update in a log; 0 where there is none."""
+    try:
+        peaks = [event.get("peak_bytes") for event in read_log(file)]
+    except InputError:
+        return 0
+    return max((peak for peak in peaks if isinstance(peak, int)), default=0)
 
 
 def _event(line: str) -> dict[str, Any] | None:

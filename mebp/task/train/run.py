@@ -2,10 +2,9 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mebp.data.record import file_hash
@@ -35,7 +34,7 @@ from mebp.task.train.folder import (
     store_hash,
     write_run,
 )
-from mebp.task.train.log import Log
+from mebp.task.train.log import Log, peak_so_far
 from mebp.task.train.planning import TrainingPlan
 from mebp.text import write_file
 
@@ -50,13 +49,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A run that ended: what it was, how it ended, the seconds that this process took, and what was written. `complete`: this
+    """A run that ended: what it was, how it ended, and what was written. `complete`: this
     process made every update, so that its time compares with the prediction.
     """
 
     run: Run
     trained: Trained
-    seconds: float
     adapters: tuple[Path, ...]
     complete: bool = True
 
@@ -177,7 +175,6 @@ def run_in(folder: Path, *, resume: bool, limits: Limits, callbacks: Callbacks) 
         enforce=limits.enforce,
         limit_bytes=limits.limit_bytes,
     )
-    begin = time.monotonic()
     with Log(folder / LOG, run, callbacks.warn) as log:
 
         def report(found: Report) -> None:
@@ -185,13 +182,13 @@ def run_in(folder: Path, *, resume: bool, limits: Limits, callbacks: Callbacks) 
             callbacks.report(found)
 
         trained = train(job, report, callbacks.ready)
-        seconds = time.monotonic() - begin
-        log.end(trained, seconds)
+        log.end(trained)
     complete = from_the_start and trained.ending == "all updates"
+    trained = replace(trained, peak_bytes=max(trained.peak_bytes, peak_so_far(folder / LOG)))
     plans = [parse_plan(text, "a plan of the run") for text in texts[0]]
-    written = write_adapters(folder, run, plans, trained, seconds if complete else None)
+    written = write_adapters(folder, run, plans, trained, trained.seconds if complete else None, callbacks.warn)
     _warn_of_changes(run, callbacks)
-    return Outcome(run=run, trained=trained, seconds=seconds, adapters=written, complete=complete)
+    return Outcome(run=run, trained=trained, adapters=written, complete=complete)
 
 
 def _require_unchanged(run: Run, folder: Path, plan_texts: list[str]) -> None:
