@@ -126,7 +126,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     require_whole("`evaluations`", workload.evaluations, 1, 2)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")
-    if workload.states_in_file and not workload.optimizer_states:
+    if workload.states_in_file and not OPTIMIZER_STATES.get(workload.optimizer):
         raise InputError(f"`states_in_file`: {workload.optimizer} remembers nothing to keep in one: leave it out")
     _require_choice("`precision`", workload.precision, get_args(Precision))
     _require_choice("`optimizer`", workload.optimizer, get_args(OptimizerName))

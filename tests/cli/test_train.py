@@ -112,7 +112,12 @@ def test_data_go_in_and_an_adapter_comes_out(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "extra", [["--method", "mezo"], ["--optimizer", "sgd", "--clip-norm", "0", "--pack", "--lora-dropout", "0.1"]]
+    "extra",
+    [
+        ["--method", "mezo"],
+        ["--optimizer", "sgd", "--clip-norm", "0", "--pack", "--lora-dropout", "0.1"],
+        ["--states-in-file", "--hold-out", "0.1", "--layers", "1", "--rslora"],
+    ],
 )
 def test_other_ways_to_train_end_in_an_adapter_too(
     extra: list[str], host: None, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -77,9 +77,7 @@ def plan_training(
     require_budget(budget_bytes)
     shared = _Shared(
         train=_graphs(config, workload, corpus.train),
-        held_out=_graphs(config, replace(workload, method="evaluate", states_in_file=False), corpus.held_out)
-        if settings.evaluate_every
-        else (),
+        held_out=_graphs(config, replace(workload, method="evaluate"), corpus.held_out) if settings.evaluate_every else (),
         device=device,
         budget_bytes=budget_bytes,
     )
@@ -122,7 +120,7 @@ def with_batches_of(
     while batch_size * length <= tokens and batch_size <= len(corpus.train.samples):
         tried = replace(workload, batch_size=batch_size, accumulate=max(1, round(tokens / (batch_size * length))))
         train = _graphs(config, tried, corpus.train)
-        held_out = _graphs(config, replace(tried, method="evaluate", states_in_file=False), corpus.held_out)
+        held_out = _graphs(config, replace(tried, method="evaluate"), corpus.held_out)
         shared = _Shared(train=train, held_out=held_out, device=device, budget_bytes=budget_bytes)
         try:
             for graph in held_out:
