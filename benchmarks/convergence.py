@@ -13,7 +13,6 @@ import io
 import pydoc_data.topics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,8 +115,8 @@ def on_the_phone(config: object, workload: Workload) -> int:
     return require_fit(tradeoff(build_graph(config, workload), device, 10**9)).prediction.step_ns  # type: ignore[arg-type]
 
 
-def by_peft(settings: TrainSettings, corpus: Corpus, store: Path, workload: Workload) -> tuple[Curve, float]:
-    """The same with transformers + PEFT in fp32 on the weights as transformers itself reads the file; and seconds per update."""
+def by_peft(settings: TrainSettings, corpus: Corpus, store: Path, workload: Workload) -> Curve:
+    """The same with transformers + PEFT in fp32 on the weights as transformers itself reads the file."""
     file = gguf_file()
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=LINEARS, lora_dropout=0.0))
@@ -128,20 +127,18 @@ def by_peft(settings: TrainSettings, corpus: Corpus, store: Path, workload: Work
     order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=1, seed=settings.seed)
     assert corpus.held_out
     held_out = Order(corpus.held_out.samples, corpus.held_out.seq_lens, batch_size=1, seed=None)
-    points, seconds = [(0, evaluated(model, held_out))], 0.0
+    points = [(0, evaluated(model, held_out))]
     for update in range(settings.updates):
-        begin = time.monotonic()
         for batch in order.update(update):
             loss_of(model, batch).backward()
         torch.nn.utils.clip_grad_norm_(parameters, workload.clip_norm)
         stepper.param_groups[0]["lr"] = numbers.rate_at(update)
         stepper.step()
         stepper.zero_grad()
-        seconds += time.monotonic() - begin
         if (update + 1) % settings.evaluate_every == 0:
             points.append((update + 1, evaluated(model, held_out)))
             print(f"peft {update + 1}: {points[-1][1]:.4f}", file=sys.stderr, flush=True)
-    return Curve(name="peft", points=points, update_ns=0), seconds / settings.updates
+    return Curve(name="peft", points=points, update_ns=0)
 
 
 def graph_of(store: Path, workload: Workload) -> Graph:
@@ -215,7 +212,7 @@ def main() -> None:
         source = Source(data=train, valid=held_out)
         corpus = read_corpus(source, open_record_tokenizer(store), 1 << 30)
         exact, outcome, plan = ours(workload, settings_of(updates, RATE), source, corpus, store, folder / "backprop")
-        theirs, peft_s = by_peft(settings_of(updates, RATE), corpus, store, workload)
+        theirs = by_peft(settings_of(updates, RATE), corpus, store, workload)
         estimate = replace(workload, method="mezo", optimizer="sgd", clip_norm=0.0)
         mezo, _, _ = ours(estimate, settings_of(mezo_updates, MEZO_RATE), source, corpus, store, folder / "mezo")
     curves = [exact, theirs, mezo]
@@ -229,7 +226,6 @@ def main() -> None:
     print(f"peak: {show_nbytes(predicted.peak_bytes)} predicted, {show_nbytes(trained.peak_bytes)} measured ({error:+.1%})")
     took, ahead = trained.seconds * 1e9, predicted.total_ns
     print(f"updates and evaluations: {show_ns(ahead)} predicted, {show_ns(took)} measured ({took / ahead - 1:+.1%})")
-    print(f"PEFT (fp32): {show_ns(peft_s * 1e9)} per update; here {show_ns(predicted.update_ns)} predicted")
     for curve in curves:
         print(f"{WORDS[curve.name]:24s}", " ".join(f"{update}: {loss:.4f}" for update, loss in curve.points))
     print(f"held-out loss, MeBP less PEFT: {exact.points[-1][1] - theirs.points[-1][1]:+.4f}")
