@@ -39,7 +39,6 @@ SPELLED = {  # settings whose flag is not their own name
     "targets": "--lora-targets",
     "output": "-o",
     "dropout": "--lora-dropout",
-    "betas": "--beta1, --beta2",
 }
 SETTINGS = {
     *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
@@ -48,6 +47,8 @@ SETTINGS = {
     *("data", "valid", "hold_out", "buckets", "epochs", "learning_rate", "schedule", "warm_up", "lowest_rate", "weight_decay"),
     *(
         "perturbation",
+        "beta1",
+        "beta2",
         "layers",
         "tokens_per_step",
         "evaluate_every",

@@ -63,8 +63,9 @@ def require_optimizer(optimizer: Optimizer) -> None:
         raise InputError(f"`learning_rate` = {optimizer.rate:g}: must be above 0, and 1000 at most")
     if not (isfinite(optimizer.weight_decay) and 0 <= optimizer.weight_decay * optimizer.rate < 1):
         raise InputError(f"`weight_decay` = {optimizer.weight_decay:g}: must be 0 or more, and below 1 / `learning_rate`")
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise InputError(f"`betas` = {optimizer.betas}: both must be 0 or more, and below 1")
+    for number, beta in enumerate(optimizer.betas, 1):
+        if not 0 <= beta < 1:
+            raise InputError(f"`beta{number}` = {beta:g}: must be 0 or more, and below 1")
     if not (isfinite(optimizer.epsilon) and optimizer.epsilon > 0):
         raise InputError(f"`epsilon` = {optimizer.epsilon:g}: must be above 0")
     if not (isfinite(optimizer.perturbation) and optimizer.perturbation > 0):

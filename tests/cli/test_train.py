@@ -306,7 +306,7 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
         (["--weights", "int8"], "the store is in int4-g32"),
         (["--torch-device", "tpu"], "--torch-device = 'tpu'"),
         (["--seq-len", "1"], "--seq-len = 1"),
-        (["--beta1", "1.5"], "--beta1, --beta2 = (1.5"),
+        (["--beta1", "1.5"], "--beta1 = 1.5"),
         (["--budget", "0"], "--budget"),
     ],
 )
