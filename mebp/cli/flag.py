@@ -69,7 +69,7 @@ def flag_of(setting: str) -> str:
 
 def spell(text: str) -> str:
     """A library's text with the settings that it names in backticks as flags."""
-    return re.sub(r"`([a-z_]+)`", lambda match: flag_of(match[1]) if match[1] in SETTINGS else match[0], text)
+    return re.sub(r"`([a-z_0-9]+)`", lambda match: flag_of(match[1]) if match[1] in SETTINGS else match[0], text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
