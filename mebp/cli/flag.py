@@ -1,4 +1,4 @@
-"""The flags that commands share, in groups, and how a setting that the library names is typed here.
+"""The flags that commands share, in groups.
 
 A command's function takes whole groups (`plan(model: ModelFlags, step: StepFlags, ...)`); `with_flags` turns their fields into the
 command's own flags. Groups check what they are given and hand on what the library takes.
@@ -6,7 +6,6 @@ command's own flags. Groups check what they are given and hand on what the libra
 
 import inspect
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
+from mebp.cli.spelling import flag_of
 from mebp.errors import InputError
 from mebp.models.format import DEFAULT_RECIPE, OFFERED, RECIPES
 from mebp.unit import parse_nbytes, show_nbytes
@@ -32,44 +32,6 @@ MODEL, STEP, TARGET, SEARCH, OUTPUT, RUN = "Model", "Training step", "Device and
 DEFAULT_MODEL, DEFAULT_DEVICE = "0.5b", "iphone15promax"
 TIME_LIMIT, CURVE_TIME_LIMIT = 30.0, 120.0  # seconds, for a table and for a curve
 SEARCHES = 37.5  # wall seconds of a table's --time-limit for each deterministic second of one search: it runs several
-
-SPELLED = {  # settings whose flag is not their own name
-    "rank": "--lora-r",
-    "alpha": "--lora-alpha",
-    "targets": "--lora-targets",
-    "output": "-o",
-    "dropout": "--lora-dropout",
-}
-SETTINGS = {
-    *("model", "seq_len", "batch_size", "weights", "precision", "optimizer", "accumulate", "clip_norm", "device", "set"),
-    *("max_flash_write", "budget", "time_limit", "seed", "copies", "capacity", "spill_dir", "store", "ids", "steps"),
-    *("torch_device", "check_gradients", "enforce", "limit", "flash_bandwidth", "calibrate_on", "to", "text", *SPELLED),
-    *("data", "valid", "hold_out", "buckets", "epochs", "learning_rate", "schedule", "warm_up", "lowest_rate", "weight_decay"),
-    *(
-        "perturbation",
-        "beta1",
-        "beta2",
-        "layers",
-        "tokens_per_step",
-        "evaluate_every",
-        "evaluate_batches",
-        "patience",
-        "save_every",
-        "resume",
-        "labelled",
-        "states_in_file",
-    ),
-}
-
-
-def flag_of(setting: str) -> str:
-    """How a setting is typed."""
-    return SPELLED.get(setting, f"--{setting.replace('_', '-')}")
-
-
-def spell(text: str) -> str:
-    """A library's text with the settings that it names in backticks as flags."""
-    return re.sub(r"`([a-z_0-9]+)`", lambda match: flag_of(match[1]) if match[1] in SETTINGS else match[0], text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

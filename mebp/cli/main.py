@@ -15,9 +15,10 @@ from typing import Any
 
 import typer
 
-from mebp.cli.flag import spell, with_flags
+from mebp.cli.flag import with_flags
 from mebp.cli.help import Command
 from mebp.cli.screen import note
+from mebp.cli.spelling import spell
 from mebp.errors import MebpError
 from mebp.text import shortened
 

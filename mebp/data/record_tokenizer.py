@@ -16,7 +16,7 @@ from mebp.errors import ModelError
 from mebp.store.tokenizer import SETTINGS, TEMPLATE, TOKENIZER, open_tokenizer
 from mebp.text import read_text
 
-VERSION = 1  # of how records become tokens: raised, kept tokens are made again
+VERSION = 1  # of how records become tokens: raise it, and kept tokens are rewritten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

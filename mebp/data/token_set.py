@@ -1,6 +1,6 @@
-"""Records as tokens, kept in one file beside the data: ids, which of them carry a label, and where each record ends.
+"""Records as tokens, kept in one file next to the data: ids, which of them carry a label, and where each record ends.
 
-The file is safetensors, mapped and not read; its metadata say what it was made of, and it is made again where that changed.
+The file is safetensors, mapped and not read; its metadata say what it was made of, and it is rewritten where that changed.
 """
 
 import json
@@ -88,7 +88,7 @@ def _tokenised(
 
 
 def _places(path: Path, tokenizer: RecordTokenizer, digest: str) -> Iterator[Path]:
-    """Where the tokens of a file are kept, for each tokenizer: beside it, or, where that cannot be written, in the user's cache."""
+    """Where a file's tokens are kept, for each tokenizer: next to it, or, where that cannot be written, in the user's cache."""
     yield path.with_name(f".{path.name}.{tokenizer.digest[:8]}{SUFFIX}")
     yield platformdirs.user_cache_path("mebp-plan") / "tokens" / f"{digest[:32]}{SUFFIX}"
 
@@ -149,5 +149,5 @@ def require_vocabulary(tokens: TokenSet, vocabulary: int, what: str) -> None:
     highest = int(tokens.ids.max()) if len(tokens.ids) else 0
     if highest >= vocabulary:
         raise InputError(
-            f"{shortened(what, 120)} has token {highest}, the model knows {vocabulary}: put its own tokenizer beside its weights"
+            f"{shortened(what, 120)} has token {highest}, the model knows {vocabulary}: put its own tokenizer next to its weights"
         )

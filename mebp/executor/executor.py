@@ -12,6 +12,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from mebp.data.order import IGNORED
 from mebp.errors import InputError, NotFinite
 from mebp.executor.adapter import Adapter
 from mebp.executor.arena import Arena
@@ -43,7 +44,6 @@ from mebp.plan import (
 from mebp.store.codec import read_rows
 from mebp.store.reader import Store
 
-IGNORED = -100  # label of a position that does not count
 GradientHook = Callable[[str, Tensor], None]
 
 

@@ -16,13 +16,7 @@ PER_GRAPH = ("rope tables", "token ids")  # that each graph has of its own; the 
 
 def outside_bytes(graph: Graph, device: Device) -> dict[str, int]:
     """Bytes of the footprint outside the arena, by name: the runtime's own, and what the graph needs for the whole run."""
-    runtime = device.runtime
-    return {
-        "runtime baseline": int(runtime.footprint_bytes),
-        "library workspace": library_bytes(graph.ops, device),
-        "plan and graph": int(runtime.op_bytes * len(graph.ops)),
-        **graph.outside_bytes,
-    }
+    return session_bytes((graph,), device)
 
 
 def session_bytes(graphs: Sequence[Graph], device: Device) -> dict[str, int]:

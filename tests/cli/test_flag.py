@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from mebp.cli.flag import SETTINGS, flag_of, spell
 from mebp.cli.main import COMMANDS, app
+from mebp.cli.spelling import SETTINGS, flag_of, spell
 from tests.cli.typed import refused
 
 LIBRARY = Path(__file__).parents[2] / "mebp"

@@ -16,7 +16,7 @@ KINDS = (".png", ".svg")
 def plot(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A run's log.jsonl, or its folder.")],
     output: Annotated[
-        Path | None, Flag("--output", "-o", help="File to write, .png or .svg. Default: beside the log, log.png.")
+        Path | None, Flag("--output", "-o", help="File to write, .png or .svg. Default: log.png next to the log.")
     ] = None,
 ) -> None:
     """Draw a training run's loss, memory and time as PNG or SVG."""

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mebp.cli.flag import Flag, spell
+from mebp.cli.flag import Flag
 from mebp.cli.screen import note, stdout, working
+from mebp.cli.spelling import spell
 from mebp.errors import InputError, InvalidPlan
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from mebp.cli.flag import flag_of
+from mebp.cli.spelling import flag_of
 from mebp.cli.view.grid import grid, print_grid
 from mebp.models.graph import Graph
 from mebp.planner.curve import Point, saved_ns_per_byte

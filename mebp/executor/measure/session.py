@@ -10,9 +10,10 @@ from statistics import median
 import torch
 
 from mebp.check import graph_of
+from mebp.data.order import IGNORED
 from mebp.errors import InputError, NotFinite, StoreError
 from mebp.executor.adapter import new_adapters
-from mebp.executor.executor import IGNORED, Executor, StepResult
+from mebp.executor.executor import Executor, StepResult
 from mebp.executor.measure.floor import LARGEST_BYTES, floor_seconds
 from mebp.executor.measure.job import Job, Measurement, Progress, require_ids
 from mebp.executor.measure.limit import lift_limit

@@ -29,7 +29,7 @@ MODEL, DATA, HELD_OUT, PLANS = "the model's weights", "the data", "the held-out 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseName:
-    """The model as it was named, and what exports have to know of it beside its config."""
+    """The model as it was named, and what exports have to know of it in addition to its config."""
 
     name: str
     wrapper: str | None = None

@@ -55,7 +55,7 @@ class Log:
             cut_back(self._file, done)
         except InputError as error:
             self._complain(str(error))
-        self._board = _Board.beside(self._file)
+        self._board = _Board.next_to(self._file)
         run = self._run
         facts = {"predicted_peak_bytes": run.predicted.peak_bytes, "budget_bytes": run.budget_bytes}
         times = {"predicted_update_ns": run.predicted.update_ns, "updates": run.settings.updates}
@@ -87,7 +87,7 @@ class Log:
                 work(self._board)
             except OSError as error:
                 self._board = None
-                self._complain(f"TensorBoard's event file beside {self._file} cannot be written: {error.strerror}")
+                self._complain(f"TensorBoard's event file next to {self._file} cannot be written: {error.strerror}")
 
 
 def _plain(value: object) -> object:
@@ -149,8 +149,8 @@ class _Board:
         self._writer, self._summary, self._event = writer, summary, event
 
     @classmethod
-    def beside(cls, file: Path) -> "_Board | None":
-        """One beside a log; None without the package, or where it cannot be written."""
+    def next_to(cls, file: Path) -> "_Board | None":
+        """One next to a log; None without the package, or where it cannot be written."""
         try:
             from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
             from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
