@@ -45,13 +45,13 @@ def test_one_wrong_gradient_among_doubtful_ones_is_an_error(given: Trial, monkey
     monkeypatch.setattr(reference, "GRADIENT_ERROR", 0.0)
     step = Executor.step
 
-    def spoiled(self: Executor, ids: Tensor, **more: object) -> StepResult:
+    def spoiled(self: Executor, ids: Tensor, labels: Tensor, **more: object) -> StepResult:
         on_gradient = more["on_gradient"]
 
         def pass_on(name: str, gradient: Tensor) -> None:
             on_gradient(name, gradient * (1.001 if name == "0.q.dA" else 1.0))  # type: ignore[operator]
 
-        return step(self, ids, on_gradient=pass_on)
+        return step(self, ids, labels, on_gradient=pass_on)
 
     monkeypatch.setattr(Executor, "step", spoiled)
     times = checked(given).times_reference
