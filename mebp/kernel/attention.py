@@ -12,13 +12,14 @@ from mebp.kernel.library import extent, fit, library
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Extents: q and y are (batch x seq, heads x width), k and v (batch x seq, kv_heads x width). A query at t sees keys
-    (t - window, t], all up to t where `window` is 0; scores are multiplied by `scale`, and become cap tanh(score / cap) where `cap`
-    is not 0.
+    """Extents: queries [first, first + count) of each sequence and keys [0, first + count). q and y are (batch x count, heads x
+    width), k and v (batch x (first + count), kv_heads x width). A query at t sees keys (t - window, t], all up to t where `window`
+    is 0; scores are multiplied by `scale`, and become cap tanh(score / cap) where `cap` is not 0.
     """
 
     batch: int
-    seq: int
+    first: int
+    count: int
     heads: int
     kv_heads: int
     width: int
@@ -26,19 +27,41 @@ class Attention:
     scale: float
     cap: float
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor, room: Tensor) -> bool:
-        """y = softmax(scale q k^T) v; `room` is a contiguous buffer that the threads share. False, and nothing computed, where the
-        kernel cannot.
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, room: Tensor) -> bool:
+        """y = softmax(scale q k^T) v, and `lse` (batch x count, heads) the logarithm of the sum of e^score, fp32. `room` is a
+        contiguous buffer that the threads share. False, and nothing computed, where the kernel cannot.
         """
-        return self._run("attention", (q, k, v, y), room)
-
-    def backward(self, operands: tuple[Tensor, ...], room: Tensor) -> bool:
-        """dq, dk and dv of (q, k, v, dy, dq, dk, dv). As `forward`."""
-        return self._run("attention_backward", operands, room)
-
-    def _run(self, name: str, operands: tuple[Tensor, ...], room: Tensor) -> bool:
         found = library()
-        if not found.multiplies or not fit(operands, torch.bfloat16):
+        if not found.multiplies or not fit((q, k, v, y), torch.bfloat16) or not fit((lse,), torch.float32):
             return False
-        extents = (self.batch, self.seq, self.heads, self.kv_heads, self.width, self.window, self.scale, self.cap)
-        return bool(getattr(found.kernels, name)(*(o.data_ptr() for o in operands), *extents, *extent(room)))
+        return bool(found.kernels.attention(*_pointers(q, k, v, y, lse), *self._extents, *extent(room)))
+
+    def backward(self, operands: tuple[Tensor, ...], dk: Tensor, dv: Tensor, room: Tensor) -> bool:
+        """Of operands q, k, v, dy, y and lse: dq in the place of q, and dk and dv, or, where these are fp32, added to them. As
+        `forward`.
+        """
+        found, add = library(), dk.dtype is torch.float32
+        *typed, lse = operands
+        kind = torch.float32 if add else torch.bfloat16
+        if not found.multiplies or not (fit(typed, torch.bfloat16) and fit((lse,), torch.float32) and fit((dk, dv), kind)):
+            return False
+        pointers = _pointers(*operands, dk, dv)
+        return bool(found.kernels.attention_backward(*pointers, add, *self._extents, *extent(room)))
+
+    @property
+    def _extents(self) -> tuple[int | float, ...]:
+        return (
+            self.batch,
+            self.first,
+            self.count,
+            self.heads,
+            self.kv_heads,
+            self.width,
+            self.window,
+            self.scale,
+            self.cap,
+        )
+
+
+def _pointers(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors)

@@ -225,10 +225,11 @@ static void pack_along(const uint16_t *rows, int64_t ld, int64_t count, int64_t 
 
 /* Rows (m, width), transposed to (width, even), zeros in a column that is none. */
 static void turn(const uint16_t *rows, int64_t ld, int64_t m, int64_t width, uint16_t *out, int64_t even) {
-    for (int64_t j = 0; j < width; j++) {
-        for (int64_t i = 0; i < m; i++) out[j * even + i] = rows[i * ld + j];
-        if (even > m) out[j * even + m] = 0;
-    }
+    for (int64_t first = 0; first < width; first += GRAIN)
+        for (int64_t i = 0; i < m; i++) /* a row at a time: rows that lie a power of two apart share few lines of the cache */
+            for (int64_t j = first; j < lesser(width, first + GRAIN); j++) out[j * even + i] = rows[i * ld + j];
+    if (even > m)
+        for (int64_t j = 0; j < width; j++) out[j * even + m] = 0;
 }
 
 /* W^T as a right operand: a slot's bytes [first, end) are the inner dimension, `count` rows from `row` on the columns (rows past

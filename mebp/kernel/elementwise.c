@@ -80,17 +80,16 @@ enum { PART = 4096 }; /* elements that a thread takes at a time */
         for (int64_t j = part; j < end; j++) __VA_ARGS__                                               \
     }
 
-/* y = act(gate) up; and dgate = dy up act'(gate), dup = dy act(gate) */
+/* y = act(gate) up; and the gradients dy up act'(gate) in the gate's place, dy act(gate) in that of up */
 #define GLU(NAME, WHICH)                                                                             \
 void glu_##NAME(const uint16_t *gate, const uint16_t *up, uint16_t *y, int64_t count) {              \
     EACH({ y[j] = to_bf16(activated(from_bf16(gate[j]), WHICH) * from_bf16(up[j])); })               \
 }                                                                                                    \
-void glu_backward_##NAME(const uint16_t *dy, const uint16_t *gate, const uint16_t *up, uint16_t *dgate, uint16_t *dup, \
-                         int64_t count) {                                                            \
+void glu_backward_##NAME(const uint16_t *dy, uint16_t *gate, uint16_t *up, int64_t count) {          \
     EACH({                                                                                           \
         const float g = from_bf16(gate[j]), d = from_bf16(dy[j]), u = from_bf16(up[j]);              \
-        dgate[j] = to_bf16(d * u * slope(g, WHICH));                                                 \
-        dup[j] = to_bf16(d * activated(g, WHICH));                                                   \
+        gate[j] = to_bf16(d * u * slope(g, WHICH));                                                  \
+        up[j] = to_bf16(d * activated(g, WHICH));                                                   \
     })                                                                                               \
 }
 

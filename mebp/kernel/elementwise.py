@@ -39,9 +39,9 @@ def glu(gate: Tensor, up: Tensor, y: Tensor, activation: str) -> bool:
     return True
 
 
-def glu_backward(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor, activation: str) -> bool:
-    """dgate = dy up activation'(gate), dup = dy activation(gate)."""
-    operands = (dy, gate, up, dgate, dup)
+def glu_backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> bool:
+    """dy up activation'(gate) in the place of `gate`, dy activation(gate) in that of `up`."""
+    operands = (dy, gate, up)
     kernels = _kernels(*operands)
     if kernels is None:
         return False

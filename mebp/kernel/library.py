@@ -90,14 +90,14 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
     declare("lora_gradients", [POINTER] * 8 + [REAL] + [COUNT] * 4 + [POINTER, COUNT], FLAG)
     matrices = [POINTER, COUNT] * 2 + [COUNT] * 3
     declare("multiply_dense", [*matrices, FLAG, POINTER, COUNT, FLAG])
-    for name, count in (("attention", 4), ("attention_backward", 7)):
-        declare(name, [POINTER] * count + [COUNT] * 6 + [REAL, REAL, POINTER, COUNT], FLAG)
+    declare("attention", [POINTER] * 5 + [COUNT] * 7 + [REAL, REAL, POINTER, COUNT], FLAG)
+    declare("attention_backward", [POINTER] * 8 + [FLAG] + [COUNT] * 7 + [REAL, REAL, POINTER, COUNT], FLAG)
     declare("softmax_tile", [POINTER] + [COUNT] * 3 + [POINTER] * 5 + [COUNT, POINTER, REAL, REAL])
     declare("norm", [POINTER] * 3 + [COUNT] * 2 + [REAL] * 2)
     declare("norm_backward", [POINTER] * 4 + [COUNT] * 2 + [REAL] * 2 + [FLAG])
     for activation in ("silu", "gelu_tanh"):
         declare(f"glu_{activation}", [POINTER] * 3 + [COUNT])
-        declare(f"glu_backward_{activation}", [POINTER] * 5 + [COUNT])
+        declare(f"glu_backward_{activation}", [POINTER] * 3 + [COUNT])
     declare("rotate", [POINTER] * 4 + [COUNT] * 5 + [REAL])
 
 

@@ -35,10 +35,11 @@ class Backward(Forward):
     def _layer_backward(self, layer: int) -> None:
         c, middle = self.config, TensorId(f"{layer}.residual1.out")
         dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
-        grads = self._glu_backward(layer, self._linear_backward(layer, "down", dy, TensorId(f"{layer}.glu.out"), c.ffn))
+        dy = self._linear_backward_in_place(layer, "down", dy, TensorId(f"{layer}.glu.out"), c.ffn)
+        dgate, dup = self._glu_backward(layer, dy)
         x, dx = self._block_input(layer, "norm2", middle)
-        dx = self._linear_backward(layer, "up", grads["dup"], x, c.hidden, into=dx)
-        self._linear_backward(layer, "gate", grads["dgate"], x, c.hidden, into=dx)
+        dx = self._linear_backward(layer, "up", dup, x, c.hidden, into=dx)
+        self._linear_backward(layer, "gate", dgate, x, c.hidden, into=dx)
         self._norm_backward_into_stream(layer, "norm2", dx, middle)
         dy = self._branch_backward(layer, "residual1", "post_attention_norm", "o")
         dy = self._linear_backward(layer, "o", dy, TensorId(f"{layer}.attention.out"), c.q_width)
@@ -62,26 +63,25 @@ class Backward(Forward):
         """
         return (stream, STREAM_GRADIENT) if self.config.norms == "after" else (TensorId(f"{layer}.{norm}.out"), None)
 
-    def _glu_backward(self, layer: int, dy: TensorId) -> dict[str, TensorId]:
-        width = self.config.ffn
-        reads = {"dy": dy, "gate": TensorId(f"{layer}.gate.out"), "up": TensorId(f"{layer}.up.out")}
-        grads = {f"d{name}": self._gradient(layer, name, width) for name in ("gate", "up")}
-        dims, params = self._dims(cols=width), self._glu_params
-        self._append("glu_backward", f"{layer}.glu.backward", layer, dims, reads=reads, writes=grads, params=params)
-        return grads
+    def _glu_backward(self, layer: int, dy: TensorId) -> tuple[TensorId, TensorId]:
+        """The gradients of gate and up, in their places."""
+        gate, up = TensorId(f"{layer}.gate.out"), TensorId(f"{layer}.up.out")
+        dims, params, updates = self._dims(cols=self.config.ffn), self._glu_params, {"gate": gate, "up": up}
+        self._append("glu_backward", f"{layer}.glu.backward", layer, dims, reads={"dy": dy}, updates=updates, params=params)
+        return gate, up
 
     def _attention_backward(self, layer: int, dy: TensorId) -> TensorId:
         c = self.config
         q, k, v = (self._head_input(layer, name) for name in HEADS)
-        widths = {"q": c.q_width, "k": c.kv_width, "v": c.kv_width}
-        grads = {f"d{name}": self._gradient(layer, name, width) for name, width in widths.items()}
-        reads = {"dy": dy, "q": q, "k": k, "v": v}
-        dims, params = self._attention_dims(layer), self._attention_params
-        self._append("attention_backward", f"{layer}.attention.backward", layer, dims, reads=reads, writes=grads, params=params)
+        grads = {f"d{name}": self._gradient(layer, name, c.kv_width) for name in ("k", "v")}
+        y, lse = (TensorId(f"{layer}.attention.{slot}") for slot in ("out", "lse"))
+        dims, params, reads = self._attention_dims(layer), self._attention_params, {"dy": dy, "y": y, "lse": lse, "k": k, "v": v}
+        name = f"{layer}.attention.backward"
+        self._append("attention_backward", name, layer, dims, reads=reads, writes=grads, updates={"q": q}, params=params)
         x, into = self._block_input(layer, "norm1", self.stream[layer])
         dx = self._linear_backward(layer, "v", grads["dv"], x, c.hidden, into=into)
         self._query_key_backward(layer, "k", grads["dk"], c.num_kv_heads, x, dx)
-        self._query_key_backward(layer, "q", grads["dq"], c.num_heads, x, dx)
+        self._query_key_backward(layer, "q", q, c.num_heads, x, dx)
         return dx
 
     def _head_input(self, layer: int, name: LinearName) -> TensorId:
@@ -145,10 +145,19 @@ class Backward(Forward):
             vectors=(f"{layer}.{name}",),
         )
 
+    def _linear_backward_in_place(self, layer: int, name: LinearName, dy: TensorId, x: TensorId, width: int) -> TensorId:
+        """Gradients of a linear: dx in the place of `x`, which nothing else needs any more. Without an adapter nothing needs x at
+        all, and dx has a place of its own.
+        """
+        in_place = bool(self._adapters(layer, name))
+        return self._linear_backward(layer, name, dy, x, width, into=x if in_place else None)
+
     def _linear_backward(
         self, layer: int, name: LinearName, dy: TensorId, x: TensorId, width: int, into: TensorId | None = None
     ) -> TensorId:
-        """Gradients of a linear that reads `x` of `width`: dx added to `into` where that is given."""
+        """Gradients of a linear that reads `x` of `width`: dx added to `into` where that is given, or, where that is x, in its
+        place.
+        """
         rows, cols = self.config.linear_shape(name)
         rank, adapters = self.workload.lora.rank, self._adapters(layer, name)
         reads, writes = {"dy": dy}, {}
@@ -159,7 +168,9 @@ class Backward(Forward):
                     f"{layer}.", f"{name}.{slot}", shape, Role.ADAPTER_GRADIENT, layer, itemsize=FLOAT_BYTES
                 )
         dx = into or self._gradient(layer, self.tensors[x].name.removesuffix(".out"), width)
-        updates = {"dx": dx} if into else {}
+        if into == x:
+            del reads["x"]
+        updates = {"x" if into == x else "dx": dx} if into else {}
         writes |= {} if into else {"dx": dx}
         self._append(
             "linear_backward",

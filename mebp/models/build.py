@@ -10,7 +10,7 @@ from mebp.models.config import LINEARS, ModelConfig
 from mebp.models.graph import Graph
 from mebp.models.kind.rope import RopeParams
 from mebp.models.kind.update import PerturbParams, UpdateParams
-from mebp.models.op import Op
+from mebp.models.op import IN_PLACE, Op
 from mebp.models.step import adapter_shapes
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 from mebp.models.workload import Workload, require_workload
@@ -144,8 +144,10 @@ class _Builder(Backward):
 
 def _without_unneeded(op: Op, needed: set[TensorId]) -> Op:
     """Take the optional outputs from an op that nothing reads; its weight is not needed for the others either."""
-    dropped = {slot for slot in op.kind.optional if (op.writes.get(slot) or op.updates.get(slot)) not in needed}
+    made = {**op.writes, **op.updates}
+    dropped = {slot for slot in op.kind.optional if slot in made and made[slot] not in needed}
     if not dropped:
         return op
     writes, updates = ({slot: t for slot, t in slots.items() if slot not in dropped} for slots in (op.writes, op.updates))
-    return replace(op, writes=writes, updates=updates, weights=())
+    reads = op.reads | {slot: made[slot] for slot in dropped if slot in IN_PLACE}
+    return replace(op, reads=reads, writes=writes, updates=updates, weights=())

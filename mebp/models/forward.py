@@ -143,8 +143,10 @@ class Forward(StepBuilder):
         return replace(rope, query_growth=0.0) if rope is not None and name == "k" else rope
 
     def _attention(self, tag: str, layer: int, heads: Mapping[str, TensorId]) -> TensorId:
-        prefix = f"{tag}{layer}."
+        prefix, count = f"{tag}{layer}.", self.config.num_heads
         writes = self._activation(prefix, "attention", layer, self.config.q_width)
+        shape = (self.workload.tokens, count)
+        writes["lse"] = self._tensor(prefix, "attention.lse", shape, Role.ACTIVATION, layer, itemsize=FLOAT_BYTES)
         dims, params = self._attention_dims(layer), self._attention_params
         self._append("attention", f"{prefix}attention", layer, dims, reads=heads, writes=writes, params=params)
         return writes["y"]

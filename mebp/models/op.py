@@ -10,6 +10,7 @@ from typing import Literal, NewType
 from mebp.models.tensor import TensorId, Weight, WeightId, align
 
 OpId = NewType("OpId", str)
+IN_PLACE = frozenset({"x"})  # slots of a linear's backward whose tensor its dx replaces
 DType = Literal["fp32", "bf16", "fp16", "int16", "int8", "uint8", "bool"]
 ITEMSIZES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
@@ -48,7 +49,8 @@ class Dims:
     """Extents of an op; those that do not apply are 0.
 
     rows: tokens, or tokens x heads for a norm over head_dim. cols, outs: in and out features. pairs: (query, key) pairs
-    that one head of one sequence attends to. window: keys that a query sees at most, 0 for all before it.
+    that one head of one sequence attends to. window: keys that a query sees at most, 0 for all before it. first: where in its
+    sequence the first of `seq` queries stands, as many keys before it.
     """
 
     rows: int
@@ -57,6 +59,7 @@ class Dims:
     rank: int = 0
     batch: int = 0
     seq: int = 0
+    first: int = 0
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
@@ -209,12 +212,17 @@ class Op:
     @property
     def makes_dx(self) -> bool:
         """Whether this op makes a gradient of its input at all."""
-        return "dx" in self.writes or "dx" in self.updates
+        return "dx" in self.writes or "dx" in self.updates or self.is_in_place
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the gradient of its input takes the input's place."""
+        return not IN_PLACE.isdisjoint(self.updates)
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What decides its cost, its weight apart: ops that agree here take the same time and scratch."""
-        return self.kind.name, self.dims, self.params, "dx" in self.writes, "dx" in self.updates
+        return self.kind.name, self.dims, self.params, self.makes_dx, "dx" in self.updates
 
 
 def element_moved(tensors: int) -> Callable[[Op], int]:

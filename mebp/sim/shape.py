@@ -19,7 +19,7 @@ from mebp.models.workload import Workload
 from mebp.sim.device import SHAPE_FACTOR, SHAPES, WORKSPACE, Device
 
 UNPACK, STREAMED, HEAD_TILE, NO_DX = "unpack", "streamed", "head-tile", "no-dx"
-EXTENTS_OF_TOKENS = {"rows", "batch", "seq", "pairs", "tokens"}
+EXTENTS_OF_TOKENS = {"rows", "batch", "seq", "first", "pairs", "tokens"}
 MEASURED = {*KINDS, UNPACK, STREAMED, HEAD_TILE}
 
 
@@ -61,8 +61,10 @@ def shape_of(op: Op, tile: int = 0) -> str:
     if op.kind.makes_loss:
         words += ["whole"] if tile >= dims.outs else []
         dims = replace(dims, outs=0)
-    elif op.kind.may_add_dx and "dx" not in op.writes:
-        words.append("adding" if "dx" in op.updates else NO_DX)
+    elif op.kind.may_add_dx and "dx" in op.updates:
+        words.append("adding")
+    elif op.kind.may_add_dx and not op.makes_dx:
+        words.append(NO_DX)
     return " ".join([*words, *_extents(dims)])
 
 

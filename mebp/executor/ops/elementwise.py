@@ -27,17 +27,27 @@ def glu(io: Io) -> None:
 
 
 def glu_backward(io: Io) -> None:
-    """dup = dy act(gate); dgate = dy up act'(gate)."""
-    dy, gate, up, dgate, dup = (io[slot] for slot in ("dy", "gate", "up", "dgate", "dup"))
-    if kernel.glu_backward(dy, gate, up, dgate, dup, io.params(GluParams).activation):
+    """dup = dy act(gate) in the place of up, dgate = dy up act'(gate) in that of the gate."""
+    dy, gate, up = (io[slot] for slot in ("dy", "gate", "up"))  # (N, f)
+    if kernel.glu_backward(dy, gate, up, io.params(GluParams).activation):
+        io.leave_scratch()
         return
+    dup = io.take("dup")  # (rows, f)
+    for start in range(0, len(dy), len(dup)):
+        rows = slice(start, min(start + len(dup), len(dy)))
+        _glu_backward_tile(io, dy[rows], gate[rows], up[rows], dup[: rows.stop - start])
+
+
+def _glu_backward_tile(io: Io, dy: Tensor, gate: Tensor, up: Tensor, dup: Tensor) -> None:
     _activate(io, gate, dup)
     dup.mul_(dy)
-    torch.mul(dy, up, out=dgate)
+    up.mul_(dy)
     if io.params(GluParams).activation == "silu":
-        aten.silu_backward.grad_input(dgate, gate, grad_input=dgate)
+        aten.silu_backward.grad_input(up, gate, grad_input=up)
     else:
-        aten.gelu_backward.grad_input(dgate, gate, approximate="tanh", grad_input=dgate)
+        aten.gelu_backward.grad_input(up, gate, approximate="tanh", grad_input=up)
+    gate.copy_(up)
+    up.copy_(dup)
 
 
 def _activate(io: Io, x: Tensor, out: Tensor) -> None:

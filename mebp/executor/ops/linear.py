@@ -28,34 +28,47 @@ def linear_backward(io: Io) -> None:
     """dx = dy W + s (dy B) A; dA = s (dy B)^T x; dB = s dy^T (x A^T). h = x A^T is recomputed: r is tiny. With dropout x is what
     the adapter sees of it, and what it adds to dx passes through the same mask.
     """
-    dy = io["dy"]  # (N, n)
+    dy, dx = io["dy"], _dx(io)  # (N, n), (N, k)
     scale = io.params(LinearParams).lora_scale
-    if _fused_backward(io, dy, scale):
+    if _fused_backward(io, dy, dx, scale):
         return
-    if io.has("dx"):
-        times(io, dy, io["dx"], add="dx" not in io.op.writes)
-    if not io.op.adapters:
+    if io.op.adapters:  # first: dx may take the place of x
+        _adapter_gradients(io, dy, scale)
+    if dx is None:
         return
+    times(io, dy, dx, add="dx" in io.op.updates)
+    if io.op.adapters:
+        A, B = _cast_adapter(io)  # once more: the weight's tile lies where they were
+        dh = io.take("dh")  # (N, r)
+        multiply_dense(dy, B, dh)
+        _add_adapter(io, dh, A, dx)
+
+
+def _dx(io: Io) -> Tensor | None:
+    """Where dx goes, if it is wanted: a tensor of its own, one that it is added to, or the place of x."""
+    if io.op.is_in_place:
+        return io["x"]
+    return io["dx"] if io.has("dx") else None
+
+
+def _adapter_gradients(io: Io, dy: Tensor, scale: float) -> None:
     x = seen(io, io["x"])  # (N, k)
     A, B = _cast_adapter(io)
     h, dh = io.take("h"), io.take("dh")  # (N, r)
     multiply_dense(x, A.T, h)
     multiply_dense(dy, B, dh)
-    dA, dB = io["dA"], io["dB"]  # (r, k), (n, r)
-    dA.copy_(torch.mm(dh.T, x, out=io.take("dA")))
-    dB.copy_(torch.mm(h.T, dy, out=io.take("dB")).T).mul_(scale)  # three times as fast as dy^T h
-    if io.has("dx"):
-        _add_adapter(io, dh, A)
+    io["dA"].copy_(torch.mm(dh.T, x, out=io.take("dA")))  # (r, k)
+    io["dB"].copy_(torch.mm(h.T, dy, out=io.take("dB")).T).mul_(scale)  # (n, r), three times as fast as dy^T h
 
 
-def _add_adapter(io: Io, dh: Tensor, A: Tensor) -> None:
+def _add_adapter(io: Io, dh: Tensor, A: Tensor, dx: Tensor) -> None:
     """dx += dh A, through the mask of the input where there is dropout."""
     if not io.params(LinearParams).dropout:
-        multiply_dense(dh, A, io["dx"], add=True)
+        multiply_dense(dh, A, dx, add=True)
         return
     added = io.take("seen")
     multiply_dense(dh, A, added)
-    io["dx"].add_(drop(io, added, added))
+    dx.add_(drop(io, added, added))
 
 
 def _fused(io: Io, x: Tensor, y: Tensor, bias: Tensor | None) -> bool:
@@ -67,20 +80,20 @@ def _fused(io: Io, x: Tensor, y: Tensor, bias: Tensor | None) -> bool:
     return lora_down(seen(io, x), A, h, room) and io.multiply(x, y, transposed=True, bias=bias, adapter=(h, B), room=room)
 
 
-def _fused_backward(io: Io, dy: Tensor, scale: float) -> bool:
-    """The same backward."""
-    if not (io.op.adapters and io.multiplies):
+def _fused_backward(io: Io, dy: Tensor, dx: Tensor | None, scale: float) -> bool:
+    """The same backward, where dx is wanted."""
+    if dx is None or not (io.op.adapters and io.multiplies):
         return False
     x = seen(io, io["x"])
     A, B = _cast_adapter(io)
     h, dh, room = io.take("h"), io.take("dh"), io.room(behind=("A", "B", "h", "dh"))
     if not lora_gradients((x, dy, A, B), (h, dh), (io["dA"], io["dB"]), scale, room):
         return False
-    add, masked = "dx" not in io.op.writes, bool(io.params(LinearParams).dropout)
-    if not io.multiply(dy, io["dx"], transposed=False, add=add, adapter=None if masked else (dh, A), room=room):
+    add, masked = "dx" in io.op.updates, bool(io.params(LinearParams).dropout)
+    if not io.multiply(dy, dx, transposed=False, add=add, adapter=None if masked else (dh, A), room=room):
         return False
     if masked:
-        _add_adapter(io, dh, A)
+        _add_adapter(io, dh, A, dx)
     return True
 
 

@@ -4,12 +4,20 @@ from torch import Tensor
 
 
 def add_across(total: Tensor, addend: Tensor, room: Tensor, *, sign: int = 1) -> None:
-    """total (fp32) += sign x addend, contiguous tensors of one shape, the addend converted piece by piece in `room`.
+    """total (fp32) += sign x addend of the same shape, the addend converted piece by piece in `room`.
 
-    `room` is a contiguous buffer of two values or more, of 2 or 4 bytes each; it is overwritten.
+    `room` is a contiguous buffer of two values or more, of 2 or 4 bytes each; it is overwritten. Tensors are contiguous, or matrices
+    whose rows have room in it.
     """
     if total.dtype is addend.dtype:
         total.add_(addend, alpha=sign)
+        return
+    if not total.is_contiguous():
+        values = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)
+        rows = values[: len(values) // total.shape[1] * total.shape[1]].view(-1, total.shape[1])
+        for start in range(0, len(total), len(rows)):
+            part = addend[start : start + len(rows)]
+            total[start : start + len(rows)].add_(rows[: len(part)].copy_(part), alpha=sign)
         return
     flat, other = total.view(-1), addend.view(-1)
     buffer = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)

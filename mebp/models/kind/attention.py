@@ -20,6 +20,11 @@ class AttentionParams:
     cap: float
 
 
+def num_keys(dims: Dims) -> int:
+    """Keys of a sequence up to its last query."""
+    return dims.first + dims.seq
+
+
 def score_rows(dims: Dims) -> int:
     """Query positions of one attention tile."""
     return min(dims.seq, dims.window or dims.seq, max(1, SCORE_ELEMENTS // (dims.heads // dims.kv_heads) // score_span(dims)))
@@ -27,7 +32,7 @@ def score_rows(dims: Dims) -> int:
 
 def score_span(dims: Dims) -> int:
     """Most keys that one attention tile reads: the window of its first row up to its last row."""
-    return min(dims.seq, 2 * dims.window) if dims.window else dims.seq
+    return min(num_keys(dims), 2 * dims.window) if dims.window else num_keys(dims)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +47,14 @@ class QueryTile:
     high: int
 
 
-def query_tiles(dims: Dims) -> Iterator[QueryTile]:
-    """The tiles of a sequence, their numbers of keys rounded up to one of a few."""
-    rows, unit = score_rows(dims), -(-score_span(dims) // SPANS)
-    for start in range(0, dims.seq, rows):
-        end = min(start + rows, dims.seq)
+def query_tiles(dims: Dims, rows: int) -> Iterator[QueryTile]:
+    """Tiles of `rows` positions each, their numbers of keys rounded up to one of a few."""
+    unit = -(-score_span(dims) // SPANS)
+    for start in range(dims.first, num_keys(dims), rows):
+        end = min(start + rows, num_keys(dims))
         low = max(0, start - dims.window + 1) if dims.window else 0
         span = min(score_span(dims), -(-(end - low) // unit) * unit)
-        low = min(low, dims.seq - span)
+        low = min(low, num_keys(dims) - span)
         yield QueryTile(start=start, end=end, low=low, high=low + span)
 
 
@@ -74,7 +79,7 @@ def _moved(op: Op) -> int:
 
 def _tile_shapes(op: Op) -> int:
     """Numbers of queries and of keys that tiles have."""
-    return len({(tile.end - tile.start, tile.high - tile.low) for tile in query_tiles(op.dims)})
+    return len({(tile.end - tile.start, tile.high - tile.low) for tile in query_tiles(op.dims, score_rows(op.dims))})
 
 
 def _kernels(op: Op) -> int:
@@ -89,40 +94,46 @@ def _backward_kernels(op: Op) -> int:
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:
     """One tile of queries with its scores, and what it attends to."""
-    return Scratch(always=(*_score_tile(op.dims), *_query_tiles(op.dims, "q", "y")))
+    return Scratch(always=(*_score_tile(op.dims), _tile_row(op.dims, "sums"), *_query_tiles(op.dims, "q", "y")))
 
 
 def _backward_scratch(op: Op, use: WeightUse) -> Scratch:
-    """The same with a second tile of scores for their gradient, fp32 sums over keys, and a product to be added to them; a third
-    tile for the slopes of capped scores.
+    """The same with a second tile of scores for their gradient, fp32 sums over keys where dk and dv are none themselves, and a
+    product to be added to them; a third tile for the slopes of capped scores.
     """
     d = op.dims
     tile_rows = score_rows(d) * (d.heads // d.kv_heads)
     capped = isinstance(op.params, AttentionParams) and op.params.cap > 0
     slopes = (Buffer(name="slopes", shape=(tile_rows * score_span(d),), dtype="fp32"),) if capped else ()
-    sums = (Buffer(name=name, shape=(d.seq, d.head_dim), dtype="fp32") for name in ("dk sum", "dv sum"))
+    sums = (Buffer(name=name, shape=(num_keys(d), d.head_dim), dtype="fp32") for name in ("dk sum", "dv sum"))
     return Scratch(
         always=(
             *_score_tile(d),
             Buffer(name="ds", shape=(tile_rows * score_span(d),), dtype="fp32"),
-            Buffer(name="row", shape=(tile_rows,), dtype="fp32"),
             *slopes,
             *_query_tiles(d, "q", "dy", "dq"),
-            *sums,
+            *(() if "dk" in op.updates else sums),
             Buffer(name="product", shape=(score_span(d), d.head_dim), dtype=d.activation),
         )
     )
 
 
 def _score_tile(dims: Dims) -> tuple[Buffer, ...]:
-    """Scores of R queries of the G heads that share a key head, (R x G, S), in fp32 and in the activations' type; a mask (R, S)."""
+    """Scores of R queries of the G heads that share a key head, (R x G, S), in fp32 and in the activations' type; a mask (R, S); a
+    number a row.
+    """
     rows, span = score_rows(dims), score_span(dims)
     count = rows * (dims.heads // dims.kv_heads) * span
     return (
         Buffer(name="scores", shape=(count,), dtype="fp32"),
         Buffer(name="typed", shape=(count,), dtype=dims.activation),
         Buffer(name="mask", shape=(rows * span,), dtype="bool"),
+        _tile_row(dims, "row"),
     )
+
+
+def _tile_row(dims: Dims, name: str) -> Buffer:
+    return Buffer(name=name, shape=(score_rows(dims) * (dims.heads // dims.kv_heads),), dtype="fp32")
 
 
 def _query_tiles(dims: Dims, *names: str) -> tuple[Buffer, ...]:

@@ -104,7 +104,7 @@ KINDS = (
         scratch=_backward_scratch,
         products=_backward_products,
         kernels=one_kernel,
-        optional=("dx",),
+        optional=("dx", "x"),
         backward=True,
         may_add_dx=True,
     ),
