@@ -151,7 +151,7 @@ class _Walk:
         self.stored -= set(run.updates)  # what was stored of them is out of date
 
     def _require_slots(self, op: Op, run: Compute) -> None:
-        weights = () if run.streamed else op.weights
+        weights = (weight for weight in op.weights if weight not in run.streamed)
         reads = {*op.reads.values(), *weights} - set(op.updates.values())
         self.require(set(run.reads) == reads, "an op reads its inputs", f"{op.id} names {sorted(run.reads)}")
         self.require(set(run.updates) == set(op.updates.values()), "an op updates its accumulators", f"{op.id}")
@@ -172,7 +172,7 @@ class _Walk:
             self.require(before == (other.id in self.done), "changes keep the graph's order", f"{op.id}, {other.id}")
 
     def _require_weight(self, op: Op, run: Compute) -> None:
-        self.require(bool(op.weights) or not run.streamed, "only weights are streamed", f"{op.id} has none")
+        self.require(set(run.streamed) <= set(op.weights), "an op streams its own weights", f"{op.id} names {sorted(run.streamed)}")
         self.require(op.kind.makes_loss == (run.tile > 0), "the head has a tile, nothing else has", f"{op.id}")
         self.require(run.tile >= 0, "a tile is a number of logits", f"{run.tile}")
         whole_or_streamable = run.tile == 0 or run.tile <= min(stream_rows(op.dims.cols), op.dims.outs) or run.tile == op.dims.outs

@@ -32,7 +32,7 @@ from mebp.text import read_text
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 HOST = "host"  # the name of every machine that was measured by itself: the device's title says which
 
 
@@ -61,7 +61,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Run `op`. `writes` are its new tensors; `updates` it changes in place; `tile` is the head's logits per tile, else 0."""
+    """Run `op`. `writes` are its new tensors; `updates` it changes in place; it reads the weights `streamed` compressed, its others
+    unpacked; `tile` is the head's logits per tile, else 0.
+    """
 
     do: Literal["compute"] = "compute"
     op: OpId
@@ -70,7 +72,7 @@ class Compute:
     writes: tuple[Place, ...]
     updates: tuple[TensorId, ...] = ()
     scratch: Place | None = None
-    streamed: bool = False
+    streamed: tuple[WeightId, ...] = ()
     tile: int = 0
 
     @property
@@ -242,7 +244,7 @@ def listing(plan: Plan) -> Iterator[str]:
 def _describe(instruction: Compute | Unpack | Store | Load | Free) -> str:
     match instruction:
         case Compute():
-            marks = [mark for mark, on in (("again", instruction.recompute), ("streamed", instruction.streamed)) if on]
+            marks = [mark for mark, on in (("again", instruction.recompute), ("streamed", bool(instruction.streamed))) if on]
             marks += [f"tile {instruction.tile}"] if instruction.tile else []
             parts = [f"{instruction.op}{' (' + ', '.join(marks) + ')' if marks else ''}"]
             parts += [f"reads {', '.join(instruction.reads)}"] if instruction.reads else []

@@ -2,8 +2,9 @@
 the arena.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -14,11 +15,13 @@ from mebp.executor.arena import TYPES, Arena, Workspace
 from mebp.kernel.library import library
 from mebp.kernel.product import multiply
 from mebp.kernel.weight import Frozen, plain
+from mebp.models.chunk import Span, spans
 from mebp.models.config import Rope
-from mebp.models.graph import Graph
-from mebp.models.op import Op, float_type
+from mebp.models.graph import Graph, streamed_of
+from mebp.models.op import Op, Scratch, Weights, float_type
 from mebp.models.optimizer import Optimizer
-from mebp.models.tensor import TensorId, WeightId
+from mebp.models.tensor import Role, TensorId, WeightId
+from mebp.models.tensor import Tensor as Described
 from mebp.models.tile import GATHER_ROWS, stream_rows
 from mebp.plan import Place
 from mebp.store.codec import read_rows
@@ -91,17 +94,19 @@ class Env:
 
 
 class Io:
-    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters."""
+    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters. Within a chunked op it runs
+    on a `span` of the tokens, of which it sees no others.
+    """
 
     def __init__(
         self,
         env: Env,
         arena: Arena,
         op: Op,
-        places: dict[TensorId, Place],
+        places: Mapping[TensorId, Place],
         scratch: Place | None,
         *,
-        streamed: bool,
+        streamed: Weights,
         tile: int,
     ) -> None:
         self.env = env
@@ -110,9 +115,42 @@ class Io:
         self.dtype = TYPES[op.dims.activation]
         self.streamed = streamed
         self.tile = tile
+        self.span: Span | None = None
         self._arena = arena
         self._places = places
+        self._tensors: Mapping[TensorId, Described] = env.graph.tensors
+        self._scratch = scratch
         self._workspace = Workspace(arena, scratch, env.graph.scratch(op, streamed=streamed, tile=tile))
+
+    def chunks(self) -> Iterator["Io"]:
+        """Every op that a chunked op runs, in turn."""
+        op, graph = self.op, self.env.graph
+        self._begin_sums()
+        base = self.room().storage_offset()
+        layouts = graph.layouts(op, streamed=self.streamed, tile=self.tile)
+        own = [
+            {t: Place(tensor=t, offset=base + at, nbytes=some.tensors[t].nbytes) for t, at in layout.tensors.items()}
+            for some, layout in zip(op.chunks, layouts, strict=True)
+        ]
+        for number, span in spans(graph.workload):
+            some, layout = op.chunks[number], layouts[number]
+            for inner, scratch, offset in zip(some.ops, layout.scratch, layout.offsets, strict=True):
+                io = object.__new__(Io)
+                io.env, io.op, io.dtype = self.env, inner, TYPES[inner.dims.activation]
+                io.dims = replace(inner.dims, first=span.first) if inner.dims.seq else inner.dims
+                io.streamed, io.tile, io.span = streamed_of(inner, self.streamed), self.tile if inner.kind.makes_loss else 0, span
+                io._arena, io._places = self._arena, ChainMap(own[number], self._places)  # type: ignore[arg-type]
+                io._tensors = ChainMap(some.tensors, graph.tensors)  # type: ignore[arg-type]
+                place = Place(tensor=TensorId("scratch"), offset=base + offset, nbytes=scratch.nbytes)
+                io._workspace = Workspace(self._arena, place, scratch)
+                yield io
+
+    def _begin_sums(self) -> None:
+        """Fill with zeros what all chunks add to."""
+        changed = {tensor for inner in self.op.chunks[0].ops for tensor in inner.updates.values()}
+        for tensor in self.op.writes.values():
+            if tensor in changed:
+                self._tensor(tensor).zero_()
 
     def has(self, slot: str) -> bool:
         op = self.op
@@ -120,12 +158,25 @@ class Io:
 
     def __getitem__(self, slot: str) -> Tensor:
         op = self.op
-        tensor = op.writes.get(slot) or op.updates.get(slot) or op.reads[slot]
-        return self._tensor(tensor)
+        tid = op.writes.get(slot) or op.updates.get(slot) or op.reads[slot]
+        whole = self._tensor(tid)
+        if self.span is None or not self._spans(tid):
+            return whole
+        return whole[self.span.keys if slot in op.kind.keys else self.span.rows]
 
     def _tensor(self, tid: TensorId) -> Tensor:
-        tensor = self.env.graph.tensors[tid]
+        tensor = self._tensors[tid]
         return self._arena.view(self._places[tid].offset, tensor.shape, TYPES[float_type(tensor.itemsize)])
+
+    def _spans(self, tid: TensorId) -> bool:
+        """Whether a tensor has a row for every token of the step."""
+        tensor = self.env.graph.tensors.get(tid)
+        return tensor is not None and tensor.role in (Role.ACTIVATION, Role.GRADIENT) and self._tensors[tid] is tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of the op's tokens."""
+        return self.env.labels if self.span is None else self.env.labels[self.span.rows]
 
     def params(self, cls: type[P]) -> P:
         """The op's parameters, of the class that its kind asks for."""

@@ -18,7 +18,7 @@ from mebp.executor.adapter import Adapter
 from mebp.executor.arena import Arena
 from mebp.executor.engine import Engines, cross_engine_waits
 from mebp.executor.env import Clock, Env, Io, UpdateShare, dtype_of
-from mebp.executor.ops.table import OPS
+from mebp.executor.ops.table import run_op
 from mebp.executor.ops.update import take_back
 from mebp.executor.readahead import ReadAhead, Use
 from mebp.executor.rotary import rope_tables
@@ -155,8 +155,7 @@ class Executor:
                 self._places |= {place.tensor: place for place in instruction.writes}
                 op, streamed, tile = self.graph.op[instruction.op], instruction.streamed, instruction.tile
                 io = Io(self.env, self.arena, op, self._places, instruction.scratch, streamed=streamed, tile=tile)
-                OPS[op.kind.name](io)
-                io.finish()
+                run_op(io)
             case Unpack():
                 self._places[instruction.place.tensor] = instruction.place
                 self._unpack(instruction.weight, instruction.place)
@@ -240,8 +239,8 @@ def _weight_uses(plan: Plan, graph: Graph, store: Store) -> list[Use]:
     found: list[Use] = []
     for index, instruction in enumerate(plan.instructions):
         match instruction:
-            case Compute(streamed=True) if not graph.op[instruction.op].kind.gathers:
-                weights = graph.op[instruction.op].weights
+            case Compute() if not graph.op[instruction.op].kind.gathers:
+                weights = instruction.streamed
             case Unpack():
                 weights = (instruction.weight,)
             case _:

@@ -9,15 +9,15 @@ from mebp.executor.arena import TYPES
 from mebp.models.config import Rope
 from mebp.models.graph import Graph
 from mebp.models.kind.rope import RopeParams
-from mebp.models.op import float_type
+from mebp.models.op import flat, float_type
 
 
 def rope_tables(graph: Graph, device: torch.device) -> dict[Rope, tuple[Tensor, Tensor]]:
     """(cos, sin), each (seq, R / 2) in the activations' type with R rotated columns of a head, for every rotary embedding that an
     op of the graph uses.
     """
-    dims = {op.params.rope: op.dims for op in graph.ops if isinstance(op.params, RopeParams)}
-    return {rope: _table(rope, d.head_dim, d.seq, TYPES[float_type(d.itemsize)], device) for rope, d in dims.items()}
+    dims = {op.params.rope: op.dims for _, op in flat(graph.ops) if isinstance(op.params, RopeParams)}
+    return {rope: _table(rope, d.head_dim, graph.workload.seq_len, TYPES[float_type(d.itemsize)], device) for rope, d in dims.items()}
 
 
 def inverse_frequencies(rope: Rope, head_dim: int, seq: int) -> Tensor:

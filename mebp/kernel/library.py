@@ -87,7 +87,7 @@ def _declare_all(kernels: ctypes.CDLL) -> None:
     declare("use_product", [POINTER] * 2)
     declare("multiply", [POINTER, *x, *result, POINTER, POINTER, COUNT, POINTER, COUNT], FLAG)
     declare("lora_down", [POINTER] * 3 + [COUNT] * 3 + [POINTER, COUNT], FLAG)
-    declare("lora_gradients", [POINTER] * 8 + [REAL] + [COUNT] * 4 + [POINTER, COUNT], FLAG)
+    declare("lora_gradients", [POINTER] * 8 + [REAL, FLAG] + [COUNT] * 4 + [POINTER, COUNT], FLAG)
     matrices = [POINTER, COUNT] * 2 + [COUNT] * 3
     declare("multiply_dense", [*matrices, FLAG, POINTER, COUNT, FLAG])
     declare("attention", [POINTER] * 5 + [COUNT] * 7 + [REAL, REAL, POINTER, COUNT], FLAG)

@@ -58,9 +58,9 @@ static void gather_tokens(const uint16_t *left, const uint16_t *x, int64_t ld, i
 }
 
 /* With x (tokens, cols), dy (tokens, outs), A (rank, cols) and B (outs, rank), which has the scale in it: h = x A^T, dh = dy B,
-   dA (rank, cols) = dh^T x, dB (outs, rank) = scale dy^T h, both fp32. As lora_down. */
+   dA (rank, cols) = dh^T x, dB (outs, rank) = scale dy^T h, both fp32, or added to with `add`. As lora_down. */
 bool lora_gradients(const uint16_t *x, const uint16_t *dy, const uint16_t *A, const uint16_t *B, uint16_t *h, uint16_t *dh, float *dA,
-                    float *dB, float scale, int64_t tokens, int64_t cols, int64_t outs, int64_t rank, uint8_t *room, int64_t nbytes) {
+                    float *dB, float scale, bool add, int64_t tokens, int64_t cols, int64_t outs, int64_t rank, uint8_t *room, int64_t nbytes) {
     const int64_t wide = whole(rank, LINE), even = whole(tokens, 2), threads = omp_get_max_threads();
     const int64_t shared = whole(2 * cols * wide, 64) + whole(2 * outs * wide, 64) + 2 * whole(2 * even * wide, 64);
     const int64_t own = (nbytes - shared) / threads / 64 * 64 - 128, deep = lesser(DEEP, even);
@@ -86,10 +86,17 @@ bool lora_gradients(const uint16_t *x, const uint16_t *dy, const uint16_t *A, co
             const int64_t width = is_A ? cols : outs, first = (is_A ? b : b - of_A) * columns, n = lesser(columns, width - first);
             gather_tokens(is_A ? dh_rows : h_rows, (is_A ? x : dy) + first, width, tokens, even, wide, n, block, sums);
             if (is_A)
-                for (int64_t r = 0; r < rank; r++) memcpy(dA + r * cols + first, sums + r * n, 4 * n);
+                for (int64_t r = 0; r < rank; r++)
+                    for (int64_t j = 0; j < n; j++) {
+                        float *to = dA + r * cols + first + j;
+                        *to = (add ? *to : 0) + sums[r * n + j];
+                    }
             else
                 for (int64_t j = 0; j < n; j++)
-                    for (int64_t r = 0; r < rank; r++) dB[(first + j) * rank + r] = scale * sums[r * n + j];
+                    for (int64_t r = 0; r < rank; r++) {
+                        float *to = dB + (first + j) * rank + r;
+                        *to = (add ? *to : 0) + scale * sums[r * n + j];
+                    }
         }
         release(true);
     }

@@ -25,9 +25,11 @@ def lora_gradients(
     gradients: tuple[Tensor, Tensor],
     scale: float,
     room: Tensor,
+    *,
+    add: bool = False,
 ) -> bool:
     """Of operands x (N, k), dy (N, n), A (r, k), B (n, r): the sums h = x A^T and dh = dy B, and, in fp32, the gradients
-    dA = dh^T x and dB = scale dy^T h.
+    dA = dh^T x and dB = scale dy^T h, added to what is there with `add`.
     """
     found = library()
     typed = (*operands, *sums)
@@ -38,4 +40,4 @@ def lora_gradients(
     x, _, A, B = operands
     extents = (len(x), A.shape[1], len(B), len(A))
     pointers = (tensor.data_ptr() for tensor in (*typed, *gradients))
-    return bool(found.kernels.lora_gradients(*pointers, scale, *extents, *extent(room)))
+    return bool(found.kernels.lora_gradients(*pointers, scale, add, *extents, *extent(room)))

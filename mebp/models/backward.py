@@ -1,14 +1,11 @@
 """The backward of a step, layer by layer from the top: gradients of activations and adapters, never of a frozen weight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mebp.models.config import LinearName
-from mebp.models.forward import Forward
+from mebp.models.forward import HEADS, STREAM_GRADIENT, Forward
 from mebp.models.kind.rope import RopeParams
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
-
-STREAM_GRADIENT = TensorId("stream.grad")
-HEADS: tuple[LinearName, ...] = ("q", "k", "v")
 
 
 class Backward(Forward):
@@ -16,9 +13,13 @@ class Backward(Forward):
     backward.
     """
 
-    def _final_norm_backward(self) -> None:
+    def _end(self, tag: str, x: TensorId) -> None:
+        """The end of the forward, and where there is one the beginning of the backward."""
+        super()._end(tag, x)
+        if self.workload.method != "backprop":
+            return
         d = self.config.hidden
-        reads = {"dy": TensorId("final_norm.out.grad"), "x": self.stream[-1]}
+        reads = {"dy": TensorId("final_norm.out.grad"), "x": x}
         writes = {"dx": self._tensor("", STREAM_GRADIENT, (self.workload.tokens, d), Role.GRADIENT, None)}
         dims, params = self._dims(cols=d), self._norm_params
         self._append(
@@ -33,6 +34,31 @@ class Backward(Forward):
         )
 
     def _layer_backward(self, layer: int) -> None:
+        """In chunks it is two ops, as the forward is: the first adds up the gradients of keys and values."""
+        if not self.workload.chunk:
+            self._block_backward(layer, HEADS)
+            return
+        sums = [TensorId(f"{layer}.{name}.out.grad") for name in ("k", "v")]
+        self._chunked("chunked_backward", f"{layer}.block.backward", layer, sums, lambda: self._block_again(layer))
+        self._chunked("chunked_backward", f"{layer}.keys.backward", layer, (), lambda: self._keys_again(layer))
+
+    def _block_again(self, layer: int) -> None:
+        """A chunk's forward, made again right before its backward; what the backward does not need of it is dropped later."""
+        self._layer_block("", layer, self.stream[layer], ("q",))
+        self._block_backward(layer, ("q",))
+
+    def _keys_again(self, layer: int) -> None:
+        """The same for keys and values, whose gradients are sums in fp32."""
+        self._heads("", layer, self.stream[layer], ("k", "v"))
+        width, grads = self.config.kv_width, {}
+        for name in ("k", "v"):
+            grads[f"d{name}"] = self._gradient(layer, f"{name}.part", width)
+            reads, writes = {"x": TensorId(f"{layer}.{name}.out.grad")}, {"y": grads[f"d{name}"]}
+            self._append("narrow", f"{layer}.{name}.narrow", layer, self._dims(cols=width), reads=reads, writes=writes)
+        self._heads_backward(layer, grads, ("v", "k"))
+
+    def _block_backward(self, layer: int, heads: Sequence[LinearName]) -> None:
+        """The backward of a layer, down to those of queries, keys and values that are in `heads`."""
         c, middle = self.config, TensorId(f"{layer}.residual1.out")
         dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
         dy = self._linear_backward_in_place(layer, "down", dy, TensorId(f"{layer}.glu.out"), c.ffn)
@@ -43,8 +69,8 @@ class Backward(Forward):
         self._norm_backward_into_stream(layer, "norm2", dx, middle)
         dy = self._branch_backward(layer, "residual1", "post_attention_norm", "o")
         dy = self._linear_backward(layer, "o", dy, TensorId(f"{layer}.attention.out"), c.q_width)
-        dx = self._attention_backward(layer, dy)
-        self._norm_backward_into_stream(layer, "norm1", dx, self.stream[layer])
+        grads = self._attention_backward(layer, dy)
+        self._heads_backward(layer, grads, [name for name in ("v", "k", "q") if name in heads])
 
     def _branch_backward(self, layer: int, residual: str, norm: str, linear: LinearName) -> TensorId:
         """The gradient of what `linear` adds to the stream, by way of the residual's scale and the norm after it."""
@@ -70,30 +96,30 @@ class Backward(Forward):
         self._append("glu_backward", f"{layer}.glu.backward", layer, dims, reads={"dy": dy}, updates=updates, params=params)
         return gate, up
 
-    def _attention_backward(self, layer: int, dy: TensorId) -> TensorId:
-        c = self.config
+    def _attention_backward(self, layer: int, dy: TensorId) -> dict[str, TensorId]:
+        c, size = self.config, FLOAT_BYTES if self._in_chunk else 0
         q, k, v = (self._head_input(layer, name) for name in HEADS)
-        grads = {f"d{name}": self._gradient(layer, name, c.kv_width) for name in ("k", "v")}
+        grads = {f"d{name}": self._gradient(layer, name, c.kv_width, itemsize=size) for name in ("k", "v")}
+        writes, updates = ({}, {"q": q, **grads}) if self._in_chunk else (grads, {"q": q})
         y, lse = (TensorId(f"{layer}.attention.{slot}") for slot in ("out", "lse"))
         dims, params, reads = self._attention_dims(layer), self._attention_params, {"dy": dy, "y": y, "lse": lse, "k": k, "v": v}
         name = f"{layer}.attention.backward"
-        self._append("attention_backward", name, layer, dims, reads=reads, writes=grads, updates={"q": q}, params=params)
-        x, into = self._block_input(layer, "norm1", self.stream[layer])
-        dx = self._linear_backward(layer, "v", grads["dv"], x, c.hidden, into=into)
-        self._query_key_backward(layer, "k", grads["dk"], c.num_kv_heads, x, dx)
-        self._query_key_backward(layer, "q", q, c.num_heads, x, dx)
-        return dx
+        self._append("attention_backward", name, layer, dims, reads=reads, writes=writes, updates=updates, params=params)
+        return grads | {"dq": q}
 
-    def _head_input(self, layer: int, name: LinearName) -> TensorId:
-        """What attention reads as queries, keys or values: the last op's output of rotation, norm and linear, as far as there are
-        any.
-        """
-        rotated = name != "v" and self._rope_of(layer, name) is not None
-        normed = name != "v" and self.config.qk_norm != "none"
-        return TensorId(f"{layer}.{name}{'_rope' if rotated else '_norm' if normed else ''}.out")
+    def _heads_backward(self, layer: int, grads: Mapping[str, TensorId], names: Sequence[LinearName]) -> None:
+        """From the gradients of queries, keys and values to that of the layer's input."""
+        c = self.config
+        x, dx = self._block_input(layer, "norm1", self.stream[layer])
+        for name in names:
+            if name != "v":
+                self._unrotate(layer, name, grads[f"d{name}"], c.num_heads if name == "q" else c.num_kv_heads)
+            dx = self._linear_backward(layer, name, grads[f"d{name}"], x, c.hidden, into=dx)
+        assert dx is not None
+        self._norm_backward_into_stream(layer, "norm1", dx, self.stream[layer])
 
-    def _query_key_backward(self, layer: int, name: LinearName, grad: TensorId, num_heads: int, x: TensorId, dx: TensorId) -> None:
-        """Back through the rotation and the norm of queries or keys, in place, and through their linear, which reads `x`."""
+    def _unrotate(self, layer: int, name: LinearName, grad: TensorId, num_heads: int) -> None:
+        """Back through the rotation and the norm of queries or keys, in place."""
         c, in_place = self.config, {"dy": grad}
         if (rope := self._rope_of(layer, name)) is not None:
             dims, rotated = self._rope_dims(layer, num_heads), RopeParams(rope=rope)
@@ -111,7 +137,6 @@ class Backward(Forward):
                 params=params,
                 vectors=(norm,),
             )
-        self._linear_backward(layer, name, grad, x, c.hidden, into=dx)
 
     def _norm_backward_fresh(self, layer: int, name: str, dy: TensorId, below: str) -> TensorId:
         """The gradient of what the norm reads, in a tensor of its own."""
@@ -160,17 +185,18 @@ class Backward(Forward):
         """
         rows, cols = self.config.linear_shape(name)
         rank, adapters = self.workload.lora.rank, self._adapters(layer, name)
-        reads, writes = {"dy": dy}, {}
+        reads, gradients = {"dy": dy}, {}
         if adapters:
             reads["x"] = x
             for slot, shape in (("dA", (rank, cols)), ("dB", (rows, rank))):
-                writes[slot] = self._tensor(
+                gradients[slot] = self._tensor(
                     f"{layer}.", f"{name}.{slot}", shape, Role.ADAPTER_GRADIENT, layer, itemsize=FLOAT_BYTES
                 )
+        writes, updates = ({}, gradients) if self._in_chunk else (gradients, {})
         dx = into or self._gradient(layer, self.tensors[x].name.removesuffix(".out"), width)
         if into == x:
             del reads["x"]
-        updates = {"x" if into == x else "dx": dx} if into else {}
+        updates |= {"x" if into == x else "dx": dx} if into else {}
         writes |= {} if into else {"dx": dx}
         self._append(
             "linear_backward",

@@ -5,12 +5,14 @@ A family is an arrangement of kinds: what differs between families stands in for
 
 from dataclasses import replace
 
-from mebp.models.backward import STREAM_GRADIENT, Backward
+from mebp.models.backward import Backward
+from mebp.models.chunk import with_ops
 from mebp.models.config import LINEARS, ModelConfig
+from mebp.models.forward import STREAM_GRADIENT
 from mebp.models.graph import Graph
 from mebp.models.kind.rope import RopeParams
 from mebp.models.kind.update import PerturbParams, UpdateParams
-from mebp.models.op import IN_PLACE, Op
+from mebp.models.op import IN_PLACE, Op, flat
 from mebp.models.step import adapter_shapes
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 from mebp.models.workload import Workload, require_workload
@@ -57,7 +59,7 @@ def _outside_bytes(step: "_Builder", workload: Workload) -> dict[str, int]:
     trainable = num_trainable(config, workload) * FLOAT_BYTES
     deferred = {"deferred gradients": trainable} if workload.defers_gradients else {}
     copies = {"a layer's compressed weights": _layer_nbytes(config, workload)} if workload.layer_copies else {}
-    rotated = {op.params.rope for op in step.ops if isinstance(op.params, RopeParams)}
+    rotated = {op.params.rope for _, op in flat(step.ops) if isinstance(op.params, RopeParams)}
     tables = sum(workload.seq_len * rope.width(config.head_dim) * workload.itemsize for rope in rotated)
     return {
         "adapters": trainable,
@@ -87,7 +89,6 @@ class _Builder(Backward):
     def backprop(self) -> None:
         """Forward, loss, backward, and each layer's update right after its backward, or one update of all at the end."""
         self._forward("")
-        self._final_norm_backward()
         for layer in reversed(range(self.config.num_layers)):
             self._layer_backward(layer)
             self._update(layer)
@@ -133,13 +134,27 @@ class _Builder(Backward):
             if whole.backward and not whole.kind.changes_adapters:
                 if not made & needed:
                     continue
-                op = _without_unneeded(whole, needed)
+                op = _chunks_without_unneeded(whole, needed) if whole.chunks else _without_unneeded(whole, needed)
             needed -= set(op.writes.values())
             needed |= {*op.reads.values(), *op.updates.values()}
             kept.append(op)
         self.ops = kept[::-1]
         alive = {tensor for op in self.ops for tensor in (*op.reads.values(), *op.writes.values(), *op.updates.values())}
         self.tensors = {tid: t for tid, t in self.tensors.items() if tid in alive or t.role is Role.WEIGHT}
+
+
+def _chunks_without_unneeded(op: Op, needed: set[TensorId]) -> Op:
+    """Take what nothing needs from what a chunked op runs."""
+    kept: list[tuple[Op, ...]] = []
+    for some in op.chunks:
+        wanted, ops = needed - some.tensors.keys(), []
+        for inner in reversed(some.ops):
+            if wanted.isdisjoint((*inner.writes.values(), *inner.updates.values())):
+                continue
+            ops.append(_without_unneeded(inner, wanted))
+            wanted = wanted - set(inner.writes.values()) | set(ops[-1].touched)
+        kept.append(tuple(ops[::-1]))
+    return with_ops(op, kept)
 
 
 def _without_unneeded(op: Op, needed: set[TensorId]) -> Op:

@@ -2,7 +2,7 @@
 embeddings here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mebp.models.config import LinearName, ModelConfig, Rope
@@ -19,6 +19,8 @@ from mebp.models.workload import Workload
 
 EMBEDDING = WeightId("embedding.weight")
 HEAD = WeightId("head.weight")
+HEADS: tuple[LinearName, ...] = ("q", "k", "v")
+STREAM_GRADIENT = TensorId("stream.grad")
 
 
 class Forward(StepBuilder):
@@ -35,7 +37,7 @@ class Forward(StepBuilder):
         self._glu_params = GluParams(activation=config.activation)
         self._attention_params = AttentionParams(scale=config.attention_scale, cap=config.attention_cap)
         self._residual_params = ResidualParams(scale=config.residual_scale)
-        self._head_params = HeadParams(scale=config.logit_scale, cap=config.logit_cap, labelled=workload.labelled is not None)
+        self._head_params = HeadParams(scale=config.logit_scale, cap=config.logit_cap)
 
     def _forward(self, tag: str) -> None:
         c, hidden = self.config, self._dims(cols=self.config.hidden)
@@ -46,13 +48,21 @@ class Forward(StepBuilder):
         for layer in range(c.num_layers):
             stream.append(self._layer_forward(tag, layer, stream[-1]))
         self.stream = self.stream or stream  # of several forwards the first
+        if not self.workload.chunk:
+            self._end(tag, stream[-1])
+            return
+        self._chunked("chunked_head", f"{tag}head", None, (STREAM_GRADIENT,), lambda: self._end(tag, stream[-1]))
+
+    def _end(self, tag: str, x: TensorId) -> None:
+        """The final norm and the head."""
+        c, hidden = self.config, self._dims(cols=self.config.hidden)
         writes = self._activation(tag, "final_norm", None, c.hidden)
         self._append(
             "norm",
             f"{tag}final_norm",
             None,
             hidden,
-            reads={"x": stream[-1]},
+            reads={"x": x},
             writes=writes,
             params=self._norm_params,
             vectors=("final_norm",),
@@ -61,23 +71,36 @@ class Forward(StepBuilder):
 
     def _head(self, tag: str, x: TensorId) -> None:
         """The loss with the gradient of its input, and once more without, where it is evaluated twice."""
-        c, w = self.config, self.workload
-        dims, weight = self._dims(rows=w.head_rows, cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
-        params = self._head_params
-        writes = {"loss": self._loss(tag)}
-        if w.method == "backprop":
-            writes["dx"] = self._tensor("", "final_norm.out.grad", (w.tokens, c.hidden), Role.GRADIENT, None)
-        self._append("head", f"{tag}head", None, dims, reads={"x": x}, writes=writes, params=params, weight=weight)
-        if w.method == "backprop" and w.evaluations > 1:
-            metric = {"loss": self._loss("metric.")}
-            self._append("head", "metric.head", None, dims, reads={"x": x}, writes=metric, params=params, weight=weight)
+        c, w, tokens = self.config, self.workload, self._extent.tokens
+        rows = -(-w.head_rows * tokens // w.tokens)  # of some chunk there may be more, if not all tokens are labelled
+        dims, weight = self._dims(rows=rows, cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
+        params = replace(self._head_params, labelled=min(w.labelled or 0, tokens))
+        dx = {"dx": self._tensor("", "final_norm.out.grad", (tokens, c.hidden), Role.GRADIENT, None)} if w.method == "backprop" else {}
+        runs = [(tag, dx), ("metric.", {})] if dx and w.evaluations > 1 else [(tag, dx)]
+        for prefix, made in runs:
+            loss = {"loss": self._loss(prefix)}
+            writes, updates = (made, loss) if self._in_chunk else (loss | made, {})
+            name = f"{prefix}head"
+            self._append("head", name, None, dims, reads={"x": x}, writes=writes, updates=updates, params=params, weight=weight)
 
     def _loss(self, tag: str) -> TensorId:
         return self._tensor(tag, "loss", (1,), Role.LOSS, None, itemsize=FLOAT_BYTES)
 
     def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
+        """In chunks it is two ops: all tokens' keys and values, and the rest, whose queries need those of all tokens before them."""
+        if not self.workload.chunk:
+            return self._layer_block(tag, layer, x, HEADS)
+        keys = [self._head_input(layer, name, tag) for name in ("k", "v")]
+        self._chunked("chunked", f"{tag}{layer}.keys", layer, keys, lambda: self._heads(tag, layer, x, ("k", "v")))
+        end = TensorId(f"{tag}{layer}.residual2.out")
+        self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._layer_block(tag, layer, x, ("q",)))
+        return end
+
+    def _layer_block(self, tag: str, layer: int, x: TensorId, heads: Sequence[LinearName]) -> TensorId:
+        """A layer from its input `x` on; those of queries, keys and values that are not in `heads` are there."""
         before, after = self.config.norms != "after", self.config.norms != "before"
-        y = self._attention_block(tag, layer, self._norm(tag, layer, "norm1", x) if before else x)
+        self._heads(tag, layer, x, heads)
+        y = self._linear(tag, layer, "o", self._attention(tag, layer))
         if after:
             y = self._norm(tag, layer, "post_attention_norm", y)
         middle = self._residual(tag, layer, "residual1", x, y)
@@ -86,17 +109,25 @@ class Forward(StepBuilder):
             y = self._norm(tag, layer, "post_ffn_norm", y)
         return self._residual(tag, layer, "residual2", middle, y)
 
-    def _attention_block(self, tag: str, layer: int, x: TensorId) -> TensorId:
+    def _heads(self, tag: str, layer: int, x: TensorId, names: Sequence[LinearName]) -> None:
+        """Those of queries, keys and values that are named, as attention reads them."""
         c = self.config
-        heads: dict[str, TensorId] = {}
-        counts: tuple[tuple[LinearName, int], ...] = (("q", c.num_heads), ("k", c.num_kv_heads))
-        for name, count in counts:
-            y = self._linear(tag, layer, name, x)
+        normed = x if c.norms == "after" else self._norm(tag, layer, "norm1", x)
+        for name in names:
+            y = self._linear(tag, layer, name, normed)
+            if name == "v":
+                continue
             if width := c.qk_norm_width(name):
                 y = self._norm(tag, layer, f"{name}_norm", y, width, c.linear_shape(name)[0] // width)
-            heads[name] = self._rope(tag, layer, name, y, count)
-        heads["v"] = self._linear(tag, layer, "v", x)
-        return self._linear(tag, layer, "o", self._attention(tag, layer, heads))
+            self._rope(tag, layer, name, y, c.num_heads if name == "q" else c.num_kv_heads)
+
+    def _head_input(self, layer: int, name: LinearName, tag: str = "") -> TensorId:
+        """What attention reads as queries, keys or values: the last op's output of rotation, norm and linear, as far as there are
+        any.
+        """
+        rotated = name != "v" and self._rope_of(layer, name) is not None
+        normed = name != "v" and self.config.qk_norm != "none"
+        return TensorId(f"{tag}{layer}.{name}{'_rope' if rotated else '_norm' if normed else ''}.out")
 
     def _ffn_block(self, tag: str, layer: int, x: TensorId) -> TensorId:
         y = self._glu(tag, layer, self._linear(tag, layer, "gate", x), self._linear(tag, layer, "up", x))
@@ -142,10 +173,11 @@ class Forward(StepBuilder):
         rope = self.config.rope_of(layer)
         return replace(rope, query_growth=0.0) if rope is not None and name == "k" else rope
 
-    def _attention(self, tag: str, layer: int, heads: Mapping[str, TensorId]) -> TensorId:
+    def _attention(self, tag: str, layer: int) -> TensorId:
         prefix, count = f"{tag}{layer}.", self.config.num_heads
+        heads = {name: self._head_input(layer, name, tag) for name in HEADS}
         writes = self._activation(prefix, "attention", layer, self.config.q_width)
-        shape = (self.workload.tokens, count)
+        shape = (self._extent.tokens, count)
         writes["lse"] = self._tensor(prefix, "attention.lse", shape, Role.ACTIVATION, layer, itemsize=FLOAT_BYTES)
         dims, params = self._attention_dims(layer), self._attention_params
         self._append("attention", f"{prefix}attention", layer, dims, reads=heads, writes=writes, params=params)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mebp.models.config import ModelConfig
-from mebp.models.op import Op, OpId, Scratch, WeightUse
+from mebp.models.chunk import Layout, lay_out
+from mebp.models.op import Buffer, Op, OpId, Scratch, Weights, WeightUse
 from mebp.models.tensor import Tensor, TensorId, Weight, WeightId
 from mebp.models.workload import Workload
 
@@ -47,6 +48,7 @@ class Graph:
     adapters: Mapping[str, AdapterShape]
     outside_bytes: Mapping[str, int]
     _scratch: dict[object, Scratch] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _layouts: dict[object, tuple[Layout, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"<Graph of {self.config.name}: {len(self.ops)} ops, {self.workload.tokens} tokens>"
@@ -95,19 +97,39 @@ class Graph:
         )
 
     def weight_of(self, op: Op) -> Weight | None:
-        """The frozen matrix that an op multiplies with or gathers from."""
+        """The frozen matrix that an op, not a chunked one, multiplies with or gathers from."""
         return self.weights[op.weights[0]] if op.weights else None
 
-    def scratch(self, op: Op, *, streamed: bool, tile: int) -> Scratch:
-        """The workspace of one run of `op`."""
+    def scratch(self, op: Op, *, streamed: Weights, tile: int) -> Scratch:
+        """The workspace of one run of `op`, which reads these of its weights streamed."""
         key = (op.id, streamed, tile)
         if key not in self._scratch:
-            weight = self.weight_of(op)
-            shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
-            if shape not in self._scratch:
-                self._scratch[shape] = op.kind.scratch(op, WeightUse(weight=weight, streamed=streamed, tile=tile))
-            self._scratch[key] = self._scratch[shape]
+            if op.chunks:
+                nbytes = max(layout.nbytes for layout in self.layouts(op, streamed=streamed, tile=tile))
+                self._scratch[key] = Scratch(always=(Buffer(name="chunk", shape=(nbytes,), dtype="int8"),))
+            else:
+                self._scratch[key] = self.inner_scratch(op, streamed=streamed, tile=tile)
         return self._scratch[key]
+
+    def inner_scratch(self, op: Op, *, streamed: Weights, tile: int) -> Scratch:
+        """The same of an op that is part of a chunked one, or could be: the id may not be its own alone."""
+        weight = self.weight_of(op)
+        shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), bool(streamed), tile)
+        if shape not in self._scratch:
+            self._scratch[shape] = op.kind.scratch(op, WeightUse(weight=weight, streamed=bool(streamed), tile=tile))
+        return self._scratch[shape]
+
+    def layouts(self, op: Op, *, streamed: Weights, tile: int) -> tuple[Layout, ...]:
+        """How the scratch of a chunked op is laid out, for each of its extents."""
+        key = (op.id, streamed, tile)
+        if key not in self._layouts:
+            self._layouts[key] = tuple(
+                lay_out(some, tuple(self._inner_scratch(inner, streamed, tile) for inner in some.ops)) for some in op.chunks
+            )
+        return self._layouts[key]
+
+    def _inner_scratch(self, op: Op, streamed: Weights, tile: int) -> Scratch:
+        return self.inner_scratch(op, streamed=streamed_of(op, streamed), tile=tile if op.kind.makes_loss else 0)
 
     @cached_property
     def signature(self) -> str:
@@ -115,10 +137,17 @@ class Graph:
         arena.
         """
         digest = hashlib.sha256()
-        for op in self.ops:
-            slots = [list(slots.items()) for slots in (op.reads, op.writes, op.updates)]
-            names = (op.weights, op.vectors, op.adapters)
-            digest.update(repr((op.id, op.kind.name, op.layer, op.dims, op.params, slots, names)).encode())
+        for outer in self.ops:
+            for op in (outer, *(inner for some in outer.chunks for inner in some.ops)):
+                slots = [list(slots.items()) for slots in (op.reads, op.writes, op.updates)]
+                names = (op.weights, op.vectors, op.adapters)
+                digest.update(repr((op.id, op.kind.name, op.layer, op.dims, op.params, slots, names)).encode())
+            digest.update(repr([(some.count, list(some.tensors.values())) for some in outer.chunks]).encode())
         for found in (self.tensors, self.weights, self.adapters, self.outside_bytes):
             digest.update(repr(list(found.values())).encode())
         return digest.hexdigest()[:16]
+
+
+def streamed_of(op: Op, streamed: Weights) -> Weights:
+    """Those of an op's weights that are streamed, of all that are."""
+    return tuple(weight for weight in op.weights if weight in streamed)

@@ -1,15 +1,16 @@
 """One fused op: what it reads and writes, its extents and parameters, and the facts that hold for every op of its kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from math import prod
 from typing import Literal, NewType
 
-from mebp.models.tensor import TensorId, Weight, WeightId, align
+from mebp.models.tensor import Tensor, TensorId, Weight, WeightId, align
 
 OpId = NewType("OpId", str)
+Weights = tuple[WeightId, ...]
 IN_PLACE = frozenset({"x"})  # slots of a linear's backward whose tensor its dx replaces
 DType = Literal["fp32", "bf16", "fp16", "int16", "int8", "uint8", "bool"]
 ITEMSIZES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -139,8 +140,9 @@ class Kind:
     passes: how often a streamed weight is unpacked in one run with a given tile.
     saves: forward slots that the backward reads.
     optional: outputs that are left out where nothing reads them.
+    keys: slots whose tensors have a row for every key, not for every query.
     may_add_dx: a backward op whose dx is written, added to what is there, or left out.
-    makes_loss: the head. gathers: the op that reads rows of its weight and never the whole.
+    makes_loss: the head. gathers: the op that reads rows of its weight and never the whole. runs_chunks: an op of ops (see chunk.py).
     """
 
     name: str
@@ -154,11 +156,13 @@ class Kind:
     rate: Rate = Rate.MEMORY
     saves: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     backward: bool = False
     may_add_dx: bool = False
     makes_loss: bool = False
     gathers: bool = False
     changes_adapters: bool = False
+    runs_chunks: bool = False
 
     @property
     def recomputable(self) -> bool:
@@ -175,17 +179,23 @@ class Kind:
         return self.rate is Rate.ATTENTION
 
     @property
+    def is_of_layers(self) -> bool:
+        """Whether it multiplies with frozen weights of layers, itself or in what it runs."""
+        return self.is_linear or (self.runs_chunks and not self.makes_loss)
+
+    @property
     def unpacks_whole(self) -> bool:
-        """Whether it can read its weight unpacked."""
-        return self.is_linear or self.makes_loss
+        """Whether it can read its weights unpacked."""
+        return self.is_of_layers or self.makes_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One fused op. Tensors sit in named slots: `reads`, `writes` (new ones) and `updates` (changed in place).
 
-    `weights` are frozen matrices (at most one), `vectors` uncompressed parameters, `adapters` the linears whose LoRA pair the
-    op reads (or, for an update, changes). `params` are of the class in its kind's module, None where the kind has none.
+    `weights` are frozen matrices (at most one, but for a chunked op), `vectors` uncompressed parameters, `adapters` the linears whose
+    LoRA pair the op reads (or, for an update, changes). `params` are of the class in its kind's module, None where the kind has
+    none. `chunks` are what a chunked op runs, empty for every other.
     """
 
     id: OpId
@@ -199,6 +209,7 @@ class Op:
     weights: tuple[WeightId, ...] = ()
     vectors: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    chunks: tuple["Chunks", ...] = ()
 
     @property
     def backward(self) -> bool:
@@ -222,7 +233,32 @@ class Op:
     @property
     def shape(self) -> tuple[object, ...]:
         """What decides its cost, its weight apart: ops that agree here take the same time and scratch."""
-        return self.kind.name, self.dims, self.params, self.makes_dx, "dx" in self.updates
+        if self.chunks:
+            return self.kind.name, tuple((some.count, tuple(op.shape for op in some.ops)) for some in self.chunks)
+        return self.kind.name, self.dims, self.params, self.makes_dx, "dx" in self.updates, "dk" in self.updates
+
+    def uses(self, weight: WeightId) -> int:
+        """How many of the ops that one run comes to use a weight."""
+        return sum(count for count, op in flat((self,)) if weight in op.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """`count` chunks of `tokens` tokens each; the ops that each goes through, and the tensors that they make on the way."""
+
+    count: int
+    tokens: int
+    ops: tuple[Op, ...]
+    tensors: Mapping[TensorId, Tensor]
+
+
+def flat(ops: Iterable[Op]) -> Iterator[tuple[int, Op]]:
+    """Ops that run none themselves, those of chunked ops in their place, each with how often it runs."""
+    for op in ops:
+        if not op.chunks:
+            yield 1, op
+        for some in op.chunks:
+            yield from ((some.count, inner) for inner in some.ops)
 
 
 def element_moved(tensors: int) -> Callable[[Op], int]:

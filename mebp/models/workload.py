@@ -51,7 +51,7 @@ class Workload:
     over all adapters together, where it is longer; 0 leaves it alone. With `states_in_file` the optimizer state lies in a
     mapped file. With `evaluations` = 2 the loss is computed twice, as published code does for a metric. With `layer_copies` a
     layer's compressed weights are read into memory of the process's own while it runs, as published code does too; else they stay
-    in the mapped file.
+    in the mapped file. With `chunk` layers and head run on so many tokens at a time; 0: on all at once.
     """
 
     seq_len: int = 256
@@ -67,6 +67,7 @@ class Workload:
     clip_norm: float = 0.0
     evaluations: int = 1
     layer_copies: bool = False
+    chunk: int = 0
 
     @property
     def defers_gradients(self) -> bool:
@@ -81,6 +82,11 @@ class Workload:
     @property
     def tokens(self) -> int:
         return self.seq_len * self.batch_size
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that the products of a layer run on at a time, at most."""
+        return min(self.chunk, self.tokens) or self.tokens
 
     @property
     def head_rows(self) -> int:
@@ -123,6 +129,7 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
     if not 0 <= workload.lora.dropout <= MOST_DROPOUT:
         raise InputError(f"`dropout` = {workload.lora.dropout:g}: must be between 0 and {MOST_DROPOUT}")
     require_whole("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
+    require_whole("`chunk`", workload.chunk, 0, MAX_TOKENS)
     require_whole("`evaluations`", workload.evaluations, 1, 2)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")

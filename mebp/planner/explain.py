@@ -2,7 +2,7 @@
 saves.
 """
 
-from collections import Counter
+
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph
@@ -78,7 +78,7 @@ def fates(plan: Plan, graph: Graph, device: Device) -> list[Fate]:
                 kept=len(tensors) - num_stored - num_recomputed,
                 stored=num_stored,
                 recomputed=num_recomputed,
-                recompute_ns=cost.op_ns(producer, streamed=bool(producer.weights)),
+                recompute_ns=cost.op_ns(producer, streamed=producer.weights),
             )
         )
     return sorted(found, key=lambda fate: -fate.ns_per_byte)
@@ -119,14 +119,14 @@ def kept_bytes(plan: Plan, graph: Graph) -> int:
 def counts(plan: Plan, graph: Graph, prediction: Prediction) -> Counts:
     """The numbers of a plan."""
     computes = [i for i in plan.instructions if isinstance(i, Compute)]
-    uses = Counter(i.streamed for i in computes if graph.op[i.op].weights)
+    streamed_uses = sum(len(i.streamed) for i in computes)
     return Counts(
         forward=sum(not op.backward for op in graph.ops),
         recomputed=sum(i.recompute for i in computes),
         stored=len({i.tensor for i in plan.instructions if isinstance(i, Store)}),
         loaded=sum(isinstance(i, Load) for i in plan.instructions),
         unpacked_weights=prediction.unpacked_weights,
-        streamed_uses=uses[True],
-        unpacked_uses=uses[False],
+        streamed_uses=streamed_uses,
+        unpacked_uses=sum(len(graph.op[i.op].weights) for i in computes) - streamed_uses,
         unpacks=sum(isinstance(i, Unpack) for i in plan.instructions),
     )

@@ -1,9 +1,9 @@
 """How long an instruction takes on a device, in whole nanoseconds, by part. A table over instruction and op kinds."""
 
-from mebp.models.graph import Graph
+from mebp.models.graph import Graph, streamed_of
 from mebp.models.kind.linear import LinearParams
 from mebp.models.kind.table import dense_flops
-from mebp.models.op import Op, OpId, Part, Rate
+from mebp.models.op import Op, OpId, Part, Rate, Weights, flat
 from mebp.models.tensor import FLOAT_BYTES, Weight, WeightId
 from mebp.models.tile import reads_in_place
 from mebp.plan import Compute, Free, Instruction, Load, Store, Unpack
@@ -59,24 +59,35 @@ class CostModel:
             case Free():
                 return {}
 
-    def op_parts(self, op: Op, *, streamed: bool, tile: int = 0) -> dict[Part, int]:
-        """Nanoseconds of one run of `op` by part, with its weight streamed or read unpacked."""
-        streamed = streamed and not self._is_ahead(op)
+    def op_parts(self, op: Op, *, streamed: Weights, tile: int = 0) -> dict[Part, int]:
+        """Nanoseconds of one run of `op` by part; it streams these of its weights and reads the others unpacked."""
+        if self.ahead and not op.kind.gathers:
+            streamed = tuple(weight for weight in streamed if weight not in self.ahead)
         key = (op.id, streamed, tile)
         if key not in self._ops:
-            weight = self.graph.weight_of(op)
-            shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), streamed, tile)
-            if shape not in self._shapes:
-                self._shapes[shape] = self._measure(op, streamed, tile)
-            self._ops[key] = self._shapes[shape]
+            self._ops[key] = self._chunked_parts(op, streamed, tile) if op.chunks else self._parts(op, streamed, tile)
         return self._ops[key]
 
-    def op_ns(self, op: Op, *, streamed: bool, tile: int = 0) -> int:
+    def op_ns(self, op: Op, *, streamed: Weights, tile: int = 0) -> int:
         """Nanoseconds of one run of `op`."""
         return sum(self.op_parts(op, streamed=streamed, tile=tile).values())
 
-    def _is_ahead(self, op: Op) -> bool:
-        return not op.kind.gathers and any(weight in self.ahead for weight in op.weights)
+    def _chunked_parts(self, op: Op, streamed: Weights, tile: int) -> dict[Part, int]:
+        """The sum over all that a chunked op runs."""
+        found: dict[Part, int] = {}
+        for count, inner in flat((op,)):
+            parts = self._parts(inner, streamed_of(inner, streamed), tile if inner.kind.makes_loss else 0)
+            for part, ns in parts.items():
+                found[part] = found.get(part, 0) + count * ns
+        return found
+
+    def _parts(self, op: Op, streamed: Weights, tile: int) -> dict[Part, int]:
+        """Nanoseconds by part of an op that is not chunked."""
+        weight = self.graph.weight_of(op)
+        shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), bool(streamed), tile)
+        if shape not in self._shapes:
+            self._shapes[shape] = self._measure(op, bool(streamed), tile)
+        return self._shapes[shape]
 
     def _measure(self, op: Op, streamed: bool, tile: int) -> dict[Part, int]:
         kind = op.kind
@@ -111,7 +122,7 @@ class CostModel:
         return self.launch_ns if factor is None else factor * self.head_sums_ns(op)
 
     def head_sums_ns(self, op: Op) -> float:
-        """Nanoseconds that one pass over the head's fp32 sums (rows, cols) takes by the rates."""
+        """Nanoseconds that a walk over the head's fp32 sums (rows, cols) takes by the rates."""
         return op.dims.rows * op.dims.cols * FLOAT_BYTES / self._bandwidth * NS
 
     def unpack_ns(self, weight: Weight) -> int:

@@ -12,7 +12,7 @@ from math import log
 
 from mebp.models.graph import Graph
 from mebp.models.kind.table import KINDS
-from mebp.models.op import Dims, Op, Rate
+from mebp.models.op import Dims, Op, Rate, flat
 from mebp.models.tensor import FLOAT_BYTES, Weight
 from mebp.models.tile import reads_in_place
 from mebp.models.workload import Workload
@@ -80,7 +80,7 @@ def unpacked_shape(weight: Weight) -> str:
 
 def streamed_shape(workload: Workload, weight: Weight) -> str:
     """A weight that is decompressed within products of a workload's tokens and precision."""
-    return f"{streamed_average(workload)} tokens={workload.tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
+    return f"{streamed_average(workload)} tokens={workload.pass_tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
 
 
 def streamed_average(workload: Workload) -> str:
@@ -99,7 +99,7 @@ def _extents(dims: Dims) -> Iterable[str]:
 
 def knows(device: Device, graph: Graph) -> bool:
     """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack."""
-    products = [op for op in graph.ops if op.kind.is_linear or op.kind.is_attention]
+    products = [op for _, op in flat(graph.ops) if op.kind.is_linear or op.kind.is_attention]
     weights = (graph.weights[weight] for op in products for weight in op.weights)
     unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
     needed = {shape_of(op) for op in products}

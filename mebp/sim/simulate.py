@@ -144,10 +144,10 @@ def _weights_read(plan: Plan, graph: Graph) -> Iterator[Weight]:
         match instruction:
             case Unpack():
                 yield graph.weights[instruction.weight]
-            case Compute(streamed=True):
+            case Compute(streamed=streamed):
                 op = graph.op[instruction.op]
-                if not op.kind.gathers:
-                    yield from [graph.weights[op.weights[0]]] * op.kind.passes(op, instruction.tile)
+                for weight in () if op.kind.gathers else streamed:
+                    yield from [graph.weights[weight]] * (op.uses(weight) * op.kind.passes(op, instruction.tile))
 
 
 SCRATCH = TensorId("scratch")

@@ -179,7 +179,7 @@ def _own_ns(cost: CostModel, op: Op, tile: int = 0) -> int:
     """What the rates say of an op, its weight unpacked and its launches not counted."""
     kind = op.kind
     tiles = -(-op.dims.outs // tile) if tile else 0
-    return cost.op_parts(op, streamed=False, tile=tile)[kind.part] - round(tiles * cost.head_tile_ns(op))
+    return cost.op_parts(op, streamed=(), tile=tile)[kind.part] - round(tiles * cost.head_tile_ns(op))
 
 
 def _head_factors(cost: CostModel, runs: Runs) -> dict[str, float]:

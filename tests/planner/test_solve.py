@@ -113,7 +113,7 @@ def test_the_menu_holds_the_best_saved_set_for_every_cap_by_brute_force(device: 
         recipe = Recipe(saving=saving, head_tile=tile)
         given_ops = (*layer.forward, *layer.backward)
         steps = schedule(graph, recipe, given_ops, frozenset({layer.input, graph.stream_gradient}))  # type: ignore[arg-type]
-        time = sum(cost.op_ns(s.op, streamed=bool(s.op.weights)) for s in steps if isinstance(s, Run) and s.recompute)
+        time = sum(cost.op_ns(s.op, streamed=s.op.weights) for s in steps if isinstance(s, Run) and s.recompute)
         size = sum(graph.tensors[tensor].nbytes for tensor in saving)
         assert any(o.recompute_ns <= time and o.kept_bytes + o.stored_bytes <= size for o in options)
 

@@ -63,7 +63,7 @@ def test_a_profile_keeps_what_it_knew_of_other_shapes(small_graph: Graph, device
     assert knows(now, other)
     for op in other.ops:
         if op.kind.name == "glu" or (op.kind.is_linear and op.weights):
-            then_ns, now_ns = (CostModel(other, one).op_ns(op, streamed=bool(op.weights)) for one in (before, now))
+            then_ns, now_ns = (CostModel(other, one).op_ns(op, streamed=op.weights) for one in (before, now))
             assert now_ns == pytest.approx(then_ns, rel=1e-3)
     assert {f"shapes.{shape}" for shape in now.shapes} <= set(now.sources)
 

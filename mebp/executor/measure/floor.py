@@ -12,6 +12,7 @@ import torch
 from mebp.executor.env import dtype_of
 from mebp.kernel.library import library
 from mebp.models.graph import Graph
+from mebp.models.kind.table import first_runs
 
 REPEATS = 5
 ENOUGH_S = 0.5  # of one product: what takes longer is timed less often
@@ -25,12 +26,12 @@ def floor_seconds(graph: Graph) -> float:
     dtype = torch.float32 if library().own else dtype_of(graph)
     known: dict[tuple[int, int, int, bool], float] = {}
     total = 0.0
-    for op in graph.ops:
+    for count, op in first_runs(graph.ops):
         for transposed in op.kind.products(op):
             key = (op.dims.rows, op.dims.cols, op.dims.outs, transposed)
             if key not in known:
                 known[key] = _product_seconds(*key, dtype)
-            total += known[key]
+            total += count * known[key]
     return total
 
 

@@ -43,5 +43,6 @@ def _draw(words: Tensor, generator: torch.Generator) -> None:
 
 
 def _seed(io: Io) -> int:
-    """One for each adapter and step of a run, in the 32 bits that torch's generator takes."""
-    return zlib.crc32(f"{io.env.seed} {io.env.clock.step} {io.op.adapters[0]}".encode())
+    """One for each adapter, chunk and step of a run, in the 32 bits that torch's generator takes."""
+    chunk = f" {io.span.rows.start}" if io.span else ""
+    return zlib.crc32(f"{io.env.seed} {io.env.clock.step} {io.op.adapters[0]}{chunk}".encode())

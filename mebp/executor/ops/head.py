@@ -18,7 +18,7 @@ from mebp.executor.env import Io
 from mebp.executor.ops.mixed import add_across
 from mebp.kernel.product import multiply_dense
 from mebp.kernel.softmax import Sums, softmax_tile
-from mebp.models.kind.head import HeadParams
+from mebp.models.kind.head import HeadParams, most_rows
 from mebp.models.tile import BLOCK_ROWS, stream_rows
 
 
@@ -51,11 +51,11 @@ def _labelled(io: Io) -> tuple[Tensor, Tensor, Tensor | None]:
     """What the head computes: its input (N, d), the labels (N,), and which tokens the first of these are where they are not all.
     Rows are filled up with zeros to whole blocks: for each number of rows that a library of products meets it keeps a kernel.
     """
-    x, labels = io["x"], io.env.labels
+    x, labels = io["x"], io.labels
     if not io.params(HeadParams).labelled:
         return x, labels, None
     where = (labels >= 0).nonzero().squeeze(1)
-    count = min(io.dims.rows, -(-len(where) // BLOCK_ROWS) * BLOCK_ROWS)
+    count = min(most_rows(io.op), -(-len(where) // BLOCK_ROWS) * BLOCK_ROWS)
     rows = io.take("rows")[:count]
     torch.index_select(x, 0, where, out=rows[: len(where)])
     rows[len(where) :].zero_()
@@ -65,10 +65,17 @@ def _labelled(io: Io) -> tuple[Tensor, Tensor, Tensor | None]:
 def _without_labels(io: Io) -> None:
     """A batch in which no token has a label adds nothing."""
     io.leave_scratch()
-    io["loss"].zero_()
-    io.env.losses[io.op.writes["loss"]] = 0.0
+    _add_loss(io, 0.0)
     if io.has("dx"):
         io["dx"].zero_()
+
+
+def _add_loss(io: Io, loss: float) -> None:
+    """Note the loss, or, in a chunk, its part of it."""
+    losses, adds = io.env.losses, "loss" in io.op.updates
+    tensor = (io.op.updates if adds else io.op.writes)["loss"]
+    losses[tensor] = (losses.get(tensor, 0.0) if adds else 0.0) + loss
+    io["loss"].fill_(losses[tensor])
 
 
 def _room_for_exps(tile: Tensor, typed: Tensor, rows: int) -> Tensor | None:
@@ -136,12 +143,11 @@ def _finish(io: Io, sums: Sums, losses: Tensor, room: Tensor, labels: Tensor, wh
     """Mean loss over labelled positions, and dx where it is asked for: of tokens that were left out it is 0."""
     params, weighted = io.params(HeadParams), sums.weighted
     valid = labels >= 0
-    count = int(valid.sum())
+    count = int((io.env.labels >= 0).sum())
     loss = float(losses.double().masked_fill(~valid, 0.0).sum()) / max(1, count)
     if not math.isfinite(loss):
         raise NotFinite(f"the loss is {loss}")
-    io["loss"].fill_(loss)
-    io.env.losses[io.op.writes["loss"]] = loss
+    _add_loss(io, loss)
     if weighted is None:
         return
     dx = io["dx"] if where is None else io.take("product")[: len(labels)]

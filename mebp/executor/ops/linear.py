@@ -57,8 +57,14 @@ def _adapter_gradients(io: Io, dy: Tensor, scale: float) -> None:
     h, dh = io.take("h"), io.take("dh")  # (N, r)
     multiply_dense(x, A.T, h)
     multiply_dense(dy, B, dh)
-    io["dA"].copy_(torch.mm(dh.T, x, out=io.take("dA")))  # (r, k)
-    io["dB"].copy_(torch.mm(h.T, dy, out=io.take("dB")).T).mul_(scale)  # (n, r), three times as fast as dy^T h
+    dA, dB, adds = io["dA"], io["dB"], "dA" in io.op.updates  # (r, k), (n, r)
+    part_A, part_B = torch.mm(dh.T, x, out=io.take("dA")), torch.mm(h.T, dy, out=io.take("dB"))  # three times as fast as dy^T h
+    if adds:
+        dA.add_(part_A)
+        dB.add_(part_B.T, alpha=scale)
+    else:
+        dA.copy_(part_A)
+        dB.copy_(part_B.T).mul_(scale)
 
 
 def _add_adapter(io: Io, dh: Tensor, A: Tensor, dx: Tensor) -> None:
@@ -87,7 +93,8 @@ def _fused_backward(io: Io, dy: Tensor, dx: Tensor | None, scale: float) -> bool
     x = seen(io, io["x"])
     A, B = _cast_adapter(io)
     h, dh, room = io.take("h"), io.take("dh"), io.room(behind=("A", "B", "h", "dh"))
-    if not lora_gradients((x, dy, A, B), (h, dh), (io["dA"], io["dB"]), scale, room):
+    adds = "dA" in io.op.updates
+    if not lora_gradients((x, dy, A, B), (h, dh), (io["dA"], io["dB"]), scale, room, add=adds):
         return False
     add, masked = "dx" in io.op.updates, bool(io.params(LinearParams).dropout)
     if not io.multiply(dy, dx, transposed=False, add=add, adapter=None if masked else (dh, A), room=room):

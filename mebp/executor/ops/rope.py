@@ -46,4 +46,6 @@ def _halves(io: Io, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _table(io: Io) -> tuple[Tensor, Tensor]:
     """cos and sin, (T, R / 2)."""
-    return io.env.tables[io.params(RopeParams).rope]
+    d = io.dims
+    cos, sin = io.env.tables[io.params(RopeParams).rope]
+    return cos[d.first : d.first + d.seq], sin[d.first : d.first + d.seq]

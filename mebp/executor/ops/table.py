@@ -8,3 +8,13 @@ from mebp.models.kind.table import KINDS
 
 AREAS = (embed, norm, linear, rope, attention, elementwise, head, update)
 OPS: dict[str, Callable[[Io], None]] = {name: getattr(area, name) for area in AREAS for name in KINDS if hasattr(area, name)}
+
+
+def run_op(io: Io) -> None:
+    """Run an op, or the ops of a chunked one."""
+    if not io.op.chunks:
+        OPS[io.op.kind.name](io)
+    else:
+        for inner in io.chunks():
+            run_op(inner)
+    io.finish()

@@ -150,7 +150,8 @@ KINDS = (
         moved=_moved,
         scratch=_scratch,
         kernels=_kernels,
-        saves=("q", "k", "v"),
+        saves=("q", "k", "v", "y", "lse"),
+        keys=("k", "v"),
     ),
     Kind(
         name="attention_backward",
@@ -161,5 +162,6 @@ KINDS = (
         scratch=_backward_scratch,
         kernels=_backward_kernels,
         backward=True,
+        keys=("k", "v", "dk", "dv"),
     ),
 )

@@ -37,6 +37,7 @@ def _glu_backward_scratch(op: Op, use: WeightUse) -> Scratch:
 KINDS = (
     Kind(name="residual", part=Part.ELEMENTWISE, moved=element_moved(3), scratch=no_scratch),
     Kind(name="residual_backward", part=Part.ELEMENTWISE, moved=element_moved(2), scratch=no_scratch, backward=True),
+    Kind(name="narrow", part=Part.ELEMENTWISE, moved=element_moved(3), scratch=no_scratch, backward=True),
     Kind(name="glu", part=Part.ELEMENTWISE, moved=element_moved(3), scratch=no_scratch, saves=("gate", "up")),
     Kind(name="glu_backward", part=Part.ELEMENTWISE, moved=element_moved(5), scratch=_glu_backward_scratch, backward=True),
 )

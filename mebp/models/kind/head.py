@@ -1,6 +1,6 @@
 """The head and the loss in one pass over the vocabulary, a tile of logits at a time; dL/dx comes out with the loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mebp.models.op import Buffer, Kind, Op, Part, Rate, Scratch, WeightUse, one_kernel
 from mebp.models.tensor import FLOAT_BYTES
@@ -9,13 +9,13 @@ from mebp.models.tile import gathered, product_scratch, stream_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadParams:
-    """Logits are scale x W^T, and where `cap` is not 0 cap tanh(that / cap). With `labelled` only rows with a label are computed:
-    the op's rows are the most that there may be.
+    """Logits are scale x W^T, and where `cap` is not 0 cap tanh(that / cap). With `labelled` only rows with a label are computed,
+    at most so many; 0: all of them.
     """
 
     scale: float
     cap: float
-    labelled: bool = False
+    labelled: int = 0
 
 
 def _flops(op: Op) -> int:
@@ -44,7 +44,7 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
     room) is gone when the labels' rows are gathered.
     """
     assert use.weight is not None
-    d = op.dims
+    d = replace(op.dims, rows=most_rows(op))
     rows = min(use.tile, stream_rows(d.cols))
     sums = (Buffer(name=name, shape=(d.rows,), dtype="fp32") for name in ("highest", "total", "picked", "row"))
     logits = (
@@ -62,7 +62,13 @@ def _scratch(op: Op, use: WeightUse) -> Scratch:
 
 
 def _labelled(op: Op) -> bool:
-    return isinstance(op.params, HeadParams) and op.params.labelled
+    return isinstance(op.params, HeadParams) and op.params.labelled > 0
+
+
+def most_rows(op: Op) -> int:
+    """Rows that a head computes at most; its dims have those that it computes on average."""
+    assert isinstance(op.params, HeadParams)
+    return op.params.labelled or op.dims.rows
 
 
 KINDS = (

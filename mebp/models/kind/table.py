@@ -4,18 +4,18 @@ Adding a kind is adding an entry to a module here, and a function of the same na
 mebp/executor/ops; a test compares the two tables. FLOPs count a multiply-add as two.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from mebp.models.kind import attention, elementwise, embed, head, linear, norm, rope, update
-from mebp.models.op import Kind, Op
+from mebp.models.kind import attention, chunked, elementwise, embed, head, linear, norm, rope, update
+from mebp.models.op import Kind, Op, flat
 
-AREAS = (embed, norm, linear, rope, attention, elementwise, head, update)
+AREAS = (embed, norm, linear, rope, attention, elementwise, head, update, chunked)
 KINDS: dict[str, Kind] = {kind.name: kind for area in AREAS for kind in area.KINDS}
 
 
 def distinct_products(ops: Iterable[Op]) -> list[Op]:
     """An op of each kind and extents for which a library of products may compile and keep kernels."""
-    return list({(op.kind.name, op.dims): op for op in ops if op.kind.kernels(op)}.values())
+    return list({(op.kind.name, op.dims): op for _, op in flat(ops) if op.kind.kernels(op)}.values())
 
 
 def num_kernels(ops: Iterable[Op]) -> int:
@@ -25,4 +25,10 @@ def num_kernels(ops: Iterable[Op]) -> int:
 
 def dense_flops(ops: Iterable[Op]) -> int:
     """FLOPs of all products with frozen weights, forward and backward once: the floor of a step."""
-    return sum(2 * op.dims.rows * op.dims.cols * op.dims.outs * len(op.kind.products(op)) for op in ops)
+    return sum(count * 2 * op.dims.rows * op.dims.cols * op.dims.outs * len(op.kind.products(op)) for count, op in first_runs(ops))
+
+
+def first_runs(ops: Iterable[Op]) -> Iterator[tuple[int, Op]]:
+    """What a step runs, each with how often, without what chunked ops of the backward run of the forward again."""
+    for op in ops:
+        yield from ((count, inner) for count, inner in flat((op,)) if inner.backward or not op.backward)

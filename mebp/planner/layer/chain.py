@@ -13,15 +13,15 @@ from mebp.models.graph import Graph, Layer
 from mebp.models.op import Part
 from mebp.models.tensor import TensorId, Weight, WeightId, align
 from mebp.planner.layer.menu import layer_shape, menu_options
-from mebp.planner.layer.option import Option
+from mebp.planner.layer.option import Option, pass_ns
 from mebp.planner.layer.segment import segments
 from mebp.sim.cost import CostModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A weight that may be resident: its unpacked bytes, the time that each use saves by it, and uses per step (recomputation
-    apart).
+    """A weight that may be resident: its unpacked bytes, the time that each pass over all tokens saves by it, and passes per step
+    (recomputation apart).
     """
 
     role: str
@@ -83,18 +83,18 @@ def make_menu(number: int, source: Layer, options: Sequence[Option], candidates:
 
 def layer_candidates(graph: Graph, cost: CostModel, layer: Layer) -> list[Candidate]:
     """The weights of a layer that residence would save time for."""
-    weights = [graph.weights[weight] for weight in layer.weights.values()]
-    return [
-        _candidate(graph, weight, cost.streaming_ns(weight), 1 + sum(weight.id in op.weights for op in layer.backward))
-        for weight in weights
-        if cost.streaming_ns(weight)
-    ]
+    found: list[Candidate] = []
+    for role, streaming_ns in pass_ns(graph, cost, layer).items():
+        weight = graph.weights[layer.weights[role]]
+        forward, backward = (sum(op.uses(weight.id) for op in ops) for ops in (layer.forward, layer.backward))
+        found += [_candidate(graph, weight, streaming_ns, 1 + backward // forward)] if streaming_ns else []
+    return found
 
 
 def head_candidate(graph: Graph, cost: CostModel) -> Candidate | None:
     """The head's weight, where residence would save time for it."""
     weight = graph.weights[graph.head.weights[0]]
-    streaming_ns = cost.streaming_parts(weight)[Part.UNPACK]
+    streaming_ns = graph.head.uses(weight.id) * cost.streaming_parts(weight)[Part.UNPACK]
     return _candidate(graph, weight, streaming_ns, 1) if streaming_ns else None
 
 

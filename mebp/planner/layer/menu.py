@@ -15,7 +15,7 @@ from mebp.models.graph import Graph, Layer
 from mebp.models.op import Op
 from mebp.models.tensor import TensorId, align
 from mebp.planner.effort import no_limit
-from mebp.planner.layer.option import Option, input_ops, make_option, recomputed_ops, undominated
+from mebp.planner.layer.option import Option, input_ops, make_option, pass_ns, recomputed_ops, undominated
 from mebp.planner.recipe.recipe import Saving
 from mebp.sim.cost import CostModel
 
@@ -23,7 +23,7 @@ from mebp.sim.cost import CostModel
 def layer_shape(graph: Graph, cost: CostModel, layer: Layer) -> tuple[object, ...]:
     """What decides a layer's menu up to names: layers that agree here are alike."""
     ops = (
-        (op.kind.name, tuple(op.writes), _op_ns(cost, op), graph.scratch(op, streamed=bool(op.weights), tile=0).nbytes)
+        (op.kind.name, tuple(op.writes), _op_ns(cost, op), graph.scratch(op, streamed=op.weights, tile=0).nbytes)
         for op in layer.ops
     )
     return (layer.number == 0, *ops)
@@ -43,8 +43,7 @@ def menu_options(
             shareable = {w for w in (recomputed & backward_weights) - cost.ahead if not cost.streams_within(graph.weights[w])}
             shares = {frozenset[str](), frozenset(graph.weights[weight].role for weight in shareable)}
             found += [make_option(graph, cost, layer, saving, shared=shared, lead_ns=lead_ns) for shared in sorted(shares, key=len)]
-    streaming_ns = {role: cost.streaming_ns(graph.weights[weight]) for role, weight in layer.weights.items()}
-    return undominated(found, streaming_ns)
+    return undominated(found, pass_ns(graph, cost, layer))
 
 
 def _lead_ns(graph: Graph, cost: CostModel) -> int:
@@ -77,7 +76,7 @@ def _saved_sets(graph: Graph, cost: CostModel, layer: Layer, *, streamed: bool) 
                 model.add_bool_or(recomputed[op.id].negated(), saved[tensor], recomputed[producers[tensor].id])
     if not input_ops(graph, layer):
         model.add(recomputed[producers[layer.input].id] == 0)
-    time = sum(cost.op_ns(op, streamed=streamed and bool(op.weights)) * recomputed[op.id] for op in ops)
+    time = sum(cost.op_ns(op, streamed=op.weights if streamed else ()) * recomputed[op.id] for op in ops)
     size = sum(nbytes * saved[tensor] for tensor, nbytes in sizes.items())
     return _epsilon_constraint(model, time, size, saved, sizes)
 
@@ -116,7 +115,7 @@ def _producers(graph: Graph, layer: Layer) -> dict[TensorId, Op]:
 
 
 def _op_ns(cost: CostModel, op: Op) -> int:
-    return cost.op_ns(op, streamed=bool(op.weights))
+    return cost.op_ns(op, streamed=op.weights)
 
 
 def _savings(saved: frozenset[TensorId], layer: Layer) -> Iterable[dict[TensorId, Saving]]:

@@ -94,6 +94,14 @@ def recomputed_ops(graph: Graph, layer: Layer, saving: Mapping[TensorId, Saving]
     return [step.op for step in steps if isinstance(step, Run) and step.recompute]
 
 
+def pass_ns(graph: Graph, cost: CostModel, layer: Layer) -> dict[str, int]:
+    """By role, the time that a pass over all tokens takes above one that finds the weight unpacked: where the layer runs in chunks,
+    each of them streams it.
+    """
+    uses = {role: sum(op.uses(weight) for op in layer.forward) for role, weight in layer.weights.items()}
+    return {role: uses[role] * cost.streaming_ns(graph.weights[weight]) for role, weight in layer.weights.items()}
+
+
 def input_ops(graph: Graph, layer: Layer) -> tuple[Op, ...]:
     """The embedding, where it makes the layer's input: it may be recomputed."""
     producer = graph.producer[layer.input]
@@ -160,10 +168,10 @@ def _gradient_bytes(graph: Graph) -> int:
 
 def _roles(graph: Graph, op: Op) -> Iterable[str]:
     """Roles of a layer's weights that an op multiplies with."""
-    return (graph.weights[weight].role for weight in op.weights if op.kind.is_linear)
+    return (graph.weights[weight].role for weight in op.weights if op.kind.is_of_layers)
 
 
 def _recompute_ns(graph: Graph, cost: CostModel, op: Op, shared: frozenset[str]) -> int:
     """A second run; where its weight is shared, the unpacking that it needs is the one that backward saves."""
-    streamed = any(graph.weights[weight].role not in shared for weight in op.weights)
+    streamed = tuple(weight for weight in op.weights if graph.weights[weight].role not in shared)
     return cost.op_ns(op, streamed=streamed)

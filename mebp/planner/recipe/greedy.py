@@ -45,7 +45,7 @@ def _items(graph: Graph, device: Device) -> list[_Item]:
     cost = CostModel(graph, device)
     saved = set(graph.stream)
     found = [
-        _Item(gain=cost.op_ns(op, streamed=bool(op.weights)) / _kept_bytes(graph, op), activation=tensor)
+        _Item(gain=cost.op_ns(op, streamed=op.weights) / _kept_bytes(graph, op), activation=tensor)
         for op in _recomputable(graph)
         for tensor in op.writes.values()
         if tensor not in saved

@@ -154,7 +154,7 @@ class _Writer:
     def _instruction(self, at: int, step: Step) -> Instruction:
         match step:
             case Run(op=op):
-                unpacked = () if step.streamed else tuple(TensorId(weight) for weight in op.weights)
+                unpacked = (TensorId(weight) for weight in op.weights if weight not in step.streamed)
                 updates = tuple(op.updates.values())
                 return Compute(
                     op=op.id,

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph
-from mebp.models.op import Op
+from mebp.models.op import Op, Weights
 from mebp.models.tensor import TensorId, WeightId
 from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Compute an op; `tile` is the head's logits at a time, 0 for every other op."""
+    """Compute an op, which reads the weights `streamed` compressed; `tile` is the head's logits at a time, 0 for every other op."""
 
     op: Op
     recompute: bool
-    streamed: bool
+    streamed: Weights
     tile: int
 
 
@@ -137,18 +137,18 @@ class _Order:
         return self.recipe.saves(tensor) is Saving.TRANSIENT and self.graph.producer[tensor].layer != op.layer
 
     def _emit(self, op: Op, *, recompute: bool) -> None:
-        streamed = bool(op.weights) and not self._unpack_for(op, recompute)
+        streamed = tuple(weight for weight in op.weights if not self._unpack_for(op, weight, recompute))
         tile = self.recipe.head_tile if op.kind.makes_loss else 0
         self.steps.append(Run(op=op, recompute=recompute, streamed=streamed, tile=tile))
         self.available |= set(op.writes.values())
 
-    def _unpack_for(self, op: Op, recompute: bool) -> bool:
-        """Unpack the op's weight where the recipe says so; returns whether the op finds it unpacked."""
-        weight, kind = op.weights[0], op.kind
+    def _unpack_for(self, op: Op, weight: WeightId, recompute: bool) -> bool:
+        """Unpack one of the op's weights where the recipe says so; returns whether the op finds it unpacked."""
+        kind = op.kind
         match self.recipe.unpacks(weight):
             case Unpacking.RESIDENT:
                 return kind.unpacks_whole
-            case Unpacking.WHOLE if kind.is_linear:
+            case Unpacking.WHOLE if kind.is_of_layers:
                 self.steps.append(Unpacked(weight=weight))
                 return True
             case Unpacking.AHEAD if kind.unpacks_whole:
@@ -167,8 +167,7 @@ def tensors_of(step: Step, graph: Graph) -> Iterator[tuple[TensorId, bool]]:
     match step:
         case Run(op=op, streamed=streamed):
             yield from ((tensor, False) for tensor in op.touched)
-            if not streamed:
-                yield from ((TensorId(weight), False) for weight in op.weights)
+            yield from ((TensorId(weight), False) for weight in op.weights if weight not in streamed)
             yield from ((tensor, True) for tensor in op.writes.values())
         case Unpacked(weight=weight):
             yield TensorId(weight), True

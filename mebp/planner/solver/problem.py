@@ -81,8 +81,8 @@ class Problem:
         head = self.graph.head
         tiles = (*(option.tile for option in self.heads), head.dims.outs)
         saved_ns = self.head_weight.streaming_ns if self.head_weight else 0
-        streamed_ns = min(self.cost.op_ns(head, streamed=True, tile=tile) for tile in tiles)
-        unpacked_ns = min(self.cost.op_ns(head, streamed=False, tile=tile) for tile in tiles)
+        streamed_ns = min(self.cost.op_ns(head, streamed=head.weights, tile=tile) for tile in tiles)
+        unpacked_ns = min(self.cost.op_ns(head, streamed=(), tile=tile) for tile in tiles)
         return HeadOption(tile=head.dims.outs, peak=0, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
 
     def whole_bound_ns(self, room: int) -> int:
@@ -99,7 +99,7 @@ class Problem:
         last = self.graph.producer[stretch.menu.source.input]
         if last.kind.gathers:
             return 0  # its own menu recomputes it
-        return self.cost.op_ns(last, streamed=bool(last.weights))
+        return self.cost.op_ns(last, streamed=last.weights)
 
 
 def pose(graph: Graph, device: Device, effort: Effort | None = None) -> Problem:
@@ -123,7 +123,7 @@ def _ahead_sets(graph: Graph, cost: CostModel) -> Iterator[frozenset[WeightId]]:
 
 def _pose(graph: Graph, cost: CostModel, require_time: Callable[[], None]) -> Problem:
     device, head = cost.device, graph.head
-    times = {op.id: cost.op_ns(op, streamed=bool(op.weights)) for op in graph.ops if op is not head}
+    times = {op.id: cost.op_ns(op, streamed=op.weights) for op in graph.ops if op is not head}
     heads = head_options(graph, cost)
     forward_ns = sum(times[op.id] for op in graph.ops if not op.backward and op is not head)
     total = sum(times.values()) + max(option.duration_ns for option in heads)
@@ -153,7 +153,7 @@ def head_options(graph: Graph, cost: CostModel) -> tuple[HeadOption, ...]:
     """The head with every tile that it may have."""
     head = graph.head
     return tuple(
-        HeadOption(tile=tile, peak=_head_peak(graph, cost, tile), duration_ns=cost.op_ns(head, streamed=True, tile=tile))
+        HeadOption(tile=tile, peak=_head_peak(graph, cost, tile), duration_ns=cost.op_ns(head, streamed=head.weights, tile=tile))
         for tile in head_tiles(graph)
     )
 
