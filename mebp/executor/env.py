@@ -18,7 +18,7 @@ from mebp.kernel.weight import Frozen, plain
 from mebp.models.chunk import Span, spans
 from mebp.models.config import Rope
 from mebp.models.graph import Graph, streamed_of
-from mebp.models.op import Op, Scratch, Weights, float_type
+from mebp.models.op import Op, Weights, float_type
 from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import Role, TensorId, WeightId
 from mebp.models.tensor import Tensor as Described

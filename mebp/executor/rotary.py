@@ -17,7 +17,9 @@ def rope_tables(graph: Graph, device: torch.device) -> dict[Rope, tuple[Tensor, 
     op of the graph uses.
     """
     dims = {op.params.rope: op.dims for _, op in flat(graph.ops) if isinstance(op.params, RopeParams)}
-    return {rope: _table(rope, d.head_dim, graph.workload.seq_len, TYPES[float_type(d.itemsize)], device) for rope, d in dims.items()}
+    return {
+        rope: _table(rope, d.head_dim, graph.workload.seq_len, TYPES[float_type(d.itemsize)], device) for rope, d in dims.items()
+    }
 
 
 def inverse_frequencies(rope: Rope, head_dim: int, seq: int) -> Tensor:

@@ -5,7 +5,7 @@ tokens; each chunk reads and writes its own rows, and of keys and values all row
 gradients of adapters, keys and values, the loss) begins at zero.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mebp.models.kind.attention import attended_pairs
@@ -78,7 +78,9 @@ def spans(workload: Workload) -> Iterator[tuple[int, Span]]:
     row = 0
     while row < workload.tokens:
         at = row % seq
-        number = next(n for n, e in enumerate(extents) if done[n] < e.count and (e.seq == seq or e.before <= at < e.before + e.rounds * e.seq))
+        number = next(
+            n for n, e in enumerate(extents) if done[n] < e.count and (e.seq == seq or e.before <= at < e.before + e.rounds * e.seq)
+        )
         done[number] += 1
         end = row + extents[number].tokens
         yield number, Span(rows=slice(row, end), keys=slice(row - at, end), first=at)
@@ -99,14 +101,19 @@ def chunked_op(kind: Kind, name: str, layer: int | None, chunks: tuple[Chunks, .
         layer=layer,
         dims=loss.dims if loss else Dims(rows=chunks[0].tokens, itemsize=ops[0].dims.itemsize),
         params=loss.params if loss else None,
-        reads={str(t): t for t in read},
-        writes={str(t): t for t in changed if t in made},
-        updates={str(t): t for t in changed if t not in made},
+        reads=_slots(read),
+        writes=_slots(t for t in changed if t in made),
+        updates=_slots(t for t in changed if t not in made),
         weights=tuple(dict.fromkeys(weight for op in ops for weight in op.weights)),
         vectors=tuple(dict.fromkeys(vector for op in ops for vector in op.vectors)),
         adapters=tuple(dict.fromkeys(adapter for op in ops for adapter in op.adapters)),
         chunks=chunks,
     )
+
+
+def _slots(tensors: Iterable[TensorId]) -> dict[str, TensorId]:
+    """A slot for each tensor, called alike in layers that are alike."""
+    return {str(number): tensor for number, tensor in enumerate(dict.fromkeys(tensors))}
 
 
 def with_ops(op: Op, kept: Sequence[tuple[Op, ...]]) -> Op:

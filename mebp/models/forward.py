@@ -75,7 +75,11 @@ class Forward(StepBuilder):
         rows = -(-w.head_rows * tokens // w.tokens)  # of some chunk there may be more, if not all tokens are labelled
         dims, weight = self._dims(rows=rows, cols=c.hidden, outs=c.vocab), EMBEDDING if c.tied else HEAD
         params = replace(self._head_params, labelled=min(w.labelled or 0, tokens))
-        dx = {"dx": self._tensor("", "final_norm.out.grad", (tokens, c.hidden), Role.GRADIENT, None)} if w.method == "backprop" else {}
+        dx = (
+            {"dx": self._tensor("", "final_norm.out.grad", (tokens, c.hidden), Role.GRADIENT, None)}
+            if w.method == "backprop"
+            else {}
+        )
         runs = [(tag, dx), ("metric.", {})] if dx and w.evaluations > 1 else [(tag, dx)]
         for prefix, made in runs:
             loss = {"loss": self._loss(prefix)}

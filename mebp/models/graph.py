@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mebp.models.config import ModelConfig
 from mebp.models.chunk import Layout, lay_out
+from mebp.models.config import ModelConfig
 from mebp.models.op import Buffer, Op, OpId, Scratch, Weights, WeightUse
-from mebp.models.tensor import Tensor, TensorId, Weight, WeightId
+from mebp.models.tensor import Tensor, TensorId, Weight, WeightId, align
 from mebp.models.workload import Workload
 
 AdapterShape = tuple[tuple[int, int], tuple[int, int]]
@@ -130,6 +130,25 @@ class Graph:
 
     def _inner_scratch(self, op: Op, streamed: Weights, tile: int) -> Scratch:
         return self.inner_scratch(op, streamed=streamed_of(op, streamed), tile=tile if op.kind.makes_loss else 0)
+
+    @cached_property
+    def largest_op_bytes(self) -> int:
+        """No plan has a smaller arena: what the op that needs most reads, writes and works in, with the stream's gradient beside it in
+        the backward, and its weights streamed or unpacked, whichever takes less.
+        """
+        return max(map(self._op_bytes, self.ops))
+
+    def _op_bytes(self, op: Op) -> int:
+        touched = {*op.touched, *op.writes.values()}
+        if op.backward and self.stream_gradient and not op.kind.changes_adapters:
+            touched.add(self.stream_gradient)
+        operands = sum(align(self.tensors[tensor].nbytes) for tensor in touched)
+        tile = 1 if op.kind.makes_loss else 0
+        unpacked = sum(align(self.tensors[TensorId(weight)].nbytes) for weight in op.weights)
+        spaces = [self.scratch(op, streamed=op.weights, tile=tile).nbytes]
+        if op.weights and not op.kind.gathers:
+            spaces.append(self.scratch(op, streamed=(), tile=tile).nbytes + unpacked)
+        return operands + min(spaces)
 
     @cached_property
     def signature(self) -> str:

@@ -11,9 +11,8 @@ from mebp.check import check
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
-from mebp.planner.solver.problem import Problem
-from mebp.planner.solver.solve import least_plan, solve
-from mebp.sim.footprint import arena_budget, outside_arena
+from mebp.planner.tiling import Tilings
+from mebp.sim.footprint import outside_arena
 from mebp.sim.simulate import Prediction, simulate
 
 
@@ -34,24 +33,19 @@ class Corner:
     best_step_ns: int
 
 
-def outline(problem: Problem, least_bytes: int, most_bytes: int, num_corners: int) -> tuple[Corner, ...]:
+def outline(step: Tilings, least_bytes: int, most_bytes: int, num_corners: int) -> tuple[Corner, ...]:
     """Lower bounds on the step time at budgets in equal ratios from `least_bytes` to keep-all, or to `most_bytes` where
     that is more.
     """
     found: list[Corner] = []
-    for budget in reversed(_ratios(problem, least_bytes, num_corners, most_bytes)):
+    for budget in reversed(_ratios(step, least_bytes, num_corners, most_bytes)):
         above = found[-1].best_step_ns if found else 0  # a bound for more memory holds for less, too
-        found.append(Corner(budget_bytes=budget, best_step_ns=max(above, best_step_ns(problem, budget))))
+        found.append(Corner(budget_bytes=budget, best_step_ns=max(above, step.best_step_ns(budget))))
     return tuple(reversed(found))
 
 
-def best_step_ns(problem: Problem, budget_bytes: int) -> int:
-    """No plan is faster under this budget, whatever its order and recomputation."""
-    return problem.whole_bound_ns(arena_budget(problem.graph, problem.device, budget_bytes))
-
-
 def curve(
-    problem: Problem,
+    step: Tilings,
     effort: Effort,
     num_points: int,
     most_bytes: int = 0,
@@ -61,34 +55,35 @@ def curve(
     each. A plan that fits a smaller budget also fits a larger one, so times never rise. A stop ends it with the points so far.
     """
     points: list[Point] = []
-    for number, budget in enumerate(budgets(problem, effort, num_points, most_bytes)):
+    for number, budget in enumerate(budgets(step, effort, num_points, most_bytes)):
         if progress:
             progress(number)
         if effort.over:
             break
         try:
-            plan = solve(problem, budget, effort)
+            plan = step.solve(budget, effort)
         except (InfeasibleBudget, NoPlanInTime):
             continue
         assert plan.solver is not None
-        check(plan, problem.graph)
-        prediction = simulate(plan, problem.graph, problem.device)
+        graph = step.of(plan).graph
+        check(plan, graph)
+        prediction = simulate(plan, graph, step.device)
         if points and points[-1].prediction.step_ns <= prediction.step_ns:
             prediction = points[-1].prediction
         points.append(Point(budget_bytes=budget, prediction=prediction, bound_ns=min(plan.solver.bound_ns, prediction.step_ns)))
     return tuple(points)
 
 
-def budgets(problem: Problem, effort: Effort, num_points: int, most_bytes: int = 0) -> list[int]:
+def budgets(step: Tilings, effort: Effort, num_points: int, most_bytes: int = 0) -> list[int]:
     """Footprints from that of the least plan to that of keep-all, or to `most_bytes`, in equal ratios."""
-    least = outside_arena(problem.graph, problem.device) + least_plan(problem, 0, effort).arena_bytes
-    return _ratios(problem, least, num_points, most_bytes)
+    least = step.footprint(step.least(0, effort))
+    return _ratios(step, least, num_points, most_bytes)
 
 
-def _ratios(problem: Problem, low: int, count: int, most: int = 0) -> list[int]:
+def _ratios(step: Tilings, low: int, count: int, most: int = 0) -> list[int]:
     """`count` budgets in equal ratios, from `low` to what keep-all takes, or to `most` where that is more."""
-    keep_all = STRATEGIES["keep-all"].plan(problem.graph, problem.device, 0).arena_bytes
-    high = max(low + 1, most, outside_arena(problem.graph, problem.device) + keep_all)
+    keep_all = STRATEGIES["keep-all"].plan(step.graph, step.device, 0).arena_bytes
+    high = max(low + 1, most, outside_arena(step.graph, step.device) + keep_all)
     ratio = (high / low) ** (1 / (count - 1))
     return sorted({high, *(round(low * ratio**number) for number in range(count - 1))})
 

@@ -2,7 +2,6 @@
 saves.
 """
 
-
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph

@@ -8,12 +8,9 @@ from mebp.models.build import build_graph
 from mebp.models.format import BY_SIZE, WeightFormats, weight_formats
 from mebp.models.graph import Graph
 from mebp.models.workload import Workload
-from mebp.planner.curve import best_step_ns
 from mebp.planner.effort import Effort
-from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan
+from mebp.planner.tiling import tilings
 from mebp.sim.device import Device
-from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import override
 
 SEQUENCE, SEQUENCE_UNIT = "seq_len", 32
@@ -72,9 +69,9 @@ def knobs(
 
 
 def _knob(change: Change | None, graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> Knob:
-    problem = pose(graph, device, effort)
-    least = outside_arena(graph, device) + least_plan(problem, budget_bytes, effort).arena_bytes
-    best = best_step_ns(problem, budget_bytes) if budget_bytes >= least else None
+    step = tilings(graph, device, effort)
+    least = step.footprint(step.least(budget_bytes, effort))
+    best = step.best_step_ns(budget_bytes) if budget_bytes >= least else None
     size = sum(weight.nbytes for weight in graph.weights.values())
     return Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import Graph
 from mebp.plan import Plan
-from mebp.planner.curve import Corner, best_step_ns, outline
+from mebp.planner.curve import Corner, outline
 from mebp.planner.effort import Effort, Phase
 from mebp.planner.knob import Knob, knobs, longest_sequence
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.row import Row, row_of, strategy_row
-from mebp.planner.solver.problem import Problem, pose
-from mebp.planner.solver.solve import SLACK, least_plan, solve, write_less
+from mebp.planner.solver.solve import SLACK
+from mebp.planner.tiling import Tilings, tilings
 from mebp.sim.device import Device
 from mebp.sim.simulate import simulate
 from mebp.sim.uncertainty import Uncertainty, peak_margin
@@ -177,33 +177,35 @@ class _Solutions:
 
 def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> _Solutions:
     try:
-        problem = pose(graph, device, effort)
+        step = tilings(graph, device, effort)
     except NoPlanInTime:
         return _Solutions(rows=(), out_of_time=True)
-    smallest = _in_time(lambda: least_plan(problem, budget_bytes, replace(effort, progress=None)))
-    found, out_of_time = _solution(problem, budget_bytes, effort, smallest)
-    thrifty = write_less(problem, found, effort) if found else None
-    if thrifty and (smallest is None or thrifty.arena_bytes < smallest.arena_bytes):
+    smallest = _in_time(lambda: step.least(budget_bytes, replace(effort, progress=None)))
+    found, out_of_time = _solution(step, budget_bytes, effort, smallest)
+    thrifty = step.write_less(found, effort) if found else None
+    if thrifty and (smallest is None or step.footprint(thrifty) < step.footprint(smallest)):
         smallest = replace(thrifty, name=LEAST, solver=None)
     rows = tuple(
-        row_of(replace(plan, budget_bytes=budget_bytes), graph, device) for plan in (thrifty, smallest) if plan is not None
+        row_of(replace(plan, budget_bytes=budget_bytes), step.of(plan).graph, device)
+        for plan in (thrifty, smallest)
+        if plan is not None
     )
     least = rows[-1].prediction.peak_bytes if smallest else None
     fits = least is not None and least <= budget_bytes
     return _Solutions(
         rows=rows,
         out_of_time=out_of_time or smallest is None,
-        outline=outline(problem, least, budget_bytes, CORNERS) if least is not None else (),
-        best_with_more_ns=best_step_ns(problem, budget_bytes + MORE_BYTES) if fits else None,
+        outline=outline(step, least, budget_bytes, CORNERS) if least is not None else (),
+        best_with_more_ns=step.best_step_ns(budget_bytes + MORE_BYTES) if fits else None,
         writing=_writing(found, rows[0], device) if found else None,
     )
 
 
-def _solution(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None) -> tuple[Plan | None, bool]:
+def _solution(step: Tilings, budget_bytes: int, effort: Effort, least: Plan | None) -> tuple[Plan | None, bool]:
     """The solved plan, None where there is none, and whether there was no time for one."""
-    for room in (max(0, budget_bytes - peak_margin(problem.graph, problem.device)), budget_bytes):
+    for room in (max(0, budget_bytes - peak_margin(step.graph, step.device)), budget_bytes):
         try:
-            return solve(problem, room, effort, least), False
+            return step.solve(room, effort, least), False
         except NoPlanInTime:
             return None, True
         except InfeasibleBudget:

@@ -11,10 +11,8 @@ from mebp.plan import Plan
 from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.row import strategy_row
-from mebp.planner.solver.problem import pose
-from mebp.planner.solver.solve import least_plan, solve
+from mebp.planner.tiling import tilings
 from mebp.sim.device import Device
-from mebp.sim.footprint import outside_arena
 from mebp.task.run import RunResult, run
 from mebp.unit import show_nbytes
 
@@ -55,15 +53,16 @@ def _plans(graph: Graph, device: Device, effort: Effort) -> Iterator[tuple[Plan,
     for name in FIXED:
         row = strategy_row(STRATEGIES[name], graph, device, device.default_budget_bytes)
         yield row.plan, row.graph
-    problem = pose(graph, device)
-    least = least_plan(problem, 0, effort)
-    yield least, graph
+    step = tilings(graph, device)
+    least = step.least(0, effort)
+    yield least, step.of(least).graph
     for factor in BUDGETS:
-        budget = int(factor * (outside_arena(graph, device) + least.arena_bytes))
+        budget = int(factor * step.footprint(least))
         try:
-            yield replace(solve(problem, budget, effort), name=f"solved at {show_nbytes(budget)}"), graph
+            solved = step.solve(budget, effort)
         except InfeasibleBudget:
             continue
+        yield replace(solved, name=f"solved at {show_nbytes(budget)}"), step.of(solved).graph
 
 
 def errors_of(found: tuple[RunResult, ...]) -> Errors:

@@ -75,7 +75,7 @@ def solve_curve(graph: "Graph", device: "Device", budget: int, search: SearchFla
     from mebp.cli.view.curve import Curve, change_text  # noqa: PLC0415
     from mebp.planner.curve import curve as solve  # noqa: PLC0415  (the solver is slow to import)
     from mebp.planner.knob import knobs  # noqa: PLC0415
-    from mebp.planner.solver.problem import pose  # noqa: PLC0415
+    from mebp.planner.tiling import tilings  # noqa: PLC0415
 
     effort = search.effort(default=CURVE_TIME_LIMIT)
     with working("posing the problem") as status:
@@ -84,8 +84,8 @@ def solve_curve(graph: "Graph", device: "Device", budget: int, search: SearchFla
             status.update(f"what if {change_text(change)}")
 
         def work() -> "tuple[tuple[Point, ...], tuple[Knob, ...]]":
-            problem = pose(graph, device, effort)
-            points = solve(problem, effort, num_points, budget, lambda n: status.update(f"budget {n + 1} of {num_points}"))
+            step = tilings(graph, device, effort)
+            points = solve(step, effort, num_points, budget, lambda n: status.update(f"budget {n + 1} of {num_points}"))
             return points, knobs(graph, device, budget, effort, ask)
 
         points, changes = interruptible(work, effort.stop)
