@@ -136,9 +136,10 @@ class Graph:
         """No plan has a smaller arena: what the op that needs most reads, writes and works in, with the stream's gradient beside it in
         the backward, and its weights streamed or unpacked, whichever takes less.
         """
-        return max(map(self._op_bytes, self.ops))
+        return max(map(self.op_bytes, self.ops))
 
-    def _op_bytes(self, op: Op) -> int:
+    def op_bytes(self, op: Op) -> int:
+        """The least bytes of arena while an op runs."""
         touched = {*op.touched, *op.writes.values()}
         if op.backward and self.stream_gradient and not op.kind.changes_adapters:
             touched.add(self.stream_gradient)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from mebp.models.op import Buffer, Dims, Kind, Op, Part, Rate, Scratch, WeightUse
 from mebp.models.tensor import FLOAT_BYTES
@@ -77,19 +78,20 @@ def _moved(op: Op) -> int:
     return d.batch * d.heads * d.pairs * FLOAT_BYTES
 
 
-def _tile_shapes(op: Op) -> int:
+@cache
+def _tile_shapes(dims: Dims) -> int:
     """Numbers of queries and of keys that tiles have."""
-    return len({(tile.end - tile.start, tile.high - tile.low) for tile in query_tiles(op.dims, score_rows(op.dims))})
+    return len({(tile.end - tile.start, tile.high - tile.low) for tile in query_tiles(dims, score_rows(dims))})
 
 
 def _kernels(op: Op) -> int:
     """q k^T and p v, for every shape of a tile."""
-    return 2 * _tile_shapes(op)
+    return 2 * _tile_shapes(op.dims)
 
 
 def _backward_kernels(op: Op) -> int:
     """p^T dy and ds^T q, which have one shape; the other products have those of the forward."""
-    return _tile_shapes(op)
+    return _tile_shapes(op.dims)
 
 
 def _scratch(op: Op, use: WeightUse) -> Scratch:

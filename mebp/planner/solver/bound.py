@@ -8,6 +8,7 @@ fixing). No order and no number of recomputations is assumed: with `input_ns` th
 the layer below, at no less than its last ops cost, so the bound holds for plans with segments of any length too.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,19 +70,17 @@ class Relaxation:
         input_ns: Mapping[int, int] | None = None,
         at_last_layer: bool = False,
     ) -> None:
-        """`input_ns` is, by menu, the least time of recomputing a layer's input from the layer below; without it no layer may."""
+        """`input_ns` is, by layer, the least time of recomputing its input from the layer below; without it no layer may."""
         self.menus = distinct_menus(stretches)
-        sizes = {menu.number: 0 for menu in self.menus}
-        for stretch in stretches:
-            sizes[stretch.menu.number] += len(stretch.layers)
-        last = stretches[-1].menu
-        sizes[last.number] -= at_last_layer
-        extra = input_ns or {}
-        self._tables = [_Table(menu, sizes[menu.number], limited.room, input_ns=extra.get(menu.number)) for menu in self.menus]
+        alike = Counter((s.menu.number, (input_ns or {}).get(layer.number)) for s in stretches for layer in s.layers)
+        last, again_ns = stretches[-1].menu, (input_ns or {}).get(stretches[-1].layers[-1].number)
+        alike[last.number, again_ns] -= at_last_layer
+        menus = {menu.number: menu for menu in self.menus}
+        self._tables = [_Table(menus[number], size, limited.room, input_ns=ns) for (number, ns), size in alike.items() if size]
         if at_last_layer:
             assert all(option.layers == 1 for option in last.options), "the last layer is a stretch of its own"
-            self._tables.append(_Table(last, 1, limited.room, column="peak"))
-        self._tables = [table for table in self._tables if table.size]
+            column = None if input_ns else "peak"  # of all plans no more is known than what one op needs
+            self._tables.append(_Table(last, 1, limited.room, input_ns=again_ns, column=column))
         self._heads = [(float(head.duration_ns), 0.0 if at_last_layer else float(head.peak)) for head in heads]
         self._head_weight = head_weight
         self._limited = limited
@@ -200,13 +199,13 @@ class _Table:
         room: int,
         *,
         input_ns: int | None = None,
-        column: str = "kept_bytes",
+        column: str | None = "kept_bytes",
     ) -> None:
         self.menu, self.size = menu, size
         options, source = menu.options, menu.source.input
         self.span = _column(options, "layers")
         streamed = _column(options, "layers") > 1
-        self.kept = _column(options, column)
+        self.kept = np.zeros(len(options)) if column is None else _column(options, column)
         self.stored = _column(options, "stored_bytes")
         self.time = _column(options, "recompute_ns")
         self.open = _column(options, "peak") <= room
@@ -219,6 +218,7 @@ class _Table:
             self.open = np.tile(~streamed, 2)
             self.span = np.tile(self.span, 2)
             drop_kept = np.array([o.input_bytes * (o.saving.get(source) is Saving.KEEP) for o in options], dtype=float)
+            drop_kept *= column is not None
             drop_stored = np.array([o.input_bytes * (o.saving.get(source) is Saving.STORE) for o in options], dtype=float)
             self.kept = np.concatenate((self.kept, self.kept - drop_kept))
             self.stored = np.concatenate((self.stored, self.stored - drop_stored))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mebp.errors import InputError
-from mebp.models.graph import Graph
+from mebp.models.graph import Graph, Layer
 from mebp.models.tensor import WeightId, align
 from mebp.models.tile import stream_rows
 from mebp.planner.effort import Effort, no_limit
@@ -70,20 +70,33 @@ class Problem:
         )
         return first, second
 
-    def whole_relaxation(self, room: int) -> Relaxation:
-        """The relaxation over all plans of the language: any layer's input may also be recomputed from the layer below."""
-        limited = Limited(room=room, cap=self.cap_bytes, base_ns=self.base_ns)
-        input_ns = {stretch.menu.number: self._input_ns(stretch) for stretch in self.stretches}
-        return Relaxation(self.stretches, (self._fastest_head(),), self.head_weight, limited, input_ns=input_ns)
+    def whole_relaxations(self, room: int) -> tuple[Relaxation, Relaxation]:
+        """The relaxations over all plans of the language: any layer's input may also be recomputed from the layer below. Memory is
+        priced at the head, which needs what it works on, and at the op of the last layer's backward that needs most.
+        """
+        input_ns = {layer.number: self._input_ns(layer) for layer in self.graph.layers}
+        backward = max(map(self.graph.op_bytes, self.stretches[-1].layers[0].backward), default=0)
+        first, second = (
+            Relaxation(
+                self.stretches,
+                (self._fastest_head(0 if last else self.graph.op_bytes(self.graph.head)),),
+                self.head_weight,
+                Limited(room=room - last * backward, cap=self.cap_bytes, base_ns=self.base_ns),
+                input_ns=input_ns,
+                at_last_layer=last,
+            )
+            for last in (False, True)
+        )
+        return first, second
 
-    def _fastest_head(self) -> HeadOption:
+    def _fastest_head(self, peak: int) -> HeadOption:
         """No head is faster, whatever its tile: streamed, or reading its weight unpacked, what that saves apart."""
         head = self.graph.head
         tiles = (*(option.tile for option in self.heads), head.dims.outs)
         saved_ns = self.head_weight.streaming_ns if self.head_weight else 0
         streamed_ns = min(self.cost.op_ns(head, streamed=head.weights, tile=tile) for tile in tiles)
         unpacked_ns = min(self.cost.op_ns(head, streamed=(), tile=tile) for tile in tiles)
-        return HeadOption(tile=head.dims.outs, peak=0, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
+        return HeadOption(tile=head.dims.outs, peak=peak, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
 
     def whole_bound_ns(self, room: int) -> int:
         """No plan of the language takes less time in `room` bytes of arena.
@@ -91,12 +104,12 @@ class Problem:
         With an engine of its own for unpacking a step takes at least what the processor has to do if unpacking costs
         it nothing, and at least half of all that the two have to do.
         """
-        bound_ns = self.whole_relaxation(room).best().bound_ns
+        bound_ns = max(relaxation.best().bound_ns for relaxation in self.whole_relaxations(room))
         return max(self.ahead[-1].whole_bound_ns(room), bound_ns // 2) if self.ahead else bound_ns
 
-    def _input_ns(self, stretch: Stretch) -> int:
+    def _input_ns(self, layer: Layer) -> int:
         """The least that recomputing a layer's input costs: the ops below it that no menu of the layer below counts."""
-        last = self.graph.producer[stretch.menu.source.input]
+        last = self.graph.producer[layer.input]
         if last.kind.gathers:
             return 0  # its own menu recomputes it
         return self.cost.op_ns(last, streamed=last.weights)
