@@ -177,7 +177,7 @@ class _Walk:
         self.require(run.tile >= 0, "a tile is a number of logits", f"{run.tile}")
         whole_or_streamable = run.tile == 0 or run.tile <= min(stream_rows(op.dims.cols), op.dims.outs) or run.tile == op.dims.outs
         self.require(whole_or_streamable, "a head tile is one tile of weights at most, or the whole vocabulary", f"{run.tile}")
-        self.require(not op.kind.gathers or run.streamed, "the embedding is gathered, never unpacked", f"{op.id}")
+        self.require(not op.kind.gathers or bool(run.streamed), "the embedding is gathered, never unpacked", f"{op.id}")
 
     def unpack(self, unpack: Unpack) -> None:
         """Decompress a weight."""

@@ -94,8 +94,8 @@ class Env:
 
 
 class Io:
-    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters. Within a chunked op it runs
-    on a `span` of the tokens, of which it sees no others.
+    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters. Within a chunked op it
+    runs on a `span` of the tokens, of which it sees no others.
     """
 
     def __init__(
@@ -126,7 +126,8 @@ class Io:
         """Every op that a chunked op runs, in turn."""
         op, graph = self.op, self.env.graph
         self._begin_sums()
-        base = self.room().storage_offset()
+        self.leave_scratch()
+        base = self._scratch.offset if self._scratch else 0
         layouts = graph.layouts(op, streamed=self.streamed, tile=self.tile)
         own = [
             {t: Place(tensor=t, offset=base + at, nbytes=some.tensors[t].nbytes) for t, at in layout.tensors.items()}

@@ -32,7 +32,9 @@ class Attention:
         contiguous buffer that the threads share. False, and nothing computed, where the kernel cannot.
         """
         found = library()
-        if not found.multiplies or not fit((q, k, v, y), torch.bfloat16) or not fit((lse,), torch.float32):
+        if found.kernels is None or not found.multiplies:
+            return False
+        if not fit((q, k, v, y), torch.bfloat16) or not fit((lse,), torch.float32):
             return False
         return bool(found.kernels.attention(*_pointers(q, k, v, y, lse), *self._extents, *extent(room)))
 
@@ -43,7 +45,9 @@ class Attention:
         found, add = library(), dk.dtype is torch.float32
         *typed, lse = operands
         kind = torch.float32 if add else torch.bfloat16
-        if not found.multiplies or not (fit(typed, torch.bfloat16) and fit((lse,), torch.float32) and fit((dk, dv), kind)):
+        if found.kernels is None or not found.multiplies:
+            return False
+        if not (fit(typed, torch.bfloat16) and fit((lse,), torch.float32) and fit((dk, dv), kind)):
             return False
         pointers = _pointers(*operands, dk, dv)
         return bool(found.kernels.attention_backward(*pointers, add, *self._extents, *extent(room)))

@@ -164,5 +164,5 @@ def _without_unneeded(op: Op, needed: set[TensorId]) -> Op:
     if not dropped:
         return op
     writes, updates = ({slot: t for slot, t in slots.items() if slot not in dropped} for slots in (op.writes, op.updates))
-    reads = op.reads | {slot: made[slot] for slot in dropped if slot in IN_PLACE}
+    reads = {**op.reads, **{slot: made[slot] for slot in dropped if slot in IN_PLACE}}
     return replace(op, reads=reads, writes=writes, updates=updates, weights=())

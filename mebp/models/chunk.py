@@ -5,19 +5,19 @@ tokens; each chunk reads and writes its own rows, and of keys and values all row
 gradients of adapters, keys and values, the loss) begins at zero.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mebp.models.kind.attention import attended_pairs
-from mebp.models.op import Chunks, Dims, Kind, Op, OpId, Scratch
-from mebp.models.tensor import TensorId, align
+from mebp.models.op import Chunks, Dims, Kind, Op, OpId
+from mebp.models.tensor import TensorId
 from mebp.models.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """`count` chunks of `batch` sequences each, or of `seq` tokens of one: `rounds` of them one after another in a sequence, `before`
-    tokens of it before the first.
+    """`count` chunks of `batch` sequences each, or of `seq` tokens of one: `rounds` of them one after another in a sequence,
+    `before` tokens of it before the first.
     """
 
     batch: int
@@ -36,6 +36,10 @@ class Extent:
         """Where the last chunk begins in its sequence."""
         return self.before + (self.rounds - 1) * self.seq
 
+    def covers(self, at: int, seq: int) -> bool:
+        """Whether a chunk may begin at a place of a sequence of `seq` tokens."""
+        return self.seq == seq or self.before <= at < self.before + self.rounds * self.seq
+
     def pairs(self, window: int) -> int:
         """(query, key) pairs of one head in one sequence's part of a chunk, on average."""
         end = self.before + self.rounds * self.seq
@@ -44,8 +48,8 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One chunk: the rows of its tokens, the rows up to its last token of the sequences that it is of, and its first token's place in
-    its sequence.
+    """One chunk: the rows of its tokens, the rows up to its last token of the sequences that it is of, and its first token's place
+    in its sequence.
     """
 
     rows: slice
@@ -74,13 +78,10 @@ def chunk_extents(workload: Workload) -> tuple[Extent, ...]:
 def spans(workload: Workload) -> Iterator[tuple[int, Span]]:
     """Every chunk of a step in order, with the number of its extent in `chunk_extents`."""
     extents, seq = chunk_extents(workload), workload.seq_len
-    done = [0] * len(extents)
-    row = 0
+    done, row = [0] * len(extents), 0
     while row < workload.tokens:
         at = row % seq
-        number = next(
-            n for n, e in enumerate(extents) if done[n] < e.count and (e.seq == seq or e.before <= at < e.before + e.rounds * e.seq)
-        )
+        number = next(number for number, extent in enumerate(extents) if done[number] < extent.count and extent.covers(at, seq))
         done[number] += 1
         end = row + extents[number].tokens
         yield number, Span(rows=slice(row, end), keys=slice(row - at, end), first=at)
@@ -88,8 +89,8 @@ def spans(workload: Workload) -> Iterator[tuple[int, Span]]:
 
 
 def chunked_op(kind: Kind, name: str, layer: int | None, chunks: tuple[Chunks, ...], made: Collection[TensorId]) -> Op:
-    """One op of `chunks`, which all run the same ops; of the tensors that these touch and do not make on the way, those in `made` are
-    written by it, others are read or changed.
+    """One op of `chunks`, which all run the same ops; of the tensors that these touch and do not make on the way, those in `made`
+    are written by it, others are read or changed.
     """
     ops, local = chunks[0].ops, chunks[0].tensors
     changed = [t for op in ops for t in (*op.writes.values(), *op.updates.values()) if t not in local]
@@ -123,40 +124,3 @@ def with_ops(op: Op, kept: Sequence[tuple[Op, ...]]) -> Op:
         used = {t for inner in ops for t in (*inner.touched, *inner.writes.values())}
         chunks.append(replace(some, ops=ops, tensors={t: tensor for t, tensor in some.tensors.items() if t in used}))
     return chunked_op(op.kind, op.id, op.layer, tuple(chunks), set(op.writes.values()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Where in a chunked op's scratch its own tensors lie, the scratch of each of its ops and where that lies; bytes of the whole."""
-
-    tensors: Mapping[TensorId, int]
-    scratch: tuple[Scratch, ...]
-    offsets: tuple[int, ...]
-    nbytes: int
-
-
-def lay_out(chunks: Chunks, scratch: tuple[Scratch, ...]) -> Layout:
-    """Place what `chunks` make on the way, and the scratch of each op, the largest first, each as low as it fits."""
-    stays: dict[TensorId, tuple[int, int]] = {}
-    for at, op in enumerate(chunks.ops):
-        for tensor in (*op.touched, *op.writes.values()):
-            if tensor in chunks.tensors:
-                stays[tensor] = (stays.get(tensor, (at, at))[0], at)
-    items = [(align(chunks.tensors[tensor].nbytes), *stay, tensor) for tensor, stay in stays.items()]
-    items += [(space.nbytes, at, at, at) for at, space in enumerate(scratch) if space.nbytes]
-    placed: list[tuple[int, int, int, int]] = []  # offset, end, first and last op
-    offsets: dict[TensorId | int, int] = {}
-    for nbytes, first, last, which in sorted(items, key=lambda item: (-item[0], item[1])):
-        offset = 0
-        for low, high, begin, end in placed:
-            if begin <= last and first <= end and low < offset + nbytes and offset < high:
-                offset = high
-        placed.append((offset, offset + nbytes, first, last))
-        placed.sort()
-        offsets[which] = offset
-    return Layout(
-        tensors={tensor: offsets[tensor] for tensor in stays},
-        scratch=scratch,
-        offsets=tuple(offsets.get(at, 0) for at in range(len(chunks.ops))),
-        nbytes=max((high for _, high, _, _ in placed), default=0),
-    )

@@ -179,7 +179,7 @@ class Forward(StepBuilder):
 
     def _attention(self, tag: str, layer: int) -> TensorId:
         prefix, count = f"{tag}{layer}.", self.config.num_heads
-        heads = {name: self._head_input(layer, name, tag) for name in HEADS}
+        heads: dict[str, TensorId] = {name: self._head_input(layer, name, tag) for name in HEADS}
         writes = self._activation(prefix, "attention", layer, self.config.q_width)
         shape = (self._extent.tokens, count)
         writes["lse"] = self._tensor(prefix, "attention.lse", shape, Role.ACTIVATION, layer, itemsize=FLOAT_BYTES)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mebp.models.chunk import Layout, lay_out
 from mebp.models.config import ModelConfig
+from mebp.models.layout import Layout, lay_out
 from mebp.models.op import Buffer, Op, OpId, Scratch, Weights, WeightUse
 from mebp.models.tensor import Tensor, TensorId, Weight, WeightId, align
 from mebp.models.workload import Workload
@@ -133,8 +133,8 @@ class Graph:
 
     @cached_property
     def largest_op_bytes(self) -> int:
-        """No plan has a smaller arena: what the op that needs most reads, writes and works in, with the stream's gradient beside it in
-        the backward, and its weights streamed or unpacked, whichever takes less.
+        """No plan has a smaller arena: what the op that needs most reads, writes and works in, with the stream's gradient beside
+        it in the backward, and its weights streamed or unpacked, whichever takes less.
         """
         return max(map(self.op_bytes, self.ops))
 

@@ -134,15 +134,12 @@ class WeightUse:
 class Kind:
     """What holds for every op of a kind; what depends on shape is a function of the op.
 
-    scratch, moved, flops: workspace, bytes moved and FLOPs of one run.
-    products: the products with the frozen weight, each with whether the weight is transposed.
-    kernels: how many shapes of products there are for which a library may compile and keep a kernel.
-    passes: how often a streamed weight is unpacked in one run with a given tile.
-    saves: forward slots that the backward reads.
-    optional: outputs that are left out where nothing reads them.
-    keys: slots whose tensors have a row for every key, not for every query.
-    may_add_dx: a backward op whose dx is written, added to what is there, or left out.
-    makes_loss: the head. gathers: the op that reads rows of its weight and never the whole. runs_chunks: an op of ops (see chunk.py).
+    scratch, moved, flops: workspace, bytes moved and FLOPs of one run. products: the products with the frozen weight, each with
+    whether the weight is transposed. kernels: how many shapes of products there are for which a library may compile and keep a
+    kernel. passes: how often a streamed weight is unpacked in one run with a given tile. saves: forward slots that the backward
+    reads. optional: outputs that are left out where nothing reads them. keys: slots whose tensors have a row for every key, not
+    for every query. may_add_dx: a backward op whose dx is written, added to what is there, or left out. makes_loss: the head.
+    gathers: the op that reads rows of its weight and never the whole. runs_chunks: an op of ops (see chunk.py).
     """
 
     name: str
@@ -193,9 +190,9 @@ class Kind:
 class Op:
     """One fused op. Tensors sit in named slots: `reads`, `writes` (new ones) and `updates` (changed in place).
 
-    `weights` are frozen matrices (at most one, but for a chunked op), `vectors` uncompressed parameters, `adapters` the linears whose
-    LoRA pair the op reads (or, for an update, changes). `params` are of the class in its kind's module, None where the kind has
-    none. `chunks` are what a chunked op runs, empty for every other.
+    `weights` are frozen matrices (at most one, but for a chunked op), `vectors` uncompressed parameters, `adapters` the linears
+    whose LoRA pair the op reads (or, for an update, changes). `params` are of the class in its kind's module, None where the kind
+    has none. `chunks` are what a chunked op runs, empty for every other.
     """
 
     id: OpId

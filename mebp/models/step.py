@@ -14,8 +14,8 @@ from mebp.models.workload import Workload
 
 
 class StepBuilder:
-    """Tensors, weights and ops of one training step, added one after another. While a chunked op is arranged, what is added is part of
-    it, but for tensors that span the sequence.
+    """Tensors, weights and ops of one training step, added one after another. While a chunked op is arranged, what is added is
+    part of it, but for tensors that span the sequence.
     """
 
     def __init__(self, config: ModelConfig, workload: Workload) -> None:
@@ -67,16 +67,16 @@ class StepBuilder:
         return op
 
     def _chunked(
-        self, kind: str, name: str, layer: int | None, spanning: Collection[TensorId], arrange: Callable[[], None]
+        self, kind: str, name: str, layer: int | None, spanning: Collection[TensorId], arrange: Callable[[], object]
     ) -> None:
         """Append a chunked op of what `arrange` adds; of the tensors that it makes, those in `spanning` span the sequence."""
         tensors, ops, parts = self.tensors, self.ops, []
         self._spanning, self._made = spanning, {}
-        for self._extent in chunk_extents(self.workload):
+        for extent in chunk_extents(self.workload):
             own: dict[TensorId, Tensor] = {}
-            self.tensors, self.ops = ChainMap(own, self._made, tensors), []
+            self._extent, self.tensors, self.ops = extent, ChainMap(own, self._made, tensors), []
             arrange()
-            parts.append(Chunks(count=self._extent.count, tokens=self._extent.tokens, ops=tuple(self.ops), tensors=own))
+            parts.append(Chunks(count=extent.count, tokens=extent.tokens, ops=tuple(self.ops), tensors=own))
         self.tensors, self.ops, self._extent, self._spanning = tensors, ops, whole_extent(self.workload), None
         self.tensors.update(self._made)
         self.ops.append(chunked_op(KINDS[kind], name, layer, tuple(parts), self._made))

@@ -38,7 +38,7 @@ class CostModel:
         self._bandwidth = device.rate(Rate.MEMORY)
         self._factors = Factors(device.shapes)
         self.launch_ns = round(device.runtime.launch_seconds * NS)
-        self._ops: dict[tuple[OpId, bool, int], dict[Part, int]] = {}
+        self._ops: dict[tuple[OpId, Weights, int], dict[Part, int]] = {}
         self._shapes: dict[object, dict[Part, int]] = {}  # layers are alike: most ops have the shape of another
 
     def duration(self, instruction: Instruction) -> int:

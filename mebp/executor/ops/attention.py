@@ -65,14 +65,14 @@ def attention_backward(io: Io) -> None:
     buffers, flat_ds, flat_slopes = _buffers(io), io.take("ds"), io.take_if_any("slopes")
     q_tile, dy_tile, dq_tile = (io.take(name) for name in ("q", "dy", "dq"))  # (rows, D)
     product, scale = io.take("product"), io.params(AttentionParams).scale  # (S, D)
-    dk_sum, dv_sum = (None, None) if adds else (io.take("dk sum"), io.take("dv sum"))  # (S, D)
+    sums = None if adds else (io.take("dk sum"), io.take("dv sum"))  # (S, D)
     for tile in _tiles(io):
         seen = (tile.batch, slice(tile.low, tile.high), tile.group)
-        if dk_sum is not None and dv_sum is not None and tile.start == d.first:
-            dk_sum.zero_()
-            dv_sum.zero_()
+        if sums and tile.start == d.first:
+            sums[0].zero_()
+            sums[1].zero_()
         keys, values = k[seen], v[seen]  # (S, D)
-        into_k, into_v = (dk[seen], dv[seen]) if dk_sum is None else (dk_sum[seen[1]], dv_sum[seen[1]])
+        into_k, into_v = (sums[0][seen[1]], sums[1][seen[1]]) if sums else (dk[seen], dv[seen])
         queries, upstream = _gather(q, tile, q_tile, d.first), _gather(dy, tile, dy_tile, d.first)  # (R x G, D)
         slopes = None if flat_slopes is None else flat_slopes[: len(queries) * len(keys)].view(len(queries), len(keys))
         row, span = buffers.row[: len(queries)], product[: len(keys)]
@@ -89,9 +89,9 @@ def attention_backward(io: Io) -> None:
         multiply_dense(typed, keys, dq_tile[: len(queries)])
         _scatter(dq_tile[: len(queries)], tile, d.first, q)
         add_across(into_k, torch.mm(typed.T, queries, out=span), flat_ds)
-        if dk_sum is not None and dv_sum is not None and tile.end == d.first + d.seq:
-            dk[tile.batch, :, tile.group].copy_(dk_sum)
-            dv[tile.batch, :, tile.group].copy_(dv_sum)
+        if sums and tile.end == d.first + d.seq:
+            dk[tile.batch, :, tile.group].copy_(sums[0])
+            dv[tile.batch, :, tile.group].copy_(sums[1])
 
 
 def _kernel(io: Io) -> Attention:

@@ -6,8 +6,8 @@ from torch import Tensor
 def add_across(total: Tensor, addend: Tensor, room: Tensor, *, sign: int = 1) -> None:
     """total (fp32) += sign x addend of the same shape, the addend converted piece by piece in `room`.
 
-    `room` is a contiguous buffer of two values or more, of 2 or 4 bytes each; it is overwritten. Tensors are contiguous, or matrices
-    whose rows have room in it.
+    `room` is a contiguous buffer of two values or more, of 2 or 4 bytes each; it is overwritten. Tensors are contiguous, or
+    matrices whose rows have room in it.
     """
     if total.dtype is addend.dtype:
         total.add_(addend, alpha=sign)
