@@ -65,7 +65,7 @@ def curve(
         except (InfeasibleBudget, NoPlanInTime):
             continue
         assert plan.solver is not None
-        graph = step.of(plan).graph
+        graph = step.graph_of(plan)
         check(plan, graph)
         prediction = simulate(plan, graph, step.device)
         if points and points[-1].prediction.step_ns <= prediction.step_ns:

@@ -7,7 +7,7 @@ from mebp.errors import InputError, NoPlanInTime
 from mebp.models.build import build_graph
 from mebp.models.format import BY_SIZE, WeightFormats, weight_formats
 from mebp.models.graph import Graph
-from mebp.models.workload import Workload
+from mebp.models.workload import MAX_TOKENS, Workload
 from mebp.planner.effort import Effort
 from mebp.planner.tiling import tilings
 from mebp.sim.device import Device
@@ -65,6 +65,9 @@ def knobs(
             continue
         except NoPlanInTime:
             break  # nor will the next search find one
+    if found and not only_other and not effort.over:
+        longest = longest_sequence(graph, device, budget_bytes, found[0].least_budget_bytes, effort)
+        found += [longest] if longest and longest.change != found[0].change else []
     return tuple(found)
 
 
@@ -79,35 +82,42 @@ def _knob(change: Change | None, graph: Graph, device: Device, budget_bytes: int
 def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_bytes: int, effort: Effort) -> Knob | None:
     """The longest sequence found for which something fits, a multiple of SEQUENCE_UNIT; None where not even one unit does.
 
-    `least_bytes` is what the graph's own length needs. Least budgets are nearly straight in the length: the next length to try is
-    where the line between the nearest that fits and the nearest that does not meets the budget.
+    `least_bytes` is what the graph's own length needs: where that fits, longer ones are tried, twice as long each. Least budgets are
+    nearly straight in the length: the next to try is where the line between the nearest that fits and the nearest that does not
+    meets the budget.
     """
-    config, workload = graph.config, graph.workload
+    workload = graph.workload
 
-    def at(length: int) -> Knob:
-        change = Change(setting=SEQUENCE, value=length)
-        return _knob(change, build_graph(config, replace(workload, seq_len=length)), device, budget_bytes, effort)
+    def attempt(length: int) -> None:
+        step = tilings(_of_length(graph, length), device, effort)
+        nbytes = step.footprint(step.least(budget_bytes, effort))
+        (fits if nbytes <= budget_bytes else not_fit)[length] = nbytes
 
-    high, high_bytes = workload.seq_len, least_bytes
-    best: Knob | None = None
-    if high <= SEQUENCE_UNIT:
-        return None
+    most = MAX_TOKENS // workload.batch_size // SEQUENCE_UNIT * SEQUENCE_UNIT
+    fits = {workload.seq_len: least_bytes} if least_bytes <= budget_bytes else {}
+    not_fit = {} if fits else {workload.seq_len: least_bytes}
     try:
-        best = at(SEQUENCE_UNIT)
-        if best.least_budget_bytes > budget_bytes:
-            return None
-        low = SEQUENCE_UNIT
-        while high - low > max(SEQUENCE_UNIT, high * NEAR) and not effort.over:
-            share = (budget_bytes - best.least_budget_bytes) / max(1, high_bytes - best.least_budget_bytes)
+        if not fits and workload.seq_len > SEQUENCE_UNIT:
+            attempt(SEQUENCE_UNIT)
+        while fits and not not_fit and max(fits) < most and not effort.over:
+            attempt(min(most, -(-2 * max(fits) // SEQUENCE_UNIT) * SEQUENCE_UNIT))
+        while fits and not_fit and not effort.over:
+            low, high = max(fits), min(not_fit)
+            if high - low <= max(SEQUENCE_UNIT, high * NEAR):
+                break
+            share = (budget_bytes - fits[low]) / max(1, not_fit[high] - fits[low])
             guess = low + int(share * (high - low)) // SEQUENCE_UNIT * SEQUENCE_UNIT
-            tried = at(length := min(max(guess, low + SEQUENCE_UNIT), high - 1 - (high - 1) % SEQUENCE_UNIT))
-            if tried.least_budget_bytes <= budget_bytes:
-                low, best = length, tried
-            else:
-                high, high_bytes = length, tried.least_budget_bytes
+            attempt(min(max(guess, low + SEQUENCE_UNIT), high - 1 - (high - 1) % SEQUENCE_UNIT))
+        if fits:
+            longest = _of_length(graph, length := max(fits))
+            return _knob(Change(setting=SEQUENCE, value=length), longest, device, budget_bytes, effort)
     except NoPlanInTime:
-        pass  # the best so far
-    return best
+        pass
+    return None
+
+
+def _of_length(graph: Graph, length: int) -> Graph:
+    return build_graph(graph.config, replace(graph.workload, seq_len=length))
 
 
 def _changes(workload: Workload, device: Device) -> Iterator[tuple[Change | None, Workload, Device]]:

@@ -5,10 +5,9 @@ once more. All layers run in chunks of one size. A size whose bound is above a p
 least room is above what there is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.build import build_graph
@@ -24,28 +23,27 @@ CHUNKS = (2048, 1024, 512, 256)  # tokens
 FEW_TOKENS = 1024  # up to so many, a step that runs whole may need less memory than one in chunks
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tilings:
-    """One step, posed whole first and then in smaller and smaller chunks."""
+    """One step whole, which is how it was asked for, and in smaller and smaller chunks; each is posed when it is first needed."""
 
-    problems: tuple[Problem, ...]
+    def __init__(self, graphs: Sequence[Graph], device: Device, effort: Effort | None) -> None:
+        self.graphs = graphs
+        self.device = device
+        self._effort = effort
+        self._problems: dict[int, Problem] = {}
 
     @property
     def graph(self) -> Graph:
         """The step as it was asked for."""
-        return self.problems[0].graph
+        return self.graphs[0]
 
-    @property
-    def device(self) -> Device:
-        return self.problems[0].device
-
-    def of(self, plan: Plan) -> Problem:
-        """The problem that a plan solves."""
-        return next(problem for problem in self.problems if problem.graph.workload == plan.workload)
+    def graph_of(self, plan: Plan) -> Graph:
+        """The graph that a plan is for."""
+        return self.graphs[self._number(plan)]
 
     def footprint(self, plan: Plan) -> int:
         """Bytes of a plan's arena and of what lies outside it."""
-        return plan.arena_bytes + outside_arena(self.of(plan).graph, self.device)
+        return plan.arena_bytes + outside_arena(self.graph_of(plan), self.device)
 
     def best_step_ns(self, budget_bytes: int) -> int:
         """No plan is faster under this budget, whatever its chunks, order and recomputation; LONGEST_STEP_NS where none fits."""
@@ -53,12 +51,11 @@ class Tilings:
 
     def least(self, budget_bytes: int, effort: Effort) -> Plan:
         """The plan of least memory that is found, NoPlanInTime where none is."""
-        smallest = self.problems[-1]
-        few = len(self.problems) > 1 and self.graph.workload.tokens <= FEW_TOKENS
-        found = [least_plan(smallest, budget_bytes, effort)]
-        if few:
+        smallest = len(self.graphs) - 1
+        found = [least_plan(self._problem(smallest), budget_bytes, effort)]
+        if smallest and self.graph.workload.tokens <= FEW_TOKENS:
             with suppress(NoPlanInTime):
-                found.append(least_plan(self.problems[0], budget_bytes, effort))
+                found.append(least_plan(self._problem(0), budget_bytes, effort))
         return min(found, key=self.footprint)
 
     def solve(self, budget_bytes: int, effort: Effort, least: Plan | None = None) -> Plan:
@@ -68,54 +65,52 @@ class Tilings:
         bounds = self._bounds_ns(budget_bytes)
         found: dict[int, Plan] = {}
         late: NoPlanInTime | None = None
+        waits = max(bounds, default=0) if least is None else self._number(least)  # where plans that wait for flash are looked for too
+        open_ns = dict(bounds)  # what plans may take in chunks of each size, as far as is known
         for number in sorted(bounds, key=lambda number: (bounds[number], number)):
-            if found and (bounds[number] >= _fastest(found.values()) or effort.over):
+            if found and (bounds[number] >= min(map(_step_ns, found.values())) or effort.over):
                 continue
-            problem = self.problems[number]
-            own = least if least is not None and self.of(least) is problem else None
             try:
-                found[number] = solve(problem, budget_bytes, effort, own)
+                known = least if number == waits else None
+                found[number] = solve(self._problem(number), budget_bytes, effort, known, may_wait=number == waits)
+                open_ns[number] = _bound_ns(found[number])
             except InfeasibleBudget:
-                continue
+                del open_ns[number]
             except NoPlanInTime as error:
                 late = error
         if not found:
-            self._refuse(budget_bytes, effort, least, late)
-        best = min(found.values(), key=_step_ns)
-        proven = [found[number].solver.bound_ns if number in found else bound for number, bound in bounds.items()]  # type: ignore[union-attr]
-        return _bounded(best, min(proven), min(bounds.values()))
+            raise late or self._infeasible(budget_bytes, effort, least)
+        return _bounded(min(found.values(), key=_step_ns), min(open_ns.values()), min(bounds.values()))
 
     def write_less(self, fastest: Plan, effort: Effort) -> Plan:
         """A plan about as fast that writes less, in the same chunks; the given one where none is found."""
-        return write_less(self.of(fastest), fastest, effort)
+        return write_less(self._problem(self._number(fastest)), fastest, effort)
 
-    def _refuse(self, budget_bytes: int, effort: Effort, least: Plan | None, late: NoPlanInTime | None) -> None:
-        if late is not None:
-            raise late
-        least = least or self.least(budget_bytes, effort)
-        nbytes = self.footprint(least)
-        raise InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {nbytes} exists", budget_bytes, nbytes)
+    def _infeasible(self, budget_bytes: int, effort: Effort, least: Plan | None) -> InfeasibleBudget:
+        nbytes = self.footprint(least or self.least(budget_bytes, effort))
+        return InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {nbytes} exists", budget_bytes, nbytes)
 
     def _bounds_ns(self, budget_bytes: int) -> dict[int, int]:
-        """Lower bounds on the step of each problem, by number, where any plan of it may fit."""
-        found: dict[int, int] = {}
-        for number, problem in enumerate(self.problems):
-            room = arena_budget(problem.graph, self.device, budget_bytes)
-            if self._floors[number] <= room:
-                found[number] = problem.whole_bound_ns(room)
-        return found
+        """Lower bounds on the step in chunks of each size, by number, where the op that needs most fits."""
+        rooms = {number: arena_budget(graph, self.device, budget_bytes) for number, graph in enumerate(self.graphs)}
+        fitting = (number for number, room in rooms.items() if self.graphs[number].largest_op_bytes <= room)
+        return {number: self._problem(number).whole_bound_ns(rooms[number]) for number in fitting}
 
-    @cached_property
-    def _floors(self) -> tuple[int, ...]:
-        return tuple(problem.graph.largest_op_bytes for problem in self.problems)
+    def _number(self, plan: Plan) -> int:
+        return next(number for number, graph in enumerate(self.graphs) if graph.workload == plan.workload)
+
+    def _problem(self, number: int) -> Problem:
+        if number not in self._problems:
+            self._problems[number] = pose(self.graphs[number], self.device, self._effort)
+        return self._problems[number]
 
 
 def tilings(graph: Graph, device: Device, effort: Effort | None = None) -> Tilings:
-    """Pose a step whole and in chunks; as it is where it says itself in which. NoPlanInTime where the time of `effort` is over."""
+    """A step whole and in chunks; as it is where it says itself in which. What is posed later stops with `effort`."""
     workload = graph.workload
     sizes = [] if workload.chunk else [chunk for chunk in CHUNKS if chunk < workload.tokens]
     graphs = (graph, *(build_graph(graph.config, replace(workload, chunk=chunk)) for chunk in sizes))
-    return Tilings(problems=tuple(pose(one, device, effort) for one in graphs))
+    return Tilings(graphs, device, effort)
 
 
 def _step_ns(plan: Plan) -> int:
@@ -123,8 +118,9 @@ def _step_ns(plan: Plan) -> int:
     return plan.solver.objective_ns
 
 
-def _fastest(plans: Iterable[Plan]) -> int:
-    return min(map(_step_ns, plans))
+def _bound_ns(plan: Plan) -> int:
+    assert plan.solver is not None
+    return plan.solver.bound_ns
 
 
 def _bounded(plan: Plan, bound_ns: int, whole_ns: int) -> Plan:

@@ -186,7 +186,7 @@ def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> 
     if thrifty and (smallest is None or step.footprint(thrifty) < step.footprint(smallest)):
         smallest = replace(thrifty, name=LEAST, solver=None)
     rows = tuple(
-        row_of(replace(plan, budget_bytes=budget_bytes), step.of(plan).graph, device)
+        row_of(replace(plan, budget_bytes=budget_bytes), step.graph_of(plan), device)
         for plan in (thrifty, smallest)
         if plan is not None
     )

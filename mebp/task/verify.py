@@ -55,14 +55,14 @@ def _plans(graph: Graph, device: Device, effort: Effort) -> Iterator[tuple[Plan,
         yield row.plan, row.graph
     step = tilings(graph, device)
     least = step.least(0, effort)
-    yield least, step.of(least).graph
+    yield least, step.graph_of(least)
     for factor in BUDGETS:
         budget = int(factor * step.footprint(least))
         try:
             solved = step.solve(budget, effort)
         except InfeasibleBudget:
             continue
-        yield replace(solved, name=f"solved at {show_nbytes(budget)}"), step.of(solved).graph
+        yield replace(solved, name=f"solved at {show_nbytes(budget)}"), step.graph_of(solved)
 
 
 def errors_of(found: tuple[RunResult, ...]) -> Errors:

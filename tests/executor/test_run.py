@@ -127,6 +127,47 @@ def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "least"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_have_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
+    """Chunks that do not divide the sequence, in two sequences."""
+    require_exact(trial(family, tmp_path, seq_len=23, batch_size=2, chunk=8), ["checkpoint-1", "least-dry"])
+
+
+@pytest.mark.parametrize("family", UNLIKE)
+def test_a_chunk_may_be_some_sequences(family: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=7, batch_size=5, chunk=15), ["mebp", "least"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_four_chunks_of_a_long_sequence_are_exact(family: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=2048, batch_size=2, chunk=512), ["least-dry"])
+
+
+@pytest.mark.parametrize("targets", [("v",), ("q", "down"), ("o", "gate")])
+def test_chunks_with_adapters_on_some_linears_are_exact(targets: tuple[str, ...], tmp_path: Path) -> None:
+    lora = Lora(rank=3, alpha=5.0, targets=targets)  # type: ignore[arg-type]
+    require_exact(trial("gemma3", tmp_path, seq_len=23, lora=lora, chunk=8), ["least", "keep-all"])
+
+
+def test_chunks_without_any_label_add_nothing(tmp_path: Path) -> None:
+    given = trial("qwen2", tmp_path, seq_len=24, batch_size=2, chunk=6, labelled=7)
+    labels = torch.full_like(given.ids, -100)
+    labels[0, 8:11] = given.ids[0, 8:11]
+    labels[1, 20:24] = given.ids[1, 20:24]
+    require_exact(given, ["checkpoint-1", "least"], labels)
+
+
+def test_chunks_in_bf16_are_no_further_from_exact_than_the_whole(tmp_path: Path) -> None:
+    errors = []
+    for chunk in (0, 16):
+        given = trial("llama", tmp_path / str(chunk), seq_len=64, batch_size=2, precision="bf16", chunk=chunk)
+        _, expected = given.expected()
+        _, gradients = run_once(plan_named("checkpoint-1", given.graph), given)
+        errors.append(worst_error(gradients, expected))
+    assert errors[1] < 1.5 * errors[0]
+
+
 @pytest.mark.parametrize("family", ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in UNLIKE if name != "qwen2")])
 def test_a_padded_batch_is_exact(family: str, tmp_path: Path) -> None:
     """Padded at the end, the padding not counted: a causal model needs no mask for it."""

@@ -112,6 +112,7 @@ def row_fields(row: Row) -> dict[str, Any]:
         "fits": row.fits,
         **prediction_fields(row.prediction),
         "arena_bytes": row.plan.arena_bytes,
+        "chunk_tokens": row.graph.workload.chunk or None,
         "solver": None
         if solver is None
         else {

@@ -77,11 +77,13 @@ def header(found: Tradeoff) -> list[str]:
 
 def tradeoff_table(found: Tradeoff) -> "Table":
     """A row per plan, the fastest first; times relative to the paper's recipe."""
-    table = grid("  plan", "fits", right=("peak", "step", "vs paper", "recompute", "written"))
+    chunks = any(row.graph.workload.chunk for row in found.rows)
+    table = grid("  plan", "fits", right=("peak", "step", *(("chunk",) if chunks else ()), "vs paper", "recompute", "written"))
     paper = found.row(PAPER)
     for row in sorted(found.rows, key=lambda row: (not row.plan.exact, row.prediction.step_ns)):
         style = "bold" if row is found.chosen else "" if row.fits and row.plan.exact else "dim"
-        table.add_row(*_cells(row, paper, found.device, row is found.chosen), style=style)
+        plan, fits, peak, step, chunk, *rest = _cells(row, paper, found.device, row is found.chosen)
+        table.add_row(plan, fits, peak, step, *((chunk,) if chunks else ()), *rest, style=style)
     return table
 
 
@@ -93,6 +95,7 @@ def _cells(row: Row, paper: Row | None, device: Device, chosen: bool) -> tuple[s
         fits,
         show_nbytes(p.peak_bytes),
         show_ns(p.step_ns),
+        str(row.graph.workload.chunk or "-"),
         f"{p.step_ns / paper.prediction.step_ns:.2f} x" if paper else "-",
         show_ns(p.recompute_ns) if p.recompute_ns else "-",
         _written(p.flash_written_bytes, device),

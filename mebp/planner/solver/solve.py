@@ -44,18 +44,18 @@ TIGHTENINGS = 6  # attempts to write a placement out in the room that there is
 DESCENTS = 12  # attempts to go below the least plan
 
 
-def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None = None) -> Plan:
+def solve(problem: Problem, budget_bytes: int, effort: Effort, least: Plan | None = None, *, may_wait: bool = True) -> Plan:
     """The fastest plan found under `budget_bytes` of footprint; raises InfeasibleBudget if none is.
 
-    `least` is a plan of few bytes to fall back on, where one is known. Where unpacking has an engine of its own, this is the
-    fastest over which weights that one unpacks ahead.
+    `least` is a plan of few bytes to fall back on, where one is known. Unless it `may_wait` for flash, only plans that do not are
+    looked for. Where unpacking has an engine of its own, this is the fastest over which weights that one unpacks ahead.
     """
     begin = time.monotonic()
-    found = [_Attempts(problem, budget_bytes, effort, least).best()]
+    found = [_Attempts(problem, budget_bytes, effort, least).best(may_wait=may_wait)]
     for variant in problem.ahead:
         with suppress(InfeasibleBudget, NoPlanInTime):
             if not effort.over:
-                found.append(_Attempts(variant, budget_bytes, effort.of(Phase.VARIANT), found[0].plan).best())
+                found.append(_Attempts(variant, budget_bytes, effort.of(Phase.VARIANT), found[0].plan).best(may_wait=may_wait))
     best = min(found, key=lambda timed: timed.step_ns)
     return replace(best.plan, solver=_facts(problem, best, time.monotonic() - begin, budget_bytes))
 
@@ -194,9 +194,14 @@ class _Attempts:
         self.least = least
         self.room = arena_budget(problem.graph, problem.device, budget_bytes)
 
-    def best(self) -> _Timed:
+    def best(self, *, may_wait: bool) -> _Timed:
         """The fastest plan found for one choice of weights to unpack ahead. Its time is the simulator's."""
-        return _fastest(self.without_stalling() or self._stalling())
+        found = self.without_stalling() or (self._stalling() if may_wait else [])
+        if not found:
+            raise InfeasibleBudget(
+                f"no plan found within {self.budget_bytes} bytes that does not wait for flash", self.budget_bytes, 0
+            )
+        return _fastest(found)
 
     def without_stalling(self) -> list[_Timed]:
         """Plans whose transfers run concurrently with the processor; while one stalls all the same, one that uses flash less is
