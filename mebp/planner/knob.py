@@ -82,9 +82,9 @@ def _knob(change: Change | None, graph: Graph, device: Device, budget_bytes: int
 def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_bytes: int, effort: Effort) -> Knob | None:
     """The longest sequence found for which something fits, a multiple of SEQUENCE_UNIT; None where not even one unit does.
 
-    `least_bytes` is what the graph's own length needs: where that fits, longer ones are tried, twice as long each. Least budgets are
-    nearly straight in the length: the next to try is where the line between the nearest that fits and the nearest that does not
-    meets the budget.
+    `least_bytes` is what the graph's own length needs: where that fits, longer ones are tried, twice as long each. Least budgets
+    are nearly straight in the length: the next to try is where the line between the nearest that fits and the nearest that does
+    not meets the budget.
     """
     workload = graph.workload
 

@@ -8,6 +8,7 @@ least room is above what there is.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.build import build_graph
@@ -65,7 +66,7 @@ class Tilings:
         bounds = self._bounds_ns(budget_bytes)
         found: dict[int, Plan] = {}
         late: NoPlanInTime | None = None
-        waits = max(bounds, default=0) if least is None else self._number(least)  # where plans that wait for flash are looked for too
+        waits = max(bounds, default=0) if least is None else self._number(least)  # there plans may wait for flash
         open_ns = dict(bounds)  # what plans may take in chunks of each size, as far as is known
         for number in sorted(bounds, key=lambda number: (bounds[number], number)):
             if found and (bounds[number] >= min(map(_step_ns, found.values())) or effort.over):
@@ -106,11 +107,15 @@ class Tilings:
 
 
 def tilings(graph: Graph, device: Device, effort: Effort | None = None) -> Tilings:
-    """A step whole and in chunks; as it is where it says itself in which. What is posed later stops with `effort`."""
+    """A step whole and in chunks. What is posed later stops with `effort`."""
+    return Tilings(in_chunks(graph), device, effort)
+
+
+def in_chunks(graph: Graph) -> tuple[Graph, ...]:
+    """A step as it is, and in smaller and smaller chunks unless it says itself in which."""
     workload = graph.workload
     sizes = [] if workload.chunk else [chunk for chunk in CHUNKS if chunk < workload.tokens]
-    graphs = (graph, *(build_graph(graph.config, replace(workload, chunk=chunk)) for chunk in sizes))
-    return Tilings(graphs, device, effort)
+    return (graph, *(build_graph(graph.config, replace(workload, chunk=chunk)) for chunk in sizes))
 
 
 def _step_ns(plan: Plan) -> int:
@@ -130,5 +135,5 @@ def _bounded(plan: Plan, bound_ns: int, whole_ns: int) -> Plan:
     assert whole_ns <= facts.objective_ns, "a bound above a plan's time is a bug"
     bound_ns = min(max(bound_ns, whole_ns), facts.objective_ns)
     gap = 1 - bound_ns / facts.objective_ns
-    status = "optimal" if not gap else "feasible"
-    return replace(plan, solver=replace(facts, status=status, bound_ns=bound_ns, whole_bound_ns=whole_ns, gap=gap))  # type: ignore[arg-type]
+    status: Literal["optimal", "feasible"] = "feasible" if gap else "optimal"
+    return replace(plan, solver=replace(facts, status=status, bound_ns=bound_ns, whole_bound_ns=whole_ns, gap=gap))

@@ -1,6 +1,6 @@
 """The trade-off table: every fixed strategy and the solved plans on one graph, device and budget, and which of them to take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -89,8 +89,11 @@ class Writing:
     saves_ns: int
 
 
-def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None) -> Tradeoff:
-    """Plan `graph` every way there is. A stop ends the search with the best plans so far, the essential recipes among them.
+def tradeoff(
+    graph: Graph, device: Device, budget_bytes: int, effort: Effort | None = None, *, recipes: Collection[str] = STRATEGIES
+) -> Tradeoff:
+    """Plan `graph` every way there is, of fixed recipes those that are named. A stop ends the search with the best plans so far,
+    the essential recipes among them.
 
     Plans are made for the budget less the margin by which predictions may be too low; where none is found, for all of it. The
     solver runs concurrently with the fixed strategies: CP-SAT releases the GIL.
@@ -104,7 +107,7 @@ def tradeoff(graph: Graph, device: Device, budget_bytes: int, effort: Effort | N
         rows = [
             strategy_row(strategy, graph, device, budget_bytes)
             for strategy in sorted(STRATEGIES.values(), key=lambda strategy: strategy.name not in ESSENTIAL)
-            if strategy.name in ESSENTIAL or not (effort.stop.asked or effort.over)
+            if strategy.name in ESSENTIAL or (strategy.name in recipes and not (effort.stop.asked or effort.over))
         ]
         solved = solver.result()
     rows += solved.rows

@@ -88,7 +88,7 @@ def test_no_plan_has_a_smaller_arena_than_its_largest_op(strategy: str, chunk: i
 
 def test_a_chunk_as_long_as_the_batch_is_one() -> None:
     some = graph(32, 2, 1000)
-    assert [(count, op.dims.rows) for count, op in flat(some.ops) if op.kind.name == "linear"][0] == (1, 64)
+    assert next((count, op.dims.rows) for count, op in flat(some.ops) if op.kind.name == "linear") == (1, 64)
 
 
 @pytest.mark.parametrize("method", ["evaluate", "mezo"])

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mebp.cli.command.target import target_device
-from mebp.cli.flag import OUTPUT, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
+from mebp.cli.flag import CURVE_TIME_LIMIT, OUTPUT, Flag, FlagGroup, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
-from mebp.errors import InputError, Interrupted, NoPlanInTime
+from mebp.errors import InfeasibleBudget, InputError, Interrupted, NoPlanInTime
 from mebp.text import require_writable, shortened, write_file
-from mebp.unit import show_ns
+from mebp.unit import show_nbytes, show_ns
 
 if TYPE_CHECKING:
     from mebp.models.graph import Graph
@@ -43,6 +43,7 @@ def plan(
     profile: ProfileFlags,
     search: SearchFlags,
     views: Views,
+    longest: Annotated[bool, Flag("--longest", help="Take the longest sequence that fits the budget, not --seq-len.")] = False,
     choose: Annotated[str | None, Flag("--plan", help="Take this row of the table, not the fastest that fits.")] = None,
     output: Annotated[Path | None, Flag("--output", "-o", help="Write the chosen plan to this JSON file.")] = None,
     trace: Annotated[Path | None, Flag("--trace", help="Write the predicted timeline as a Chrome trace.")] = None,
@@ -59,6 +60,8 @@ def plan(
     graph = _graph(model, step)
     device = target_device(target, profile, graph.config, graph.workload)
     budget = target.budget_on(device, note)
+    if longest:
+        graph = _longest(graph, device, budget, search)
     effort = search.effort()
     found = _with_details(pick(solved(graph, device, budget, effort), choose), effort)
     _write(found, output, trace)
@@ -73,6 +76,29 @@ def plan(
     if output is not None:
         note(f"wrote {found.chosen.name} to {output}" if found.chosen else f"nothing fits: {output} was not written")
     raise typer.Exit(exit_code(found))
+
+
+def _longest(graph: "Graph", device: "Device", budget: int, search: SearchFlags) -> "Graph":
+    """The step with the longest sequence for which something fits."""
+    from mebp.models.build import build_graph  # noqa: PLC0415
+    from mebp.planner.knob import longest_sequence  # noqa: PLC0415
+    from mebp.planner.tiling import tilings  # noqa: PLC0415
+
+    effort = search.effort(default=CURVE_TIME_LIMIT)
+
+    def work() -> "int | None":
+        step = tilings(graph, device, effort)
+        found = longest_sequence(graph, device, budget, step.footprint(step.least(budget, effort)), effort)
+        return int(found.change.value) if found and found.change else None
+
+    with working("looking for the longest sequence that fits"):
+        length = interruptible(work, effort.stop)
+    if effort.stop.asked:
+        raise Interrupted("interrupted before the longest sequence was found")
+    if length is None:
+        raise InfeasibleBudget(f"no sequence of {graph.config.name} fits {show_nbytes(budget)}: raise --budget", budget, 0)
+    note(f"the longest sequence that fits {show_nbytes(budget)}: --seq-len {length}")
+    return build_graph(graph.config, replace(graph.workload, seq_len=length))
 
 
 def _graph(model: ModelFlags, step: StepFlags) -> "Graph":

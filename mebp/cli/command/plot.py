@@ -11,6 +11,7 @@ from mebp.errors import InputError
 from mebp.text import require_writable
 
 KINDS = (".png", ".svg")
+NO_MATPLOTLIB = "plot needs matplotlib, which is not installed: pip install 'mebp-plan[plot]'"
 
 
 def plot(
@@ -25,8 +26,7 @@ def plot(
 
     file = log / LOG if log.is_dir() else log
     target = output or file.with_suffix(KINDS[0])
-    if target.suffix.lower() not in KINDS:
-        raise InputError(f"-o {target}: must end in {' or '.join(KINDS)}")
+    require_picture("-o", target)
     require_apart({"-o": target}, [file])
     require_writable({"-o": target})
     events = list(read_log(file))
@@ -35,16 +35,23 @@ def plot(
 
         picture = drawn(events, target.suffix.lower()[1:])
     except ImportError:
-        raise InputError("plot needs matplotlib, which is not installed: pip install 'mebp-plan[plot]'") from None
+        raise InputError(NO_MATPLOTLIB) from None
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file} has an update whose figures are missing or no numbers: name the log.jsonl of a run") from None
     if picture is None:
         raise InputError(f"{file} has no update yet: nothing to draw")
-    _write(target, picture)
+    write_picture(target, picture)
     typer.echo(f"wrote {target}")
 
 
-def _write(target: Path, picture: bytes) -> None:
+def require_picture(flag: str, target: Path) -> None:
+    """Refuse a file that is none of the KINDS."""
+    if target.suffix.lower() not in KINDS:
+        raise InputError(f"{flag} {target}: must end in {' or '.join(KINDS)}")
+
+
+def write_picture(target: Path, picture: bytes) -> None:
+    """Write a picture as a whole or not at all; InputError where that cannot be."""
     from mebp.leftover import part_name  # noqa: PLC0415
 
     part = target.with_name(part_name(target.name))

@@ -9,6 +9,7 @@ import matplotlib as mpl
 mpl.use("agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 LARGEST = 1e18  # of any figure
@@ -29,12 +30,20 @@ def drawn(events: Sequence[Mapping[str, Any]], kind: str) -> bytes | None:
         begin = next((event for event in events if event["event"] == "begin"), {})
         _memory(axes[1], updates, begin)
         _time(axes[2], updates, begin)
+        axes[-1].set_xlabel("updates")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return as_file(figure, axes, kind)
+    finally:
+        pyplot.close(figure)
+
+
+def as_file(figure: Figure, axes: Sequence[Axes], kind: str) -> bytes:
+    """A figure in the one look of all, as a file of `kind`; it is closed."""
+    try:
         for axis in axes:
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False, fontsize="small")
             axis.margins(x=0.01)
-        axes[-1].set_xlabel("updates")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels(axes)
         figure.tight_layout()
         out = io.BytesIO()

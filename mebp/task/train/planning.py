@@ -22,6 +22,7 @@ from mebp.planner.recipe.recipe import Recipe
 from mebp.planner.recipe.strategies import EVALUATION, STRATEGIES, Strategy
 from mebp.planner.row import Row, row_of
 from mebp.planner.solver.problem import head_tiles
+from mebp.planner.tiling import in_chunks
 from mebp.planner.tradeoff import Tradeoff, require_fit, tradeoff
 from mebp.sim.cost import CostModel
 from mebp.sim.device import Device
@@ -159,15 +160,16 @@ class _Shared:
         return sum(self.outside.values()) - outside_arena(graph, self.device)
 
     def forward_row(self, strategy: Strategy, graph: Graph) -> Row:
-        """A plan of forwards alone whose arena fits: the widest tile of the head that does."""
+        """A plan of forwards alone whose arena fits: in the largest chunks and with the widest tile of the head that do."""
         room = self.room - peak_margin(graph, self.device)
         arenas: list[int] = []
-        for tile in sorted(head_tiles(graph), reverse=True):
-            own = replace(strategy, recipe=_with_tile(tile))
-            row = row_of(own.plan(graph, self.device, self.budget_bytes), graph, self.device)
-            if row.plan.arena_bytes <= room:
-                return row
-            arenas.append(row.plan.arena_bytes)
+        for chunked in in_chunks(graph):
+            for tile in sorted(head_tiles(chunked), reverse=True):
+                own = replace(strategy, recipe=_with_tile(tile))
+                row = row_of(own.plan(chunked, self.device, self.budget_bytes), chunked, self.device)
+                if row.plan.arena_bytes <= room:
+                    return row
+                arenas.append(row.plan.arena_bytes)
         raise self.infeasible(graph, self.budget_bytes - room + min(arenas))
 
     def infeasible(self, graph: Graph, least_bytes: int) -> InfeasibleBudget:
@@ -232,6 +234,7 @@ def _predicted(
 ) -> TrainingPlan:
     """What the plans take together."""
     order = Order(corpus.train.samples, corpus.train.seq_lens, batch_size=workload.batch_size, accumulate=settings.accumulate)
+    outside = session_bytes([plan.row.graph for plan in (*train, *held_out)], shared.device)
     num_batches = sum(plan.num_batches for plan in held_out)
     evaluated = min(num_batches, settings.evaluate_batches or num_batches)
     unpack_ns = [_resident_ns(plan.row, shared.device) for plan in train]
@@ -241,7 +244,7 @@ def _predicted(
         train=train,
         held_out=held_out,
         budget_bytes=shared.budget_bytes,
-        peak_breakdown={"arena": max(plan.row.plan.arena_bytes for plan in (*train, *held_out)), **shared.outside},
+        peak_breakdown={"arena": max(plan.row.plan.arena_bytes for plan in (*train, *held_out)), **outside},
         update_ns=update_ns,
         evaluation_ns=evaluation_ns,
         total_ns=update_ns * settings.updates + evaluation_ns * num_evaluations(settings) * bool(held_out),
