@@ -10,6 +10,7 @@ from mebp.models.graph import Graph
 from mebp.planner.curve import outline
 from mebp.planner.effort import Effort, Stop
 from mebp.planner.knob import Change, knobs
+from mebp.planner.tiling import tilings
 from mebp.planner.tradeoff import remedies, tradeoff
 from mebp.sim.device import Device
 from mebp.sim.simulate import simulate
@@ -87,3 +88,17 @@ def test_without_time_it_is_not_said_that_nothing_fits(small_graph: Graph, devic
     found = tradeoff(small_graph, device, int(device.runtime.footprint_bytes) + 1000, QUICK)
     assert found.chosen is None
     assert remedies(found, replace(QUICK, until=0.0)) is None
+
+
+@pytest.mark.slow
+def test_the_longest_sequence_fits_and_a_longer_one_does_not(small_graph: Graph, device: Device) -> None:
+    asked, *changes = knobs(small_graph, device, budget := 80 * 10**6, QUICK)
+    longest = changes[-1]
+    assert longest.change is not None
+    assert longest.change.setting == "seq_len"
+    length = int(longest.change.value)
+    assert length > small_graph.workload.seq_len
+    assert asked.least_budget_bytes < longest.least_budget_bytes <= budget
+    longer = build_graph(small_graph.config, replace(small_graph.workload, seq_len=round(1.1 * length)))
+    step = tilings(longer, device)
+    assert step.footprint(step.least(0, QUICK)) > budget

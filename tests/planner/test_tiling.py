@@ -1,0 +1,109 @@
+"""The chunks of a sequence as a decision: bounds that hold over all of them, and plans that check."""
+
+from dataclasses import replace
+
+import pytest
+
+from mebp.check import check
+from mebp.errors import InfeasibleBudget
+from mebp.models.build import build_graph
+from mebp.models.graph import Graph
+from mebp.plan import Plan
+from mebp.planner.effort import Effort
+from mebp.planner.length import over_lengths
+from mebp.planner.recipe.strategies import STRATEGIES
+from mebp.planner.tiling import CHUNKS, Tilings, in_chunks, tilings
+from mebp.sim.device import Device
+from mebp.sim.footprint import outside_arena
+from mebp.sim.profile import load_device
+from mebp.sim.simulate import simulate
+from tests.conftest import small_config, small_workload
+from tests.plans import leanest, posed, solved
+
+QUICK = Effort(deterministic_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def long_graph() -> Graph:
+    return build_graph(small_config(), small_workload(seq_len=1200))
+
+
+@pytest.fixture(scope="module")
+def step(long_graph: Graph) -> Tilings:
+    return tilings(long_graph, load_device("iphone15promax"))
+
+
+def whole_least(graph: Graph, device: Device) -> int:
+    """The least budget of the step that runs whole."""
+    return outside_arena(graph, device) + leanest(posed(graph, device), QUICK).arena_bytes
+
+
+def require_valid(step: Tilings, plan: Plan, budget_bytes: int) -> None:
+    graph = step.graph_of(plan)
+    check(plan, graph)
+    assert step.footprint(plan) <= budget_bytes
+    assert plan.solver is not None
+    step_ns = simulate(plan, graph, step.device).step_ns
+    assert step.best_step_ns(budget_bytes) == plan.solver.whole_bound_ns <= plan.solver.bound_ns <= step_ns
+    assert plan.solver.objective_ns == step_ns
+
+
+def test_a_step_is_offered_in_chunks_shorter_than_it_is(long_graph: Graph) -> None:
+    assert [graph.workload.chunk for graph in in_chunks(long_graph)] == [0, *(chunk for chunk in CHUNKS if chunk < 1200)]
+    asked = build_graph(long_graph.config, replace(long_graph.workload, chunk=100))
+    assert in_chunks(asked) == (asked,)
+
+
+def test_below_what_the_whole_step_needs_it_runs_in_chunks(step: Tilings) -> None:
+    whole, least = whole_least(step.graph, step.device), step.least(0, QUICK)
+    assert least.workload.chunk
+    check(least, step.graph_of(least))
+    assert step.footprint(least) < whole
+    budget = (step.footprint(least) + whole) // 2
+    plan = step.solve(budget, QUICK, least)
+    assert plan.workload.chunk
+    require_valid(step, plan, budget)
+
+
+def test_with_all_the_room_there_is_it_runs_whole(step: Tilings) -> None:
+    plan = step.solve(10**9, QUICK)
+    assert not plan.workload.chunk
+    require_valid(step, plan, 10**9)
+    assert plan.solver is not None
+    assert plan.solver.status == "optimal"
+
+
+@pytest.mark.slow
+def test_no_plan_in_any_chunks_is_faster_than_the_bound(step: Tilings) -> None:
+    whole, least = whole_least(step.graph, step.device), step.footprint(step.least(0, QUICK))
+    for budget in (least, (3 * least + whole) // 4, (least + whole) // 2, whole, 2 * whole):
+        for graph in in_chunks(step.graph):
+            try:
+                plan = solved(posed(graph, step.device), budget, QUICK)
+            except InfeasibleBudget:
+                continue
+            assert step.best_step_ns(budget) <= simulate(plan, graph, step.device).step_ns
+        best = step.solve(budget, QUICK)
+        for name in ("checkpoint-1", "sqrt", "keep-all", "greedy"):
+            fixed = STRATEGIES[name].plan(step.graph, step.device, budget)
+            if outside_arena(step.graph, step.device) + fixed.arena_bytes <= budget:
+                assert best.solver is not None
+                assert best.solver.objective_ns <= simulate(fixed, step.graph, step.device).step_ns
+
+
+def test_a_budget_below_the_least_is_refused_with_the_least(step: Tilings) -> None:
+    least = step.footprint(step.least(0, QUICK))
+    with pytest.raises(InfeasibleBudget) as refused:
+        step.solve(least - 200_000, QUICK)
+    assert refused.value.least_bytes == least
+
+
+def test_lengths_have_the_rows_that_they_are_compared_by(long_graph: Graph, device: Device) -> None:
+    asked: list[int] = []
+    found = over_lengths(long_graph, device, 10**9, [128, 512], QUICK, asked.append)
+    assert asked == [length.seq_len for length in found] == [128, 512]
+    for length in found:
+        assert {row.name for row in length.rows} == {"solved", "least", "mebp", "checkpoint-1"}
+        rows = {row.name: row for row in length.rows}
+        assert rows["least"].prediction.peak_bytes <= min(row.prediction.peak_bytes for row in length.rows)
+        assert length.tokens_per_s(rows["solved"]) >= length.tokens_per_s(rows["checkpoint-1"])
