@@ -126,7 +126,7 @@ def test_a_recomputation_after_its_adapter_changed_is_caught(plan: Plan, small_g
     """The last layer's update, and a second run of its q afterwards on an input that is still there."""
     at = first(plan, Compute, lambda i: i.op == "3.update")
     again = next(i for i in plan.instructions if isinstance(i, Compute) and i.op == "3.q" and i.recompute)
-    late = replace(again, reads=(TensorId("3.norm1.out"),), streamed=True)
+    late = replace(again, reads=(TensorId("3.norm1.out"),), streamed=(WeightId("3.q.weight"),))
     assert broken_rule(edited(plan, at, plan.instructions[at], late), small_graph) == "changes keep the graph's order"
 
 
@@ -239,7 +239,7 @@ def test_a_copied_weight_that_is_unpacked_whole_is_caught(small_graph: Graph, de
     [
         ("3.norm2.backward", {"updates": ()}, "an op updates its accumulators"),
         ("0.q", {"writes": ()}, "an op writes its outputs"),
-        ("0.glu", {"streamed": True}, "only weights are streamed"),
+        ("0.glu", {"streamed": (WeightId("0.up.weight"),)}, "an op streams its own weights"),
         ("0.glu", {"tile": 64}, "the head has a tile, nothing else has"),
         ("head", {"tile": 0}, "the head has a tile, nothing else has"),
         ("0.glu", {"tile": -64}, "a tile is a number of logits"),
@@ -270,7 +270,7 @@ def test_an_embedding_that_reads_an_unpacked_matrix_is_caught(plan: Plan, small_
     tensor = TensorId(weight)
     top = Place(tensor=tensor, offset=align(plan.arena_bytes), nbytes=align(small_graph.tensors[tensor].nbytes))
     roomy = replace(plan, arena_bytes=top.end, resident=(top,))
-    whole = edited(roomy, at, replace(run, reads=(*run.reads, tensor), streamed=False))
+    whole = edited(roomy, at, replace(run, reads=(*run.reads, tensor), streamed=()))
     assert broken_rule(whole, small_graph) == "the embedding is gathered, never unpacked"
 
 

@@ -91,7 +91,7 @@ class Forward(StepBuilder):
         return self._tensor(tag, "loss", (1,), Role.LOSS, None, itemsize=FLOAT_BYTES)
 
     def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
-        """In chunks it is two ops: all tokens' keys and values, and the rest, whose queries need those of all tokens before them."""
+        """In chunks it is two ops: the keys and values of all tokens, and the rest, whose queries need those of all before them."""
         if not self.workload.chunk:
             return self._layer_block(tag, layer, x, HEADS)
         keys = [self._head_input(layer, name, tag) for name in ("k", "v")]

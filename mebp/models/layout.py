@@ -9,7 +9,7 @@ from mebp.models.tensor import TensorId, align
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where in a chunked op's scratch its own tensors lie, the scratch of each of its ops and where that lies; bytes of the whole."""
+    """Where in a chunked op's scratch its own tensors lie, each of its ops' scratch and where that lies; bytes of the whole."""
 
     tensors: Mapping[TensorId, int]
     scratch: tuple[Scratch, ...]

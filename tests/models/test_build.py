@@ -8,7 +8,7 @@ from mebp.errors import InputError
 from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.models.kind.attention import SPANS, attended_pairs, query_tiles, score_span
+from mebp.models.kind.attention import SPANS, attended_pairs, query_tiles, score_rows, score_span
 from mebp.models.kind.table import num_kernels
 from mebp.models.op import Dims
 from mebp.models.tensor import Role, TensorId
@@ -25,13 +25,14 @@ def test_every_op_reads_only_what_earlier_ops_made(small_graph: Graph) -> None:
 
 
 def test_every_tensor_that_is_read_in_backward_is_declared_saved_by_its_kind(small_graph: Graph) -> None:
-    """The kind table's `saves` is what the graph's backward ops read of each kind's inputs."""
+    """The kind table's `saves` is what the graph's backward ops read of each kind's inputs and outputs."""
     forward = {op.id: op for op in small_graph.ops if not op.backward}
     for op in small_graph.ops:
         if op.backward and not op.kind.changes_adapters:
             twin = forward.get(op.id.removesuffix(".backward"))  # type: ignore[call-overload]
             assert twin is not None
-            saved = {twin.reads[slot] for slot in twin.kind.saves}
+            saved = {{**twin.reads, **twin.writes}[slot] for slot in twin.kind.saves}
+            saved |= {tensor for other in small_graph.ops for tensor in other.updates.values()}  # gradients have taken their places
             assert {t for t in op.reads.values() if small_graph.tensors[t].role is Role.ACTIVATION} <= saved
 
 
@@ -101,7 +102,7 @@ def test_kernels_are_counted_by_shape_and_no_more_of_them_at_any_length() -> Non
 @pytest.mark.parametrize(("seq", "window"), [(256, 0), (1024, 0), (3000, 0), (3000, 512), (8192, 1024), (100, 7), (17, 1)])
 def test_tiles_of_queries_have_all_keys_that_they_see_in_a_few_sizes(seq: int, window: int) -> None:
     dims = Dims(rows=seq, batch=1, seq=seq, heads=14, kv_heads=2, head_dim=64, window=window)
-    tiles = list(query_tiles(dims))
+    tiles = list(query_tiles(dims, score_rows(dims)))
     assert [tile.start for tile in tiles] == [0, *(tile.end for tile in tiles[:-1])]
     assert tiles[-1].end == seq
     for tile in tiles:

@@ -43,7 +43,7 @@ def test_at_most_two_weights_are_unpacked_ahead(
                 assert weight not in waiting
                 waiting.append(weight)
                 moved |= len(waiting) > 1
-            case Run(op=op, streamed=False) if op.weights:
+            case Run(op=op, streamed=()) if op.weights:
                 assert waiting.pop(0) == op.weights[0]
             case _:
                 pass
