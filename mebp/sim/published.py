@@ -39,7 +39,8 @@ def moments(graph: Graph) -> Moments:
     head, config = graph.head, graph.config
     weight = graph.weights[head.weights[0]]
     layer = [found for found in graph.weights.values() if found.layer == 0]
-    activations = sum(t.nbytes for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
+    of_layer = (t for t in graph.tensors.values() if t.layer == 0 and t.role is Role.ACTIVATION)
+    activations = sum(t.nbytes for t in of_layer if t.name != "attention.lse")  # its scores are counted by themselves
     backward = graph.workload.method == "backprop"
     return Moments(
         logits_bytes=head.dims.rows * weight.rows * FLOAT_BYTES,

@@ -46,12 +46,12 @@ INTERRUPT_AT_THE_START = """
 import os, signal, sys, time
 from mebp.cli.main import main
 from mebp.planner import tradeoff
-pose = tradeoff.pose
+pose = tradeoff.tilings
 def interrupt(*problem):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.2)
     return pose(*problem)
-tradeoff.pose = interrupt
+tradeoff.tilings = interrupt
 main(sys.argv[1:])
 """
 

@@ -259,7 +259,7 @@ def test_settings_that_no_run_can_take_are_refused(changes: dict[str, object], s
 
 def test_mezo_trains_under_the_same_loop(tmp_path: Path) -> None:
     given = trial("qwen2", tmp_path)
-    settings = TrainSettings(updates=60, optimizer=Optimizer(rate=0.02))
+    settings = TrainSettings(updates=80, optimizer=Optimizer(rate=0.05))
     order = Order(samples_of((12,), given.config.vocab, labelled=1.0), LENGTHS, batch_size=2)
     trainer = Trainer(plans_for(given, "mezo"), given.store, order, settings)
     losses = [update.loss for update in updates(run(trainer))]
