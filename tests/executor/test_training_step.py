@@ -110,7 +110,9 @@ def mask_of(executor: Executor, name: str, ones: Tensor) -> Tensor:
     bits = torch.empty(DROPOUT_ROWS, ones.shape[1], dtype=torch.int16)
     buffers = {"bits": bits, "mask": torch.empty(DROPOUT_ROWS, ones.shape[1])}
     params = LinearParams(lora_scale=1.0, copied=False, dropout=executor.graph.workload.lora.dropout)
-    io = SimpleNamespace(params=lambda _: params, take=buffers.get, env=executor.env, op=SimpleNamespace(adapters=(name,)), span=None)
+    io = SimpleNamespace(
+        params=lambda _: params, take=buffers.get, env=executor.env, op=SimpleNamespace(adapters=(name,)), span=None
+    )
     return drop(io, ones, torch.empty_like(ones))  # type: ignore[arg-type]
 
 
