@@ -194,12 +194,15 @@ static void meet(const Attention *a, const Operands *o, const Desk *d, int64_t f
 
 /* Add sums (width, n) to rows (count, ld). */
 static void add_turned(const float *sums, int64_t n, int64_t count, int64_t width, float *rows, int64_t ld) {
-    float square[LINE * LINE] __attribute__((aligned(64)));
+    union {
+        uint32_t words[LINE * LINE];
+        float values[LINE * LINE];
+    } square __attribute__((aligned(64)));
     for (int64_t t = 0; t < count; t += LINE)
         for (int64_t j = 0; j < width; j += LINE) {
-            transpose((const uint32_t *)sums + j * n + t, n, (uint32_t *)square, LINE);
+            transpose((const uint32_t *)sums + j * n + t, n, square.words, LINE);
             for (int64_t i = 0; i < lesser(LINE, count - t); i++)
-                for (int64_t c = 0; c < LINE; c++) rows[(t + i) * ld + j + c] += square[i * LINE + c];
+                for (int64_t c = 0; c < LINE; c++) rows[(t + i) * ld + j + c] += square.values[i * LINE + c];
         }
 }
 
@@ -256,11 +259,12 @@ bool attention_backward(uint16_t *q, const uint16_t *k, const uint16_t *v, const
     if (width % LINE || threads < 1) return false;
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t thread = omp_get_thread_num(), team = alone ? 1 : threads, member = alone ? 0 : thread;
+        const int64_t thread = omp_get_thread_num(), there = omp_get_num_threads(); /* fewer than asked for, perhaps */
+        const int64_t team = alone ? 1 : there, member = alone ? 0 : thread;
         uint8_t *sums = room + (alone ? thread * (own + summed) : 0), *desks = sums + summed;
         int64_t unused;
         const Desk d = desk_in(desks + member * own, step, tall, width, &unused);
-        for (int64_t item = alone ? thread : 0; item < items; item += alone ? threads : 1) {
+        for (int64_t item = alone ? thread : 0; item < items; item += alone ? there : 1) {
             const int64_t b = item / kv_heads, kv = item % kv_heads, to = (b * keys * kv_heads + kv) * width;
             Sums into = {(float *)dk + to, (float *)dv + to, kv_heads * width};
             if (!add) {

@@ -2,7 +2,7 @@
 that no query of a block sees are skipped.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Attention:
             return False
         if not fit((q, k, v, y), torch.bfloat16) or not fit((lse,), torch.float32):
             return False
-        return bool(found.kernels.attention(*_pointers(q, k, v, y, lse), *self._extents, *extent(room)))
+        return bool(found.kernels.attention(*_pointers(q, k, v, y, lse), *astuple(self), *extent(room)))
 
     def backward(self, operands: tuple[Tensor, ...], dk: Tensor, dv: Tensor, room: Tensor) -> bool:
         """Of operands q, k, v, dy, y and lse: dq in the place of q, and dk and dv, or, where these are fp32, added to them. As
@@ -50,21 +50,7 @@ class Attention:
         if not (fit(typed, torch.bfloat16) and fit((lse,), torch.float32) and fit((dk, dv), kind)):
             return False
         pointers = _pointers(*operands, dk, dv)
-        return bool(found.kernels.attention_backward(*pointers, add, *self._extents, *extent(room)))
-
-    @property
-    def _extents(self) -> tuple[int | float, ...]:
-        return (
-            self.batch,
-            self.first,
-            self.count,
-            self.heads,
-            self.kv_heads,
-            self.width,
-            self.window,
-            self.scale,
-            self.cap,
-        )
+        return bool(found.kernels.attention_backward(*pointers, add, *astuple(self), *extent(room)))
 
 
 def _pointers(*tensors: Tensor) -> tuple[int, ...]:

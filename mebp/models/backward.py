@@ -43,7 +43,7 @@ class Backward(Forward):
         self._chunked("chunked_backward", f"{layer}.keys.backward", layer, (), lambda: self._keys_again(layer))
 
     def _block_again(self, layer: int) -> None:
-        """A chunk's forward, made again right before its backward; what the backward does not need of it is dropped later."""
+        """A chunk's forward, recomputed right before its backward; what the backward does not need of it is dropped later."""
         self._layer_block("", layer, self.stream[layer], ("q",))
         self._block_backward(layer, ("q",))
 

@@ -67,7 +67,8 @@ def knobs(
             break  # nor will the next search find one
     if found and not only_other and not effort.over:
         longest = longest_sequence(graph, device, budget_bytes, found[0].least_budget_bytes, effort)
-        found += [longest] if longest and longest.change != found[0].change else []
+        asked = Change(setting=SEQUENCE, value=graph.workload.seq_len)
+        found += [longest] if longest and longest.change != asked else []
     return tuple(found)
 
 
@@ -75,8 +76,11 @@ def _knob(change: Change | None, graph: Graph, device: Device, budget_bytes: int
     step = tilings(graph, device, effort)
     least = step.footprint(step.least(budget_bytes, effort))
     best = step.best_step_ns(budget_bytes) if budget_bytes >= least else None
-    size = sum(weight.nbytes for weight in graph.weights.values())
-    return Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=size)
+    return Knob(change=change, least_budget_bytes=least, best_step_ns=best, weight_file_bytes=_file_bytes(graph))
+
+
+def _file_bytes(graph: Graph) -> int:
+    return sum(weight.nbytes for weight in graph.weights.values())
 
 
 def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_bytes: int, effort: Effort) -> Knob | None:
@@ -108,12 +112,17 @@ def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_byte
             share = (budget_bytes - fits[low]) / max(1, not_fit[high] - fits[low])
             guess = low + int(share * (high - low)) // SEQUENCE_UNIT * SEQUENCE_UNIT
             attempt(min(max(guess, low + SEQUENCE_UNIT), high - 1 - (high - 1) % SEQUENCE_UNIT))
-        if fits:
-            longest = _of_length(graph, length := max(fits))
-            return _knob(Change(setting=SEQUENCE, value=length), longest, device, budget_bytes, effort)
     except NoPlanInTime:
-        pass
-    return None
+        pass  # the best so far
+    if not fits:
+        return None
+    longest = _of_length(graph, length := max(fits))
+    return Knob(
+        change=Change(setting=SEQUENCE, value=length),
+        least_budget_bytes=fits[length],
+        best_step_ns=tilings(longest, device).best_step_ns(budget_bytes),
+        weight_file_bytes=_file_bytes(longest),
+    )
 
 
 def _of_length(graph: Graph, length: int) -> Graph:

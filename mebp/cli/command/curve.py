@@ -86,7 +86,7 @@ def _lengths(name: str, text: str) -> tuple[int, ...]:
     found = set()
     for part in text.split(","):
         digits, unit = part.strip().lower().removesuffix("k"), KILO if part.strip().lower().endswith("k") else 1
-        if not digits.isdecimal() or not 2 <= int(digits) * unit <= MAX_TOKENS:
+        if not digits.isdecimal() or len(digits) > len(str(MAX_TOKENS)) or not 2 <= int(digits) * unit <= MAX_TOKENS:
             raise InputError(f"--over seq-len {text}: {part.strip()!r} is no length: take numbers of tokens such as 1k,2k,4096")
         found.add(int(digits) * unit)
     return tuple(sorted(found))
