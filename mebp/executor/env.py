@@ -2,7 +2,6 @@
 the arena.
 """
 
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -18,7 +17,7 @@ from mebp.kernel.weight import Frozen, plain
 from mebp.models.chunk import Span, spans
 from mebp.models.config import Rope
 from mebp.models.graph import Graph, streamed_of
-from mebp.models.op import Op, Weights, float_type
+from mebp.models.op import Op, Scratch, Weights, float_type
 from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import Role, TensorId, WeightId
 from mebp.models.tensor import Tensor as Described
@@ -93,9 +92,18 @@ class Env:
         return self.copies[wid]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What an op finds within a chunked one: the span of tokens that it runs on, the tensors made on the way, and its scratch."""
+
+    span: Span
+    tensors: Mapping[TensorId, Described]
+    scratch: Scratch
+
+
 class Io:
-    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters. Within a chunked op it
-    runs on a `span` of the tokens, of which it sees no others.
+    """One run of one op: its tensors by slot, its scratch by name, its weight, its vectors, its parameters. In a `chunk` it sees no
+    other tokens than those of its span, but for keys.
     """
 
     def __init__(
@@ -103,24 +111,26 @@ class Io:
         env: Env,
         arena: Arena,
         op: Op,
-        places: Mapping[TensorId, Place],
+        places: dict[TensorId, Place],
         scratch: Place | None,
         *,
         streamed: Weights,
         tile: int,
+        chunk: Chunk | None = None,
     ) -> None:
         self.env = env
         self.op = op
-        self.dims = op.dims
+        self.dims = replace(op.dims, first=chunk.span.first) if chunk and op.dims.seq else op.dims
         self.dtype = TYPES[op.dims.activation]
         self.streamed = streamed
         self.tile = tile
-        self.span: Span | None = None
+        self.span = chunk.span if chunk else None
         self._arena = arena
         self._places = places
-        self._tensors: Mapping[TensorId, Described] = env.graph.tensors
+        self._own: Mapping[TensorId, Described] = chunk.tensors if chunk else {}
         self._scratch = scratch
-        self._workspace = Workspace(arena, scratch, env.graph.scratch(op, streamed=streamed, tile=tile))
+        declared = chunk.scratch if chunk else env.graph.scratch(op, streamed=streamed, tile=tile)
+        self._workspace = Workspace(arena, scratch, declared)
 
     def chunks(self) -> Iterator["Io"]:
         """Every op that a chunked op runs, in turn."""
@@ -129,22 +139,17 @@ class Io:
         self.leave_scratch()
         base = self._scratch.offset if self._scratch else 0
         layouts = graph.layouts(op, streamed=self.streamed, tile=self.tile)
-        own = [
-            {t: Place(tensor=t, offset=base + at, nbytes=some.tensors[t].nbytes) for t, at in layout.tensors.items()}
+        places = [
+            self._places | {t: Place(tensor=t, offset=base + at, nbytes=some.tensors[t].nbytes) for t, at in layout.tensors.items()}
             for some, layout in zip(op.chunks, layouts, strict=True)
         ]
         for number, span in spans(graph.workload):
             some, layout = op.chunks[number], layouts[number]
             for inner, scratch, offset in zip(some.ops, layout.scratch, layout.offsets, strict=True):
-                io = object.__new__(Io)
-                io.env, io.op, io.dtype = self.env, inner, TYPES[inner.dims.activation]
-                io.dims = replace(inner.dims, first=span.first) if inner.dims.seq else inner.dims
-                io.streamed, io.tile, io.span = streamed_of(inner, self.streamed), self.tile if inner.kind.makes_loss else 0, span
-                io._arena, io._places = self._arena, ChainMap(own[number], self._places)  # type: ignore[arg-type]
-                io._tensors = ChainMap(some.tensors, graph.tensors)  # type: ignore[arg-type]
                 place = Place(tensor=TensorId("scratch"), offset=base + offset, nbytes=scratch.nbytes)
-                io._workspace = Workspace(self._arena, place, scratch)
-                yield io
+                chunk = Chunk(span=span, tensors=some.tensors, scratch=scratch)
+                streamed = streamed_of(inner, self.streamed)
+                yield Io(self.env, self._arena, inner, places[number], place, streamed=streamed, tile=self.tile, chunk=chunk)
 
     def _begin_sums(self) -> None:
         """Fill with zeros what all chunks add to."""
@@ -166,13 +171,12 @@ class Io:
         return whole[self.span.keys if slot in op.kind.keys else self.span.rows]
 
     def _tensor(self, tid: TensorId) -> Tensor:
-        tensor = self._tensors[tid]
+        tensor = self._own.get(tid) or self.env.graph.tensors[tid]
         return self._arena.view(self._places[tid].offset, tensor.shape, TYPES[float_type(tensor.itemsize)])
 
     def _spans(self, tid: TensorId) -> bool:
         """Whether a tensor has a row for every token of the step."""
-        tensor = self.env.graph.tensors.get(tid)
-        return tensor is not None and tensor.role in (Role.ACTIVATION, Role.GRADIENT) and self._tensors[tid] is tensor
+        return tid not in self._own and self.env.graph.tensors[tid].role in (Role.ACTIVATION, Role.GRADIENT)
 
     @property
     def labels(self) -> Tensor:

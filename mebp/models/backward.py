@@ -61,7 +61,8 @@ class Backward(Forward):
         """The backward of a layer, down to those of queries, keys and values that are in `heads`."""
         c, middle = self.config, TensorId(f"{layer}.residual1.out")
         dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
-        dy = self._linear_backward_in_place(layer, "down", dy, TensorId(f"{layer}.glu.out"), c.ffn)
+        y = TensorId(f"{layer}.glu.out")  # whose place its gradient takes; without an adapter nothing needs y at all
+        dy = self._linear_backward(layer, "down", dy, y, c.ffn, into=y if self._adapters(layer, "down") else None)
         dgate, dup = self._glu_backward(layer, dy)
         x, dx = self._block_input(layer, "norm2", middle)
         dx = self._linear_backward(layer, "up", dup, x, c.hidden, into=dx)
@@ -169,13 +170,6 @@ class Backward(Forward):
             params=self._norm_params,
             vectors=(f"{layer}.{name}",),
         )
-
-    def _linear_backward_in_place(self, layer: int, name: LinearName, dy: TensorId, x: TensorId, width: int) -> TensorId:
-        """Gradients of a linear: dx in the place of `x`, which nothing else needs any more. Without an adapter nothing needs x at
-        all, and dx has a place of its own.
-        """
-        in_place = bool(self._adapters(layer, name))
-        return self._linear_backward(layer, name, dy, x, width, into=x if in_place else None)
 
     def _linear_backward(
         self, layer: int, name: LinearName, dy: TensorId, x: TensorId, width: int, into: TensorId | None = None

@@ -36,10 +36,6 @@ class Extent:
         """Where the last chunk begins in its sequence."""
         return self.before + (self.rounds - 1) * self.seq
 
-    def covers(self, at: int, seq: int) -> bool:
-        """Whether a chunk may begin at a place of a sequence of `seq` tokens."""
-        return self.seq == seq or self.before <= at < self.before + self.rounds * self.seq
-
     def pairs(self, window: int) -> int:
         """(query, key) pairs of one head in one sequence's part of a chunk, on average."""
         end = self.before + self.rounds * self.seq
@@ -77,14 +73,14 @@ def chunk_extents(workload: Workload) -> tuple[Extent, ...]:
 
 def spans(workload: Workload) -> Iterator[tuple[int, Span]]:
     """Every chunk of a step in order, with the number of its extent in `chunk_extents`."""
-    extents, seq = chunk_extents(workload), workload.seq_len
-    done, row = [0] * len(extents), 0
-    while row < workload.tokens:
-        at = row % seq
-        number = next(number for number, extent in enumerate(extents) if done[number] < extent.count and extent.covers(at, seq))
-        done[number] += 1
-        end = row + extents[number].tokens
-        yield number, Span(rows=slice(row, end), keys=slice(row - at, end), first=at)
+    extents, seq, row = chunk_extents(workload), workload.seq_len, 0
+    if workload.chunk < seq:
+        order = [number for number, extent in enumerate(extents) for _ in range(extent.rounds)] * workload.batch_size
+    else:
+        order = [number for number, extent in enumerate(extents) for _ in range(extent.count)]
+    for number in order:
+        first, end = row % seq, row + extents[number].tokens
+        yield number, Span(rows=slice(row, end), keys=slice(row - first, end), first=first)
         row = end
 
 

@@ -108,11 +108,11 @@ class Graph:
                 nbytes = max(layout.nbytes for layout in self.layouts(op, streamed=streamed, tile=tile))
                 self._scratch[key] = Scratch(always=(Buffer(name="chunk", shape=(nbytes,), dtype="int8"),))
             else:
-                self._scratch[key] = self.inner_scratch(op, streamed=streamed, tile=tile)
+                self._scratch[key] = self._scratch_by_shape(op, streamed, tile)
         return self._scratch[key]
 
-    def inner_scratch(self, op: Op, *, streamed: Weights, tile: int) -> Scratch:
-        """The same of an op that is part of a chunked one, or could be: the id may not be its own alone."""
+    def _scratch_by_shape(self, op: Op, streamed: Weights, tile: int) -> Scratch:
+        """The same of an op that is not chunked; within a chunked one its id is not its own alone."""
         weight = self.weight_of(op)
         shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), bool(streamed), tile)
         if shape not in self._scratch:
@@ -124,17 +124,15 @@ class Graph:
         key = (op.id, streamed, tile)
         if key not in self._layouts:
             self._layouts[key] = tuple(
-                lay_out(some, tuple(self._inner_scratch(inner, streamed, tile) for inner in some.ops)) for some in op.chunks
+                lay_out(some, tuple(self._scratch_by_shape(inner, streamed_of(inner, streamed), tile) for inner in some.ops))
+                for some in op.chunks
             )
         return self._layouts[key]
 
-    def _inner_scratch(self, op: Op, streamed: Weights, tile: int) -> Scratch:
-        return self.inner_scratch(op, streamed=streamed_of(op, streamed), tile=tile if op.kind.makes_loss else 0)
-
     @cached_property
     def largest_op_bytes(self) -> int:
-        """No plan has a smaller arena: what the op that needs most reads, writes and works in, with the stream's gradient beside
-        it in the backward, and its weights streamed or unpacked, whichever takes less.
+        """No plan has a smaller arena: what the op that needs most reads, writes and works in, in the backward the stream's
+        gradient too, and its weights streamed or unpacked, whichever takes less.
         """
         return max(map(self.op_bytes, self.ops))
 

@@ -232,7 +232,7 @@ class Op:
         """What decides its cost, its weight apart: ops that agree here take the same time and scratch."""
         if self.chunks:
             return self.kind.name, tuple((some.count, tuple(op.shape for op in some.ops)) for some in self.chunks)
-        return self.kind.name, self.dims, self.params, self.makes_dx, "dx" in self.updates, "dk" in self.updates
+        return self.kind.name, self.dims, self.params, self.makes_dx, tuple(self.updates)
 
     def uses(self, weight: WeightId) -> int:
         """How many of the ops that one run comes to use a weight."""

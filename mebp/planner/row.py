@@ -41,6 +41,11 @@ class Row:
         return self.plan.name
 
     @property
+    def tokens_per_s(self) -> float:
+        """Tokens of the step per second."""
+        return self.graph.workload.tokens / self.prediction.step_ns * 1e9
+
+    @property
     def status(self) -> str | None:
         """`optimal` where the simulated step meets the solver's bound, else `feasible`; None for fixed strategies."""
         return None if self.gap is None else "optimal" if self.gap == 0 else "feasible"

@@ -76,8 +76,7 @@ class CostModel:
         """The sum over all that a chunked op runs."""
         found: dict[Part, int] = {}
         for count, inner in flat((op,)):
-            parts = self._parts(inner, streamed_of(inner, streamed), tile if inner.kind.makes_loss else 0)
-            for part, ns in parts.items():
+            for part, ns in self._parts(inner, streamed_of(inner, streamed), tile).items():
                 found[part] = found.get(part, 0) + count * ns
         return found
 

@@ -1,6 +1,10 @@
 """Attention's kernel against autograd in double precision: groups, windows, lengths that fill no block, a part of the queries."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +99,13 @@ def test_what_it_keeps_in_the_room_does_not_grow_with_the_sequence() -> None:
         room = torch.empty(2 << 20, dtype=torch.int8)
         assert some.forward(q, k, k, q.clone(), lse, room)
         assert some.backward((q, k, k, q.clone(), q.clone(), lse), sums, sums.clone(), room)
+
+
+def test_all_is_computed_by_fewer_threads_than_were_asked_for() -> None:
+    """OpenMP may give fewer: then those that there are take all keys."""
+    a = Attention(batch=1, first=700, count=129, heads=4, kv_heads=1, width=32, window=0, scale=0.2, cap=0.0)
+    program = f"from tests.kernel.test_attention import Attention, check; check({a!r})"
+    fewer = {**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], env=fewer, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

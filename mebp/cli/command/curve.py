@@ -131,7 +131,7 @@ def _over(
     if effort.stop.asked:
         raise Interrupted("interrupted: these are the lengths so far")
     if len(found) < len(lengths):
-        note(f"the time was over after {found[-1].seq_len} tokens: raise --time-limit")
+        note(f"the time was over after {found[-1].graph.workload.seq_len} tokens: raise --time-limit")
 
 
 def _require_complete(found: "Curve", budget: int) -> None:

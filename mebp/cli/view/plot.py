@@ -38,19 +38,16 @@ def drawn(events: Sequence[Mapping[str, Any]], kind: str) -> bytes | None:
 
 
 def as_file(figure: Figure, axes: Sequence[Axes], kind: str) -> bytes:
-    """A figure in the one look of all, as a file of `kind`; it is closed."""
-    try:
-        for axis in axes:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.legend(frameon=False, fontsize="small")
-            axis.margins(x=0.01)
-        figure.align_ylabels(axes)
-        figure.tight_layout()
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, dpi=150)
-        return out.getvalue()
-    finally:
-        pyplot.close(figure)
+    """A figure in the one look of all, as a file of `kind`."""
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize="small")
+        axis.margins(x=0.01)
+    figure.align_ylabels(axes)
+    figure.tight_layout()
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=150)
+    return out.getvalue()
 
 
 def _loss(axis: Axes, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:

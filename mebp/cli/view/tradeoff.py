@@ -82,12 +82,11 @@ def tradeoff_table(found: Tradeoff) -> "Table":
     paper = found.row(PAPER)
     for row in sorted(found.rows, key=lambda row: (not row.plan.exact, row.prediction.step_ns)):
         style = "bold" if row is found.chosen else "" if row.fits and row.plan.exact else "dim"
-        plan, fits, peak, step, chunk, *rest = _cells(row, paper, found.device, row is found.chosen)
-        table.add_row(plan, fits, peak, step, *((chunk,) if chunks else ()), *rest, style=style)
+        table.add_row(*_cells(row, paper, found.device, row is found.chosen, chunks=chunks), style=style)
     return table
 
 
-def _cells(row: Row, paper: Row | None, device: Device, chosen: bool) -> tuple[str, ...]:
+def _cells(row: Row, paper: Row | None, device: Device, chosen: bool, *, chunks: bool) -> tuple[str, ...]:
     p = row.prediction
     fits = "yes" if row.surely else "tight" if row.fits else "memory" if row.within_cap else "writes"
     return (
@@ -95,7 +94,7 @@ def _cells(row: Row, paper: Row | None, device: Device, chosen: bool) -> tuple[s
         fits,
         show_nbytes(p.peak_bytes),
         show_ns(p.step_ns),
-        str(row.graph.workload.chunk or "-"),
+        *((str(row.graph.workload.chunk or "-"),) if chunks else ()),
         f"{p.step_ns / paper.prediction.step_ns:.2f} x" if paper else "-",
         show_ns(p.recompute_ns) if p.recompute_ns else "-",
         _written(p.flash_written_bytes, device),

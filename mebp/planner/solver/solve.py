@@ -198,9 +198,7 @@ class _Attempts:
         """The fastest plan found for one choice of weights to unpack ahead. Its time is the simulator's."""
         found = self.without_stalling() or (self._stalling() if may_wait else [])
         if not found:
-            raise InfeasibleBudget(
-                f"no plan found within {self.budget_bytes} bytes that does not wait for flash", self.budget_bytes, 0
-            )
+            raise InfeasibleBudget(f"nothing fits {self.budget_bytes} bytes without waiting for flash", self.budget_bytes, 0)
         return _fastest(found)
 
     def without_stalling(self) -> list[_Timed]:
