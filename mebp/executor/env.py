@@ -17,7 +17,7 @@ from mebp.kernel.weight import Frozen, plain
 from mebp.models.chunk import Span, spans
 from mebp.models.config import Rope
 from mebp.models.graph import Graph, streamed_of
-from mebp.models.op import Op, Scratch, Weights, float_type
+from mebp.models.op import Op, Part, Scratch, Weights, float_type
 from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import Role, TensorId, WeightId
 from mebp.models.tensor import Tensor as Described
@@ -70,6 +70,7 @@ class Env:
     gradient_norm: float | None = None  # of the last update's gradient, before clipping
     displaced: float = 0.0  # how far along the step's noise the adapters are, within a step of MeZO
     losses: dict[TensorId, float] = field(default_factory=dict)
+    chunked_ns: dict[Part, int] = field(default_factory=dict)  # what the ops within chunked ones took in a step
     on_gradient: Callable[[str, Tensor], None] | None = None
     copied_layer: int | None = None
     copies: dict[WeightId, Frozen] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from mebp.executor.rotary import rope_tables
 from mebp.executor.spill import Spill
 from mebp.models.format import WEIGHTS_FILE
 from mebp.models.graph import Graph
+from mebp.models.op import Part
 from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import TensorId, WeightId
 from mebp.models.tile import stream_rows
@@ -50,13 +51,15 @@ GradientHook = Callable[[str, Tensor], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """One executed step: seconds, loss (mean over labelled tokens), and (start, end) ns of every instruction, 0 for frees.
-    `gradient_norm` is the 2-norm of a deferred gradient before it was clipped, None where no such update was made.
+    `gradient_norm` is the 2-norm of a deferred gradient before it was clipped, None where no such update was made. `chunked_ns` is
+    what the ops within chunked ones took, by part.
     """
 
     seconds: float
     loss: float
     gradient_norm: float | None = None
     spans_ns: list[tuple[int, int]] = field(default_factory=list)
+    chunked_ns: dict[Part, int] = field(default_factory=dict)
 
 
 class Executor:
@@ -114,6 +117,7 @@ class Executor:
         env.share = share or self._share()
         env.on_gradient = on_gradient
         env.losses.clear()
+        env.chunked_ns.clear()
         env.gradient_norm = None
         self._take_arena()
         begin = time.perf_counter_ns()
@@ -130,7 +134,13 @@ class Executor:
         seconds = (time.perf_counter_ns() - begin) / 1e9
         env.clock.step += 1
         env.clock.updates += env.share.last
-        return StepResult(seconds=seconds, loss=mean(env.losses.values()), gradient_norm=env.gradient_norm, spans_ns=spans)
+        return StepResult(
+            seconds=seconds,
+            loss=mean(env.losses.values()),
+            gradient_norm=env.gradient_norm,
+            spans_ns=spans,
+            chunked_ns=dict(env.chunked_ns),
+        )
 
     def _share(self) -> UpdateShare:
         """A step's part in an update, where each counts alike."""

@@ -1,9 +1,9 @@
 """Shapes of ops and weights, and how much longer a machine takes for each than its rates say.
 
 A profile's rates are one for each part of a step; `Device.shapes` says how many times as long an op of one kind and shape takes,
-measured. A shape that it does not name takes the factor of the nearest one that differs in its tokens alone; without one an op
-takes what the rates say, a tile of the head's logits a launch, and a weight that is streamed the average of those that were
-measured, or, where none was, what an Unpack takes.
+measured. A shape that it does not name takes the factor between those of the nearest that differ in their tokens alone; without
+one an op takes what the rates say, a tile of the head's logits a launch, and a weight that is streamed the average of those that
+were measured, or, where none was, what an Unpack takes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,9 @@ MEASURED = {*KINDS, UNPACK, STREAMED, HEAD_TILE}
 
 
 class Factors:
-    """Measured factors by shape; a shape that was not measured takes that of the nearest in tokens, of those otherwise alike."""
+    """Measured factors by shape. Of those that differ in their tokens alone, a shape that was not measured takes the factor between
+    the next shorter and the next longer one, linear in the logarithm of tokens, or that of the nearest where one is missing.
+    """
 
     def __init__(self, shapes: Mapping[str, float]) -> None:
         self._shapes = shapes
@@ -39,20 +41,36 @@ class Factors:
         if shape in self._shapes or not self._alike:
             return self._shapes.get(shape)
         others, tokens = _without_tokens(shape)
-        alike = self._alike.get(others) if tokens else None
-        return min(alike, key=lambda found: abs(log(found[0] / tokens)))[1] if alike else None
+        alike = self._alike.get(others, []) if tokens else []
+        below = max((point for point in alike if point[0] <= tokens), default=None)
+        above = min((point for point in alike if point[0] >= tokens), default=None)
+        if below is None or above is None or below[0] == above[0]:
+            nearest = below or above
+            return nearest and nearest[1]
+        part = log(tokens / below[0]) / log(above[0] / below[0])
+        return below[1] + part * (above[1] - below[1])
+
+    def know(self, shape: str) -> bool:
+        """Whether the shape was measured, or one of fewer tokens and one of more."""
+        others, tokens = _without_tokens(shape)
+        sizes = [size for size, _ in self._alike.get(others, [])]
+        between = tokens not in sizes and bool(sizes) and min(sizes) < tokens < max(sizes)
+        return shape in self._shapes or between
 
 
 def _without_tokens(shape: str) -> tuple[tuple[str, ...], int]:
-    """The words of a shape but those that say how many tokens there are, and that number (0: it has none)."""
-    words, tokens = [], 0
+    """The words of a shape but those that say how many tokens there are, and that number (0: it has none); of attention that of the
+    keys that its last query sees, which is twice what all see on average.
+    """
+    words, extents = [], {}
     for word in shape.split():
         name, _, value = word.partition("=")
         if name not in EXTENTS_OF_TOKENS or (word.startswith("rows=") and shape.startswith((UNPACK, STREAMED))):
             words.append(word)
-        elif name in ("rows", "tokens"):
-            tokens = int(value)
-    return tuple(words), tokens
+        else:
+            extents[name] = int(value)
+    tokens = extents.get("rows", extents.get("tokens", 0))
+    return tuple(words), 2 * extents["pairs"] // extents["seq"] if "pairs" in extents else tokens
 
 
 def shape_of(op: Op, tile: int = 0) -> str:
@@ -98,13 +116,16 @@ def _extents(dims: Dims) -> Iterable[str]:
 
 
 def knows(device: Device, graph: Graph) -> bool:
-    """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack."""
+    """Whether the profile was measured at the shapes of a graph's products and of the weights that they unpack, or at fewer tokens
+    and at more.
+    """
+    factors = Factors(device.shapes)
     products = [op for _, op in flat(graph.ops) if op.kind.is_linear or op.kind.is_attention]
     weights = (graph.weights[weight] for op in products for weight in op.weights)
     unpacked = (weight for weight in weights if not reads_in_place(weight.format, graph.workload.itemsize))
     needed = {shape_of(op) for op in products}
     needed |= {shape for weight in unpacked for shape in (unpacked_shape(weight), streamed_shape(graph.workload, weight))}
-    return needed <= device.shapes.keys()
+    return all(map(factors.know, needed))
 
 
 def remember(device: Device, before: Device) -> Device:

@@ -1,7 +1,8 @@
 """Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash.
 
 What the runtime attains is read off the instruction times of those plans, so a prediction and the run that it predicts share one
-code path. Everything goes into a device profile named `host`.
+code path. A long sequence is measured at its own length and at SHORT_TOKENS: where a step runs in chunks, what its ops work on
+fits the caches. Everything goes into a device profile named `host`.
 """
 
 import os
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 COLD_BYTES = 48e6  # of compressed weights: as many layers as fit in no cache, since no cache fits a model
 VOCAB = 49_152
 STEPS, ROUNDS = 3, 2
-LONG_TOKENS = 1024  # above them a step is long enough to be timed once
+SHORT_TOKENS = 1024  # a step of more is long enough to be timed once, and may run in chunks of about so many
 SPARE_BYTES = 1_500_000  # by which what the import takes differs from run to run
 LARGEST_FRACTION = 2.0  # of what dense products attain alone: above it the difference is not noise
 LEAST_SPREAD = 1.05
@@ -70,8 +71,13 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
         rates = measure_rates(graph)
         report("a few layers of the model")
         store = _small_store(graph, scratch / "store")
-        steps, rounds = (STEPS, ROUNDS) if workload.tokens <= LONG_TOKENS else (1, 1)
+        long = workload.tokens > SHORT_TOKENS
+        steps, rounds = (1, 1) if long else (STEPS, ROUNDS)
         runs, spread = _run(calibration_plans(graph), Job(store=store, steps=steps, spill_dir=scratch), rounds)
+        lengths = [runs]
+        if long:
+            report("the same layers in fewer tokens")
+            lengths.insert(0, _shorter(runs, Job(store=store, steps=steps, spill_dir=scratch)))
         report("flash")  # last: what is written out afterwards slows the processor for seconds
         read, write = measure_flash(scratch)
     factor = rates.fp32_factor if workload.precision == "fp32" else 1.0
@@ -84,7 +90,8 @@ def calibrate(config: ModelConfig, workload: Workload, report: Callable[[str], N
         runtime=_runtime(runs, rates, dense),
         sources=_sources(()),
     )
-    shapes, spaces = shape_factors(device, runs), _workspace(runs)
+    shapes = dict(item for one in lengths for item in shape_factors(device, one).items())
+    spaces = dict(item for one in lengths for item in _workspace(one).items())
     sources = _sources((*(f"{SHAPES}.{name}" for name in shapes), *(f"{WORKSPACE}.{name}" for name in spaces)))
     for key in SPEEDS:
         sources[key] = replace(sources[key], range=(device.value(key) / spread, device.value(key) * spread))
@@ -124,11 +131,12 @@ def _processor() -> str:
 def calibration_plans(graph: Graph) -> Plans:
     """What calibration runs: recipes that do not depend on the device, so any profile will do."""
     device = load_device(ANY_DEVICE)
-    streamed = STRATEGIES["checkpoint-1"]
+    recipe, tiles = STRATEGIES["checkpoint-1"].recipe(graph, device, 0), head_tiles(graph)
     unpacking = {weight: Unpacking.RESIDENT for op in graph.ops if op.kind.is_linear for weight in op.weights}
-    resident = replace(streamed.recipe(graph, device, 0), unpacking=unpacking, head_tile=min(head_tiles(graph)))
+    streamed = replace(recipe, head_tile=max(tiles))  # where tokens are many the recipe's own is the narrowest
+    resident = replace(recipe, unpacking=unpacking, head_tile=min(tiles))
     return Plans(
-        streamed=streamed.plan(graph, device, 0),
+        streamed=lower(graph, device, streamed, name="streamed", budget_bytes=0),
         resident=lower(graph, device, resident, name="resident", budget_bytes=0),
         whole=STRATEGIES["mesp"].plan(graph, device, 0),
         graph=graph,
@@ -168,6 +176,20 @@ def _run(plans: Plans, job: Job, rounds: int) -> tuple[Runs, float]:
         whole=Timed(graph=plans.graph, plan=plans.whole, run=at_speed_of(whole, streamed)),
     )
     return runs, spread
+
+
+def _shorter(runs: Runs, job: Job) -> Runs:
+    """The same plans in SHORT_TOKENS, at the speed that the machine had in `runs`."""
+    graph = runs.streamed.graph
+    labelled = graph.workload.labelled and min(graph.workload.labelled, SHORT_TOKENS)
+    short = build_graph(graph.config, replace(graph.workload, seq_len=SHORT_TOKENS, batch_size=1, labelled=labelled, chunk=0))
+    found, _ = _run(calibration_plans(short), job, 1)
+    work = dense_flops(graph.ops) / dense_flops(short.ops)
+
+    def at_speed(one: Timed) -> Timed:
+        return replace(one, run=at_speed_of(one.run, runs.streamed.run, work))
+
+    return Runs(streamed=at_speed(found.streamed), resident=at_speed(found.resident), whole=at_speed(found.whole))
 
 
 def _dense_rate(graph: Graph) -> float:

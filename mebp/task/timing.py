@@ -78,9 +78,11 @@ class Attained:
     unpack: float
 
 
-def at_speed_of(run: Measurement, other: Measurement) -> Measurement:
-    """A run as it would have been in `other`'s time: the floor of each says how fast the machine was."""
-    factor = other.floor_s / run.floor_s
+def at_speed_of(run: Measurement, other: Measurement, work: float = 1.0) -> Measurement:
+    """A run as it would have been in `other`'s time, whose step has `work` times as many dense products: the floor of each says how
+    fast the machine was.
+    """
+    factor = other.floor_s / (work * run.floor_s)
     return replace(run, durations_ns=tuple(round(ns * factor) for ns in run.durations_ns))
 
 

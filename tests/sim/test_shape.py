@@ -51,6 +51,21 @@ def test_a_profile_knows_the_shapes_that_it_was_measured_at(change: dict[str, ob
     assert not knows(device, small_graph)
 
 
+def test_a_profile_measured_at_two_lengths_knows_those_between(small_graph: Graph, device: Device) -> None:
+    """They are not measured again, and what each of their ops takes lies between."""
+    short, between, long = (build_graph(small_config(), small_workload(seq_len=tokens)) for tokens in (32, 128, 2048))
+    shapes = dict(machine(short, device).shapes)
+    assert not knows(replace(device, shapes=shapes), between)
+    there = replace(device, shapes=shapes | machine(long, device).shapes)
+    assert knows(there, between)
+    assert not knows(there, build_graph(small_config(), small_workload(seq_len=4096)))
+    factors = Factors(there.shapes)
+    for ops in zip(short.ops, between.ops, long.ops, strict=True):
+        if ops[0].kind.is_linear:
+            before, found, behind = (factors.get(shape_of(op)) or 0.0 for op in ops)
+            assert min(before, behind) <= found <= max(before, behind)
+
+
 def test_a_profile_keeps_what_it_knew_of_other_shapes(small_graph: Graph, device: Device) -> None:
     """The rates are measured anew, but a shape that was not met again takes what it took."""
     other = build_graph(small_config(hidden=512, head_dim=128, ffn=1024), small_workload(seq_len=2048))
@@ -99,7 +114,7 @@ def test_products_in_another_precision_keep_what_that_precision_does() -> None:
     assert sizes[0] > 20 * sizes[1]
 
 
-def test_a_shape_that_was_not_measured_takes_the_nearest_in_tokens() -> None:
+def test_a_shape_that_was_not_measured_lies_between_the_next_in_tokens() -> None:
     factors = Factors(
         {
             "linear rows=64 cols=8 outs=4 itemsize=2": 2.0,
@@ -110,8 +125,21 @@ def test_a_shape_that_was_not_measured_takes_the_nearest_in_tokens() -> None:
             "unpack rows=8 cols=4 int8": 1.5,
         }
     )
-    assert factors.get("linear rows=96 cols=8 outs=4 itemsize=2") == 2.0
-    assert factors.get("linear rows=400 cols=8 outs=4 itemsize=2") == 3.0
+    assert factors.get("linear rows=32 cols=8 outs=4 itemsize=2") == 2.0
+    assert factors.get("linear rows=128 cols=8 outs=4 itemsize=2") == pytest.approx(2 + 1 / 3)
+    assert factors.get("linear rows=4096 cols=8 outs=4 itemsize=2") == 3.0
     assert factors.get("linear rows=96 cols=8 outs=5 itemsize=2") is None
     assert factors.get("streamed itemsize=2 tokens=8 rows=9 cols=4 int8") == 0.7
     assert factors.get("unpack rows=9 cols=4 int8") is None
+
+
+def test_attention_goes_by_the_keys_that_it_sees() -> None:
+    """A chunk of queries against a long past takes what a long sequence takes, not what a sequence of its own length does."""
+    factors = Factors(
+        {
+            "attention rows=256 batch=1 seq=256 heads=2 pairs=32896 itemsize=2": 3.0,
+            "attention rows=4096 batch=1 seq=4096 heads=2 pairs=8390656 itemsize=2": 1.0,
+        }
+    )
+    assert factors.get("attention rows=256 batch=1 seq=256 first=7936 heads=2 pairs=1048640 itemsize=2") == 1.0
+    assert factors.get("attention rows=512 batch=2 seq=256 heads=2 pairs=32896 itemsize=2") == 3.0

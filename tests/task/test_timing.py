@@ -28,6 +28,7 @@ RUN = Measurement(arena_bytes=0, baseline_bytes=0, peak_bytes=0, file_bytes=0, s
 def test_runs_are_compared_at_one_speed() -> None:
     slow = replace(RUN, floor_s=0.2, durations_ns=(100, 200))
     assert at_speed_of(slow, RUN).durations_ns == (50, 100)
+    assert at_speed_of(slow, RUN, work=0.25).durations_ns == (200, 400), "the other has a quarter of its products"
 
 
 def test_streaming_is_what_products_take_above_unpacked_ones(small_graph: Graph, device: Device) -> None:

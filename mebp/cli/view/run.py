@@ -66,8 +66,6 @@ def _memory_rows(result: RunResult) -> list[tuple[str, ...]]:
 def _time_rows(result: RunResult) -> list[tuple[str, ...]]:
     predicted = result.predicted
     rows = [_row("step, median", predicted.step_ns, round(result.step_s * 1e9), show_ns)]
-    if result.graph.workload.chunk:
-        return rows  # what a chunked op's time is spent on is not measured
     expected, found = predicted_parts(predicted), measured_parts(result)
     return rows + [_row(f"  {name}", expected[name], found[name], show_ns) for name in PARTS]
 
@@ -81,13 +79,19 @@ def predicted_parts(predicted: Prediction) -> dict[str, int]:
 
 
 def measured_parts(result: RunResult) -> dict[str, int]:
-    """Measured time by part, medians over the last steps; and other: what lay between instructions in the last one."""
+    """Measured time by part, medians over the last steps, that of chunked ops as it was spent in the last one; and other: what lay
+    between instructions there.
+    """
     plan, measured = result.plan, result.measured
-    found = dict.fromkeys(PARTS, 0)
+    found, chunked_ns = dict.fromkeys(PARTS, 0), 0
     for instruction, ns in zip(plan.instructions, measured.durations_ns, strict=True):
-        if instruction.engine is Engine.COMPUTE:
+        if isinstance(instruction, Compute) and result.graph.op[instruction.op].chunks:
+            chunked_ns += ns
+        elif instruction.engine is Engine.COMPUTE:
             part = result.graph.op[instruction.op].kind.part if isinstance(instruction, Compute) else Part.UNPACK
             found[_measurable(part)] += ns
+    for part, ns in measured.chunked_ns.items():
+        found[_measurable(part)] += round(ns * chunked_ns / sum(measured.chunked_ns.values()))
     spans = zip(plan.instructions, measured.spans_ns, strict=True)
     busy_ns = sum(end - start for instruction, (start, end) in spans if instruction.engine is Engine.COMPUTE)
     found["other"] += max(0, round(measured.step_s[-1] * 1e9) - busy_ns)

@@ -1,7 +1,8 @@
 """The floor of a step: the time of its dense products, forward and backward once, nothing decompressed and nothing recomputed.
 
 What remains above it is what a plan pays for compressed weights, recomputation, attention and the rest. Measured in the process
-that ran the step, with weights of the right shapes and random values.
+that ran the step, with weights of the right shapes and random values, and MOST_ROWS tokens at a time: the floor does not depend on
+the chunks that a step runs in.
 """
 
 import time
@@ -16,6 +17,7 @@ from mebp.models.kind.table import first_runs
 
 REPEATS = 5
 ENOUGH_S = 0.5  # of one product: what takes longer is timed less often
+MOST_ROWS = 1024
 LARGEST_BYTES = 32 << 20  # a weight larger than this is measured in slices
 
 
@@ -27,11 +29,12 @@ def floor_seconds(graph: Graph) -> float:
     known: dict[tuple[int, int, int, bool], float] = {}
     total = 0.0
     for count, op in first_runs(graph.ops):
+        rows = min(MOST_ROWS, count * op.dims.rows)
         for transposed in op.kind.products(op):
-            key = (op.dims.rows, op.dims.cols, op.dims.outs, transposed)
+            key = (rows, op.dims.cols, op.dims.outs, transposed)
             if key not in known:
                 known[key] = _product_seconds(*key, dtype)
-            total += count * known[key]
+            total += count * op.dims.rows / rows * known[key]
     return total
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mebp.data.sample import SampleRange
 from mebp.errors import InputError
 from mebp.executor.train.settings import TrainSettings
+from mebp.models.op import Part
 from mebp.text import shortened
 
 Progress = Callable[[int, int], None]  # steps done, and of how many
@@ -78,8 +79,9 @@ class Measurement:
     """What running a plan took. Bytes are resident in the worker; the peak is anonymous memory, its baseline included.
 
     `spans_ns` are (start, end) of every instruction in the last step, from its start, and `memory` (ns, anonymous bytes) over it;
-    `durations_ns` are each instruction's median over the last steps. `floor_s` is what the step's dense products take, forward and
-    backward once (0: not measured); `unpacking` says in a few words how weights are unpacked and multiplied.
+    `chunked_ns` is what the ops within chunked ones took there, by part. `durations_ns` are each instruction's median over the last
+    steps. `floor_s` is what the step's dense products take, forward and backward once (0: not measured); `unpacking` says in a few
+    words how weights are unpacked and multiplied.
     """
 
     arena_bytes: int
@@ -90,6 +92,7 @@ class Measurement:
     loss: tuple[float, ...]
     spans_ns: tuple[tuple[int, int], ...]
     durations_ns: tuple[int, ...] = ()
+    chunked_ns: Mapping[Part, int] = field(default_factory=dict)
     memory: tuple[tuple[int, int], ...] = ()
     floor_s: float = 0.0
     unpacking: str = ""

@@ -77,6 +77,7 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
         loss=tuple(result.loss for result in results),
         spans_ns=tuple(results[-1].spans_ns),
         durations_ns=tuple(int(median(durations)) for durations in zip(*recent, strict=True)),
+        chunked_ns=results[-1].chunked_ns,
         memory=tuple(sampler.curve),
         floor_s=floor_s,
         unpacking=library().path if job.device == "cpu" else "in torch",
