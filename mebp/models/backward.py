@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mebp.models.config import LinearName
-from mebp.models.forward import HEADS, STREAM_GRADIENT, Forward
+from mebp.models.forward import HEADS, KEYS, STREAM_GRADIENT, Forward
 from mebp.models.kind.rope import RopeParams
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 
@@ -34,31 +34,52 @@ class Backward(Forward):
         )
 
     def _layer_backward(self, layer: int) -> None:
-        """In chunks it is two ops, as the forward is: the first adds up the gradients of keys and values."""
+        """In chunks it is two ops, as the forward is: the first adds up the gradients of keys and values. Where attention runs
+        whole, its backward stands between them.
+        """
         if not self.workload.chunk:
-            self._block_backward(layer, HEADS)
-            return
-        sums = [TensorId(f"{layer}.{name}.out.grad") for name in ("k", "v")]
-        self._chunked("chunked_backward", f"{layer}.block.backward", layer, sums, lambda: self._block_again(layer))
-        self._chunked("chunked_backward", f"{layer}.keys.backward", layer, (), lambda: self._keys_again(layer))
+            dy = self._behind_attention_backward(layer)
+            self._heads_backward(layer, self._attention_backward(layer, dy), HEADS)
+        elif self.workload.whole_attention:
+            dy = TensorId(f"{layer}.attention.out.grad")
+            self._chunked("chunked_backward", f"{layer}.block.backward", layer, (dy,), lambda: self._behind_attention_again(layer))
+            grads = self._attention_backward(layer, dy)
+            self._chunked("chunked_backward", f"{layer}.heads.backward", layer, (), lambda: self._heads_again(layer, HEADS, grads))
+        else:
+            sums = [TensorId(f"{layer}.{name}.out.grad") for name in KEYS]
+            self._chunked("chunked_backward", f"{layer}.block.backward", layer, sums, lambda: self._block_again(layer))
+            self._chunked("chunked_backward", f"{layer}.heads.backward", layer, (), lambda: self._keys_again(layer))
 
     def _block_again(self, layer: int) -> None:
         """A chunk's forward, recomputed right before its backward; what the backward does not need of it is dropped later."""
         self._layer_block("", layer, self.stream[layer], ("q",))
-        self._block_backward(layer, ("q",))
+        grads = self._attention_backward(layer, self._behind_attention_backward(layer))
+        self._heads_backward(layer, grads, ("q",))
+
+    def _behind_attention_again(self, layer: int) -> None:
+        """The same for what follows attention."""
+        self._behind_attention("", layer, self.stream[layer], TensorId(f"{layer}.attention.out"))
+        self._behind_attention_backward(layer)
 
     def _keys_again(self, layer: int) -> None:
         """The same for keys and values, whose gradients are sums in fp32."""
-        self._heads("", layer, self.stream[layer], ("k", "v"))
         width, grads = self.config.kv_width, {}
-        for name in ("k", "v"):
+        for name in KEYS:
             grads[f"d{name}"] = self._gradient(layer, f"{name}.part", width)
             reads, writes = {"x": TensorId(f"{layer}.{name}.out.grad")}, {"y": grads[f"d{name}"]}
             self._append("narrow", f"{layer}.{name}.narrow", layer, self._dims(cols=width), reads=reads, writes=writes)
-        self._heads_backward(layer, grads, ("v", "k"))
+        self._heads_again(layer, KEYS, grads)
 
-    def _block_backward(self, layer: int, heads: Sequence[LinearName]) -> None:
-        """The backward of a layer, down to those of queries, keys and values that are in `heads`."""
+    def _heads_again(self, layer: int, names: Sequence[LinearName], grads: Mapping[str, TensorId]) -> None:
+        """The same for those of queries, keys and values that are named, as far as their backward needs it."""
+        normed = self._normed_input("", layer, self.stream[layer])
+        for name in names:
+            if name != "v" and self.config.qk_norm_width(name):
+                self._linear("", layer, name, normed)
+        self._heads_backward(layer, grads, names)
+
+    def _behind_attention_backward(self, layer: int) -> TensorId:
+        """The backward of a layer down to what attention made; its gradient."""
         c, middle = self.config, TensorId(f"{layer}.residual1.out")
         dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
         y = TensorId(f"{layer}.glu.out")  # whose place its gradient takes; without an adapter nothing needs y at all
@@ -69,9 +90,7 @@ class Backward(Forward):
         self._linear_backward(layer, "gate", dgate, x, c.hidden, into=dx)
         self._norm_backward_into_stream(layer, "norm2", dx, middle)
         dy = self._branch_backward(layer, "residual1", "post_attention_norm", "o")
-        dy = self._linear_backward(layer, "o", dy, TensorId(f"{layer}.attention.out"), c.q_width)
-        grads = self._attention_backward(layer, dy)
-        self._heads_backward(layer, grads, [name for name in ("v", "k", "q") if name in heads])
+        return self._linear_backward(layer, "o", dy, TensorId(f"{layer}.attention.out"), c.q_width)
 
     def _branch_backward(self, layer: int, residual: str, norm: str, linear: LinearName) -> TensorId:
         """The gradient of what `linear` adds to the stream, by way of the residual's scale and the norm after it."""
@@ -112,7 +131,7 @@ class Backward(Forward):
         """From the gradients of queries, keys and values to that of the layer's input."""
         c = self.config
         x, dx = self._block_input(layer, "norm1", self.stream[layer])
-        for name in names:
+        for name in reversed(names):
             if name != "v":
                 self._unrotate(layer, name, grads[f"d{name}"], c.num_heads if name == "q" else c.num_kv_heads)
             dx = self._linear_backward(layer, name, grads[f"d{name}"], x, c.hidden, into=dx)

@@ -20,6 +20,7 @@ from mebp.models.workload import Workload
 EMBEDDING = WeightId("embedding.weight")
 HEAD = WeightId("head.weight")
 HEADS: tuple[LinearName, ...] = ("q", "k", "v")
+KEYS: tuple[LinearName, ...] = ("k", "v")  # and values
 STREAM_GRADIENT = TensorId("stream.grad")
 
 
@@ -91,20 +92,31 @@ class Forward(StepBuilder):
         return self._tensor(tag, "loss", (1,), Role.LOSS, None, itemsize=FLOAT_BYTES)
 
     def _layer_forward(self, tag: str, layer: int, x: TensorId) -> TensorId:
-        """In chunks it is two ops: the keys and values of all tokens, and the rest, whose queries need those of all before them."""
+        """In chunks it is two ops: the keys and values of all tokens, and the rest, whose queries need those of all before them.
+        Where attention runs whole, it stands between the queries, keys and values of all tokens and the rest.
+        """
         if not self.workload.chunk:
             return self._layer_block(tag, layer, x, HEADS)
-        keys = [self._head_input(layer, name, tag) for name in ("k", "v")]
-        self._chunked("chunked", f"{tag}{layer}.keys", layer, keys, lambda: self._heads(tag, layer, x, ("k", "v")))
+        whole: Sequence[LinearName] = HEADS if self.workload.whole_attention else KEYS
+        spanning = [self._head_input(layer, name, tag) for name in whole]
+        self._chunked("chunked", f"{tag}{layer}.heads", layer, spanning, lambda: self._heads(tag, layer, x, whole))
         end = TensorId(f"{tag}{layer}.residual2.out")
-        self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._layer_block(tag, layer, x, ("q",)))
+        if self.workload.whole_attention:
+            y = self._attention(tag, layer)
+            self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._behind_attention(tag, layer, x, y))
+        else:
+            self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._layer_block(tag, layer, x, ("q",)))
         return end
 
     def _layer_block(self, tag: str, layer: int, x: TensorId, heads: Sequence[LinearName]) -> TensorId:
         """A layer from its input `x` on; those of queries, keys and values that are not in `heads` are there."""
-        before, after = self.config.norms != "after", self.config.norms != "before"
         self._heads(tag, layer, x, heads)
-        y = self._linear(tag, layer, "o", self._attention(tag, layer))
+        return self._behind_attention(tag, layer, x, self._attention(tag, layer))
+
+    def _behind_attention(self, tag: str, layer: int, x: TensorId, attended: TensorId) -> TensorId:
+        """A layer from what attention made of its input `x` on."""
+        before, after = self.config.norms != "after", self.config.norms != "before"
+        y = self._linear(tag, layer, "o", attended)
         if after:
             y = self._norm(tag, layer, "post_attention_norm", y)
         middle = self._residual(tag, layer, "residual1", x, y)
@@ -115,8 +127,7 @@ class Forward(StepBuilder):
 
     def _heads(self, tag: str, layer: int, x: TensorId, names: Sequence[LinearName]) -> None:
         """Those of queries, keys and values that are named, as attention reads them."""
-        c = self.config
-        normed = x if c.norms == "after" else self._norm(tag, layer, "norm1", x)
+        c, normed = self.config, self._normed_input(tag, layer, x)
         for name in names:
             y = self._linear(tag, layer, name, normed)
             if name == "v":
@@ -124,6 +135,10 @@ class Forward(StepBuilder):
             if width := c.qk_norm_width(name):
                 y = self._norm(tag, layer, f"{name}_norm", y, width, c.linear_shape(name)[0] // width)
             self._rope(tag, layer, name, y, c.num_heads if name == "q" else c.num_kv_heads)
+
+    def _normed_input(self, tag: str, layer: int, x: TensorId) -> TensorId:
+        """What queries, keys and values are made of."""
+        return x if self.config.norms == "after" else self._norm(tag, layer, "norm1", x)
 
     def _head_input(self, layer: int, name: LinearName, tag: str = "") -> TensorId:
         """What attention reads as queries, keys or values: the last op's output of rotation, norm and linear, as far as there are

@@ -51,7 +51,8 @@ class Workload:
     over all adapters together, where it is longer; 0 leaves it alone. With `states_in_file` the optimizer state lies in a
     mapped file. With `evaluations` = 2 the loss is computed twice, as published code does for a metric. With `layer_copies` a
     layer's compressed weights are read into memory of the process's own while it runs, as published code does too; else they stay
-    in the mapped file. With `chunk` layers and head run on so many tokens at a time; 0: on all at once.
+    in the mapped file. With `chunk` layers and head run on so many tokens at a time; 0: on all at once. With `whole_attention`
+    attention alone runs on all at once all the same, so that what it reads and makes may be saved.
     """
 
     seq_len: int = 256
@@ -68,6 +69,7 @@ class Workload:
     evaluations: int = 1
     layer_copies: bool = False
     chunk: int = 0
+    whole_attention: bool = False
 
     @property
     def defers_gradients(self) -> bool:
@@ -130,6 +132,8 @@ def require_workload(config: ModelConfig, workload: Workload) -> None:
         raise InputError(f"`dropout` = {workload.lora.dropout:g}: must be between 0 and {MOST_DROPOUT}")
     require_whole("`accumulate`", workload.accumulate, 1, MAX_TOKENS)
     require_whole("`chunk`", workload.chunk, 0, MAX_TOKENS)
+    if workload.whole_attention and not workload.chunk:
+        raise InputError("`whole_attention` says how a step runs in chunks: name `chunk` too, or leave it out")
     require_whole("`evaluations`", workload.evaluations, 1, 2)
     if not 0 <= workload.clip_norm < float("inf"):
         raise InputError(f"`clip_norm` = {workload.clip_norm}: must be a positive number, or 0 for no clipping")

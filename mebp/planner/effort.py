@@ -39,6 +39,7 @@ class Phase(Enum):
     START = Share(part=0.1, wall_part=0.1)  # any plan to start from, where none is known
     RETRY = Share(part=0.5, at_least_s=0.6)  # every further placement: in less room, with less flash, with waiting
     VARIANT = Share(part=0.5, at_least_s=0.6, watched=False)  # every choice of weights to unpack ahead
+    CHUNKS = Share(part=0.25, at_least_s=0.3)  # every further size of chunks
     LEAST = Share(
         at_most_s=0.2, wall_part=0.1, watched=False
     )  # every search for the least plan: first without writes, then under the cap

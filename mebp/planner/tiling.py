@@ -14,13 +14,13 @@ from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.build import build_graph
 from mebp.models.graph import Graph
 from mebp.plan import Plan
-from mebp.planner.effort import Effort
+from mebp.planner.effort import Effort, Phase
 from mebp.planner.solver.problem import LONGEST_STEP_NS, Problem, pose
 from mebp.planner.solver.solve import least_plan, solve, write_less
 from mebp.sim.device import Device
 from mebp.sim.footprint import arena_budget, outside_arena
 
-CHUNKS = (2048, 1024, 512, 256)  # tokens
+WAYS = ((1024, True), (1024, False), (512, False), (256, False))  # tokens of a chunk, and whether attention runs whole
 FEW_TOKENS = 1024  # up to so many, a step that runs whole may need less memory than one in chunks
 
 
@@ -67,13 +67,15 @@ class Tilings:
         found: dict[int, Plan] = {}
         late: NoPlanInTime | None = None
         waits = max(bounds, default=0) if least is None else self._number(least)  # there plans may wait for flash
-        open_ns = dict(bounds)  # what plans may take in chunks of each size, as far as is known
-        for number in sorted(bounds, key=lambda number: (bounds[number], number)):
-            if found and (bounds[number] >= min(map(_step_ns, found.values())) or effort.over):
+        rooms = {number: arena_budget(self.graphs[number], self.device, budget_bytes) for number in bounds}
+        open_ns = {number: self._problem(number).class_bound_ns(room) for number, room in rooms.items()}  # as far as is known
+        for number in sorted(bounds, key=lambda number: (open_ns[number], number)):
+            if found and (open_ns[number] >= min(map(_step_ns, found.values())) or effort.over):
                 continue
             try:
                 known = least if number == waits else None
-                found[number] = solve(self._problem(number), budget_bytes, effort, known, may_wait=number == waits)
+                share = effort.of(Phase.CHUNKS) if found else effort
+                found[number] = solve(self._problem(number), budget_bytes, share, known, may_wait=number == waits)
                 open_ns[number] = _bound_ns(found[number])
             except InfeasibleBudget:
                 del open_ns[number]
@@ -114,8 +116,8 @@ def tilings(graph: Graph, device: Device, effort: Effort | None = None) -> Tilin
 def in_chunks(graph: Graph) -> tuple[Graph, ...]:
     """A step as it is, and in smaller and smaller chunks unless it says itself in which."""
     workload = graph.workload
-    sizes = [] if workload.chunk else [chunk for chunk in CHUNKS if chunk < workload.tokens]
-    return (graph, *(build_graph(graph.config, replace(workload, chunk=chunk)) for chunk in sizes))
+    ways = [] if workload.chunk else [(chunk, whole) for chunk, whole in WAYS if chunk < workload.tokens]
+    return (graph, *(build_graph(graph.config, replace(workload, chunk=chunk, whole_attention=whole)) for chunk, whole in ways))
 
 
 def _step_ns(plan: Plan) -> int:

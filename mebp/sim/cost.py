@@ -149,6 +149,15 @@ class CostModel:
         within_ns = self._unpack_count_ns(weight, weight.count, measured)
         return {Part.UNPACK: within_ns, Part.LAUNCH: 0} if is_fused(within_ns, sum(whole.values())) else whole
 
+    def repeats_ns(self, op: Op, weights: Weights) -> int:
+        """Nanoseconds that streaming these weights takes in the chunks of `op` after the first: what unpacking them once saves."""
+        return sum((op.uses(weight) - 1) * self.streaming_ns(self.graph.weights[weight]) for weight in weights) if op.chunks else 0
+
+    def whole_saves_ns(self, op: Op, weights: Weights) -> int:
+        """Nanoseconds that unpacking these weights once, before `op`, saves of streaming them in each of its chunks."""
+        found = (self.graph.weights[weight] for weight in weights)
+        return sum(op.uses(one.id) * self.streaming_ns(one) - self.unpack_ns(one) - self.launch_ns for one in found)
+
     def streams_within(self, weight: Weight) -> bool:
         """Whether unpacking within products takes so little that a weight is never worth unpacking whole for a use or two."""
         return self.streaming_ns(weight) < self.unpack_ns(weight) + self.launch_ns and weight.id not in self.ahead

@@ -19,7 +19,7 @@ PREDICTION = [
     *("peak_bytes", "peak_breakdown", "step_time_us", "time_breakdown", "recompute_time_us", "unpack_time_us"),
     *("flash_read_bytes", "flash_written_bytes", "spill_bytes", "weight_file_bytes"),
 ]
-ROW = ["name", "exact", "fits", *PREDICTION, "arena_bytes", "chunk_tokens", "solver"]
+ROW = ["name", "exact", "fits", *PREDICTION, "arena_bytes", "chunk_tokens", "whole_attention", "solver"]
 SOLVER = ["status", "bound_us", "gap", "wall_s", "scope", "whole_bound_us", "whole_gap", "whole_scope"]
 KNOB = ["flags", "least_budget_bytes", "best_step_time_us", "weight_file_bytes"]
 

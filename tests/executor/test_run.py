@@ -128,26 +128,29 @@ def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_chunks_have_the_gradients_of_autograd(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("whole_attention", "plans"), [(False, ["checkpoint-1", "least-dry"]), (True, ["keep-all", "least-dry"])])
+def test_chunks_have_the_gradients_of_autograd(family: str, whole_attention: bool, plans: list[str], tmp_path: Path) -> None:
     """Chunks that do not divide the sequence, in two sequences."""
-    require_exact(trial(family, tmp_path, seq_len=23, batch_size=2, chunk=8), ["checkpoint-1", "least-dry"])
+    require_exact(trial(family, tmp_path, seq_len=23, batch_size=2, chunk=8, whole_attention=whole_attention), plans)
 
 
 @pytest.mark.parametrize("family", UNLIKE)
-def test_a_chunk_may_be_some_sequences(family: str, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path, seq_len=7, batch_size=5, chunk=15), ["mebp", "least"])
+@pytest.mark.parametrize(("whole_attention", "plan"), [(False, "least"), (True, "mebp")])
+def test_a_chunk_may_be_some_sequences(family: str, whole_attention: bool, plan: str, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=7, batch_size=5, chunk=15, whole_attention=whole_attention), [plan])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
-def test_four_chunks_of_a_long_sequence_are_exact(family: str, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path, seq_len=2048, batch_size=2, chunk=512), ["least-dry"])
+@pytest.mark.parametrize(("family", "whole_attention"), [("qwen2", True), ("gemma3", False)])
+def test_four_chunks_of_a_long_sequence_are_exact(family: str, whole_attention: bool, tmp_path: Path) -> None:
+    require_exact(trial(family, tmp_path, seq_len=2048, batch_size=2, chunk=512, whole_attention=whole_attention), ["least-dry"])
 
 
+@pytest.mark.parametrize("whole_attention", [False, True])
 @pytest.mark.parametrize("targets", [("v",), ("q", "down"), ("o", "gate")])
-def test_chunks_with_adapters_on_some_linears_are_exact(targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_chunks_with_adapters_on_some_linears_are_exact(whole_attention: bool, targets: tuple[str, ...], tmp_path: Path) -> None:
     lora = Lora(rank=3, alpha=5.0, targets=targets)  # type: ignore[arg-type]
-    require_exact(trial("gemma3", tmp_path, seq_len=23, lora=lora, chunk=8), ["least", "keep-all"])
+    require_exact(trial("gemma3", tmp_path, seq_len=23, lora=lora, chunk=8, whole_attention=whole_attention), ["least", "keep-all"])
 
 
 def test_chunks_without_any_label_add_nothing(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ HEAD = HeadOption(tile=16, peak=3, duration_ns=0)
 
 
 def random_option(draw: random.Random) -> Option:
-    kept = draw.randint(1, 9)
+    kept, again_ns = draw.randint(1, 9), draw.randint(0, 40)
     return Option(
         saving={},
         shared=frozenset(),
@@ -48,7 +48,8 @@ def random_option(draw: random.Random) -> Option:
         stored_bytes=draw.choice((0, 0, 2, 5)),
         store_ns=0,
         load_ns=0,
-        recompute_ns=draw.randint(0, 40),
+        recompute_ns=again_ns,
+        once_ns=again_ns,
         forward_peak=0,
         backward_peak=kept + draw.randint(0, 9),
     )

@@ -17,7 +17,7 @@ from mebp.planner.solver.rules import (
     NothingResident,
     OneOptionPerLayer,
     ResidentReadAgain,
-    SegmentsAreStreamed,
+    ResidentWhereStreamed,
     rules_of,
 )
 from mebp.planner.solver.variables import HeadOption, Variables
@@ -35,6 +35,7 @@ def option(kept: int, stored: int, ns: int, peak: int) -> Option:
         store_ns=stored,
         load_ns=stored,
         recompute_ns=ns,
+        once_ns=ns,
         forward_peak=0,
         backward_peak=peak,
     )
@@ -111,7 +112,7 @@ def test_stores_stay_within_cap_and_time(cap: int, time: int, kept: int) -> None
     assert chain.best("kept_bytes") == kept
 
 
-WEIGHT = Candidate(role="q", nbytes=60, streaming_ns=7, uses=2)
+WEIGHT = Candidate(role="q", nbytes=60, streaming_ns=7, uses=2, chunks=1)
 READ_AGAIN = replace(option(0, 0, 10, 30), read_again=frozenset({"q"}))
 SEGMENT = replace(option(0, 0, 5, 30), layers=2)
 
@@ -156,7 +157,7 @@ def test_only_layers_that_read_a_weight_again_save_a_third_unpacking() -> None:
 @pytest.mark.parametrize(("segments", "resident"), [(0, 4), (1, 2), (2, 0)])
 def test_weights_of_segments_are_not_resident(segments: int, resident: int) -> None:
     weights = Weights(option(0, 0, 10, 30), SEGMENT)
-    SegmentsAreStreamed().post(weights.model, weights.variables)
+    ResidentWhereStreamed().post(weights.model, weights.variables)
     ResidentReadAgain().post(weights.model, weights.variables)
     counts = {o.layers: count for o, count in zip(weights.variables.options[0], weights.variables.count[0], strict=True)}
     weights.model.add(counts[2] == segments)

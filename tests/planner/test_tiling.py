@@ -7,12 +7,17 @@ import pytest
 from mebp.check import check
 from mebp.errors import InfeasibleBudget
 from mebp.models.build import build_graph
+from mebp.models.catalogue import load_model
+from mebp.models.config import LINEARS
 from mebp.models.graph import Graph
-from mebp.plan import Plan
+from mebp.plan import Engine, Plan, Unpack
 from mebp.planner.effort import Effort
+from mebp.planner.layer.option import relabel
 from mebp.planner.length import over_lengths
+from mebp.planner.recipe.lower import lower
+from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking
 from mebp.planner.recipe.strategies import STRATEGIES
-from mebp.planner.tiling import CHUNKS, Tilings, in_chunks, tilings
+from mebp.planner.tiling import WAYS, Tilings, in_chunks, tilings
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device
@@ -49,7 +54,8 @@ def require_valid(step: Tilings, plan: Plan, budget_bytes: int) -> None:
 
 
 def test_a_step_is_offered_in_chunks_shorter_than_it_is(long_graph: Graph) -> None:
-    assert [graph.workload.chunk for graph in in_chunks(long_graph)] == [0, *(chunk for chunk in CHUNKS if chunk < 1200)]
+    ways = [(graph.workload.chunk, graph.workload.whole_attention) for graph in in_chunks(long_graph)]
+    assert ways == [(0, False), *(way for way in WAYS if way[0] < 1200)]
     asked = build_graph(long_graph.config, replace(long_graph.workload, chunk=100))
     assert in_chunks(asked) == (asked,)
 
@@ -71,6 +77,43 @@ def test_with_all_the_room_there_is_it_runs_whole(step: Tilings) -> None:
     require_valid(step, plan, 10**9)
     assert plan.solver is not None
     assert plan.solver.status == "optimal"
+
+
+@pytest.fixture(scope="module")
+def many_chunks() -> Graph:
+    config = load_model("qwen3-0.6b")
+    return build_graph(replace(config, windows=config.windows[:3]), small_workload(seq_len=512, chunk=64))
+
+
+def test_no_recipe_in_chunks_is_faster_than_the_bound_in_its_room(many_chunks: Graph) -> None:
+    """Those too that unpack a weight once for all chunks of an op."""
+    device = load_device("iphone15promax").with_value("runtime.flash_write_cap_bytes", 0.0)
+    plans = [strategy.plan(many_chunks, device, 0) for strategy in STRATEGIES.values()]
+    plans = [plan for plan in plans if plan.workload == many_chunks.workload]
+    assert any(isinstance(instruction, Unpack) for plan in plans for instruction in plan.instructions)
+    for plan in plans:
+        bound_ns = posed(many_chunks, device).whole_bound_ns(plan.arena_bytes)
+        assert bound_ns <= simulate(plan, many_chunks, device).step_ns, plan.name
+
+
+def test_weights_unpacked_once_for_all_chunks_take_what_their_options_say(many_chunks: Graph) -> None:
+    device = load_device("iphone15promax")
+    problem = posed(many_chunks, device)
+    wholes = {option.whole for stretch in problem.stretches for option in stretch.menu.options}
+    assert max(map(len, wholes)) == len(LINEARS), "all weights of a layer at most"
+    for whole in wholes:
+        saving, unpacking, step_ns = {many_chunks.stream[-1]: Saving.KEEP}, {}, problem.base_ns + problem.heads[0].duration_ns
+        for stretch in problem.stretches:
+            options = (one for one in stretch.menu.options if one.takes_residents or one.whole)
+            chosen = min((one for one in options if one.whole == whole and not one.shared), key=lambda one: one.recompute_ns)
+            step_ns += len(stretch.layers) * chosen.recompute_ns
+            for layer in stretch.layers:
+                saving |= relabel(chosen.saving, [stretch.menu.source], [layer])
+                unpacking |= {layer.weights[role]: Unpacking.WHOLE for role in whole}
+        recipe = Recipe(saving=saving, unpacking=unpacking, head_tile=problem.heads[0].tile)
+        plan = lower(many_chunks, device, recipe, name="whole", budget_bytes=0)
+        check(plan, many_chunks)
+        assert simulate(plan, many_chunks, device).busy_ns[Engine.COMPUTE] == step_ns
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def row_fields(row: Row) -> dict[str, Any]:
         **prediction_fields(row.prediction),
         "arena_bytes": row.plan.arena_bytes,
         "chunk_tokens": row.graph.workload.chunk or None,
+        "whole_attention": row.graph.workload.whole_attention or not row.graph.workload.chunk,
         "solver": None
         if solver is None
         else {

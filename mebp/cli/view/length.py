@@ -73,6 +73,7 @@ def _fields(found: Sequence[Tradeoff]) -> Iterator[dict[str, Any]]:
                 "tokens_per_s": round(row.tokens_per_s, 3),
                 "flash_written_bytes": p.flash_written_bytes,
                 "chunk_tokens": row.graph.workload.chunk,
+                "whole_attention": row.graph.workload.whole_attention or not row.graph.workload.chunk,
             }
 
 

@@ -32,8 +32,8 @@ def print_wrapped(console: "Console", lines: list[str]) -> None:
 def does(row: Row) -> str:
     """What a plan does with activations."""
     found = counts(row.plan, row.graph, row.prediction)
-    chunk = row.graph.workload.chunk
-    parts = [f"runs in chunks of {chunk} tokens"] if chunk else []
+    chunk, whole = row.graph.workload.chunk, row.graph.workload.whole_attention
+    parts = [f"runs in chunks of {chunk} tokens{' but for attention' if whole else ''}"] if chunk else []
     parts += [f"keeps {show_nbytes(kept_bytes(row.plan, row.graph))} of activations for backward"]
     if found.stored:
         parts.append(f"writes {found.stored} tensors ({show_nbytes(row.prediction.flash_written_bytes)}) to flash")

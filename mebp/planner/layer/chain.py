@@ -12,7 +12,7 @@ from itertools import groupby
 from mebp.models.graph import Graph, Layer
 from mebp.models.op import Part
 from mebp.models.tensor import TensorId, Weight, WeightId, align
-from mebp.planner.layer.menu import layer_shape, menu_options
+from mebp.planner.layer.menu import layer_shape, menu_options, whole_sets
 from mebp.planner.layer.option import Option, pass_ns
 from mebp.planner.layer.segment import segments
 from mebp.sim.cost import CostModel
@@ -20,14 +20,15 @@ from mebp.sim.cost import CostModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A weight that may be resident: its unpacked bytes, the time that each pass over all tokens saves by it, and passes per step
-    (recomputation apart).
+    """A weight that may be resident: its unpacked bytes, the time that each pass over all tokens saves by it, passes per step
+    (recomputation apart), and how often a pass streams it.
     """
 
     role: str
     nbytes: int
     streaming_ns: int
     uses: int
+    chunks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ def stretches(graph: Graph, cost: CostModel, require_time: Callable[[], None], *
         shape = shapes[source.number]
         if shape not in menus:
             options = menu_options(graph, cost, source, require_time)
-            options += segments(graph, cost, alike, options, require_time) if segmented else []
+            wholes = whole_sets(graph, cost, source)
+            options += segments(graph, cost, alike, options, wholes, require_time) if segmented else []
             menus[shape] = make_menu(len(menus), source, options, layer_candidates(graph, cost, source))
     options = menu_options(graph, cost, last, require_time, last=True)
     at_the_head = make_menu(len(menus), last, options, layer_candidates(graph, cost, last))
@@ -87,17 +89,18 @@ def layer_candidates(graph: Graph, cost: CostModel, layer: Layer) -> list[Candid
     for role, streaming_ns in pass_ns(graph, cost, layer).items():
         weight = graph.weights[layer.weights[role]]
         forward, backward = (sum(op.uses(weight.id) for op in ops) for ops in (layer.forward, layer.backward))
-        found += [_candidate(graph, weight, streaming_ns, 1 + backward // forward)] if streaming_ns else []
+        found += [_candidate(graph, weight, streaming_ns, 1 + backward // forward, forward)] if streaming_ns else []
     return found
 
 
 def head_candidate(graph: Graph, cost: CostModel) -> Candidate | None:
     """The head's weight, where residence would save time for it."""
     weight = graph.weights[graph.head.weights[0]]
-    streaming_ns = graph.head.uses(weight.id) * cost.streaming_parts(weight)[Part.UNPACK]
-    return _candidate(graph, weight, streaming_ns, 1) if streaming_ns else None
+    chunks = graph.head.uses(weight.id)
+    streaming_ns = chunks * cost.streaming_parts(weight)[Part.UNPACK]
+    return _candidate(graph, weight, streaming_ns, 1, chunks) if streaming_ns else None
 
 
-def _candidate(graph: Graph, weight: Weight, streaming_ns: int, uses: int) -> Candidate:
+def _candidate(graph: Graph, weight: Weight, streaming_ns: int, uses: int, chunks: int) -> Candidate:
     nbytes = align(graph.tensors[TensorId(weight.id)].nbytes)
-    return Candidate(role=weight.role, nbytes=nbytes, streaming_ns=streaming_ns, uses=uses)
+    return Candidate(role=weight.role, nbytes=nbytes, streaming_ns=streaming_ns, uses=uses, chunks=chunks)

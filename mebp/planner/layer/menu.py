@@ -2,8 +2,9 @@
 
 An exact CP-SAT model per distinct layer: minimise recomputation under a cap on saved bytes, lower the cap below what was used,
 and again (epsilon-constraint), so that every set on the trade-off curve of bytes against time is found. Each set is then offered
-kept, stored, or split between layer input and rest, and with weights shared by recomputation and backward or streamed twice. What
-each way needs of memory is read off the schedule of that layer.
+kept, stored, or split between layer input and rest, and with weights shared by recomputation and backward or streamed twice; where
+the layer runs in chunks also with more and more weights unpacked whole, which each chunk would else stream. What each way needs of
+memory is read off the schedule of that layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ def menu_options(
     """Every undominated option of `layer`; the `last` one has no layer above it during whose backward its first load could run."""
     lead_ns = _lead_ns(graph, cost) if last else None
     backward_weights = {weight for op in layer.backward for weight in op.weights}
+    wholes = whole_sets(graph, cost, layer)
     found: list[Option] = []
     for saved in saved_sets(graph, cost, layer):
         require_time()
@@ -43,7 +45,20 @@ def menu_options(
             shareable = {w for w in (recomputed & backward_weights) - cost.ahead if not cost.streams_within(graph.weights[w])}
             shares = {frozenset[str](), frozenset(graph.weights[weight].role for weight in shareable)}
             found += [make_option(graph, cost, layer, saving, shared=shared, lead_ns=lead_ns) for shared in sorted(shares, key=len)]
+            found += [make_option(graph, cost, layer, saving, whole=whole, lead_ns=lead_ns) for whole in wholes]
     return undominated(found, pass_ns(graph, cost, layer))
+
+
+def whole_sets(graph: Graph, cost: CostModel, layer: Layer) -> list[frozenset[str]]:
+    """Weights, by role, to unpack whole where a layer runs in chunks: those of its first op, then the smallest of the others too,
+    the two smallest and so on.
+    """
+    if not graph.workload.chunk:
+        return []
+    first, *others = ([graph.weights[weight] for weight in op.weights] for op in layer.forward if op.kind.is_of_layers)
+    later = sorted((weight for weights in others for weight in weights), key=lambda weight: weight.count)
+    roles = [weight.role for weight in (*first, *later) if weight.id not in cost.ahead and not cost.streams_within(weight)]
+    return [frozenset(roles[:count]) for count in range(len(first), len(roles) + 1)]
 
 
 def _lead_ns(graph: Graph, cost: CostModel) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mebp.models.graph import Graph, Layer
-from mebp.models.op import Op
+from mebp.models.op import Op, Weights
 from mebp.models.tensor import Tensor, TensorId, align
 from mebp.planner.recipe.flash import first_wait_ns, hoist_loads, hoist_unpacking
 from mebp.planner.recipe.lower import live_profile
@@ -21,12 +21,15 @@ class Option:
 
     `forward_peak` and `backward_peak` include what the layer itself keeps and its input, not what other layers keep.
     `wait_ns` is how long its first load is waited for, where no layer above runs meanwhile. `shared` are the weights, by role, that
-    are unpacked once for recomputation and backward; `read_again` those that recomputation reads in addition to forward and
-    backward. `input_bytes` are those of the layer's input, whatever becomes of it.
+    are unpacked once for recomputation and backward, `whole` those that are unpacked before each op that uses them; `read_again`
+    those that recomputation reads in addition to forward and backward, where residence would save that. `once_ns` is what
+    recomputation takes at least where no chunked op unpacks a weight twice. `input_bytes` are those of the layer's input, whatever
+    becomes of it.
     """
 
     saving: Mapping[TensorId, Saving]
     shared: frozenset[str]
+    whole: frozenset[str] = frozenset()
     read_again: frozenset[str]
     input_bytes: int
     kept_bytes: int
@@ -38,10 +41,16 @@ class Option:
     backward_peak: int
     layers: int = 1
     wait_ns: int = 0
+    once_ns: int
 
     @property
     def peak(self) -> int:
         return max(self.forward_peak, self.backward_peak)
+
+    @property
+    def takes_residents(self) -> bool:
+        """Whether its weights may be resident."""
+        return self.layers == 1 and not self.whole
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -55,19 +64,26 @@ def make_option(
     saving: Mapping[TensorId, Saving],
     *,
     shared: frozenset[str] = frozenset(),
+    whole: frozenset[str] = frozenset(),
     lead_ns: int | None = None,
 ) -> Option:
     """Read off a layer's schedule what a way of saving takes; with `lead_ns` (see flash.first_wait_ns) its first loads are waited
     for.
     """
-    shared_ids = [layer.weights[role] for role in shared]
-    unpacking = dict.fromkeys(cost.ahead, Unpacking.AHEAD) | dict.fromkeys(shared_ids, Unpacking.SHARED)
+    unpacking = dict.fromkeys(cost.ahead, Unpacking.AHEAD)
+    for op in layer.ops:
+        unpacking |= dict.fromkeys(_with_roles(graph, op, shared), Unpacking.SHARED)
+        unpacking |= dict.fromkeys(_with_roles(graph, op, whole), Unpacking.WHOLE)
     forward, backward = _layer_steps(graph, Recipe(saving=saving, unpacking=unpacking, head_tile=0), layer)
     wait_ns = first_wait_ns(backward, cost, lead_ns) if lead_ns is not None else 0
     steps = hoist_loads([*forward, *backward], cost, turn := len(forward))
     steps = hoist_unpacking(steps[:turn], cost) + hoist_unpacking(steps[turn:], cost)
     profile = live_profile(steps, graph)
     recomputed = [step.op for step in steps if isinstance(step, Run) and step.recompute]
+    streamed = [(op, _with_roles(graph, op, shared, others=True)) for op in recomputed]
+    again_ns = sum(cost.op_ns(op, streamed=weights) for op, weights in streamed)  # a shared one's unpacking is what backward saves
+    saved_ns = sum(cost.repeats_ns(op, _with_roles(graph, op, shared)) for op in layer.backward)
+    saved_ns += sum(cost.whole_saves_ns(op, _with_roles(graph, op, whole)) for op in (*layer.ops, *recomputed))
     tensors: Mapping[TensorId, Tensor] = graph.tensors
     stored = [tensors[t].nbytes for t, choice in saving.items() if choice is Saving.STORE]
     input_bytes = align(tensors[layer.input].nbytes)
@@ -75,14 +91,16 @@ def make_option(
     return Option(
         saving=saving,
         shared=shared,
-        read_again=frozenset(role for op in recomputed for role in _roles(graph, op)) - shared,
+        whole=whole,
+        read_again=frozenset() if whole else frozenset(role for op in recomputed for role in _roles(graph, op)) - shared,
         input_bytes=input_bytes,
         kept_bytes=sum(align(tensors[t].nbytes) for t, choice in saving.items() if choice is Saving.KEEP),
         stored_bytes=sum(stored),
         store_ns=min(FOREVER_NS, sum(map(cost.store_ns, stored))),
         load_ns=min(FOREVER_NS, sum(map(cost.load_ns, stored))),
-        recompute_ns=sum(_recompute_ns(graph, cost, op, shared) for op in recomputed),
+        recompute_ns=again_ns - saved_ns,
         wait_ns=wait_ns,
+        once_ns=again_ns - sum(cost.repeats_ns(op, weights) for op, weights in streamed),
         forward_peak=given + max(profile[:turn], default=0),
         backward_peak=given + _gradient_bytes(graph) + max(profile[turn:], default=0) if layer.backward else 0,
     )
@@ -127,7 +145,11 @@ def relabel(saving: Mapping[TensorId, Saving], sources: Sequence[Layer], targets
 
 
 def _covers(other: Option, option: Option, streaming_ns: Mapping[str, int]) -> bool:
-    """Whether `other` dominates `option` even if residence saves the streaming of every weight that only `option` reads again."""
+    """Whether `other` dominates `option` even if residence saves the streaming of every weight that only `option` reads again; all
+    that a weight takes, where only its own may be resident.
+    """
+    if option.takes_residents and not other.takes_residents:
+        return False
     saved = sum(streaming_ns[role] for role in option.read_again - other.read_again)
     faster = other.recompute_ns + saved <= option.recompute_ns and other.wait_ns <= option.wait_ns
     return faster and all(a <= b for a, b in zip(other.sizes, option.sizes, strict=True))
@@ -171,7 +193,6 @@ def _roles(graph: Graph, op: Op) -> Iterable[str]:
     return (graph.weights[weight].role for weight in op.weights if op.kind.is_of_layers)
 
 
-def _recompute_ns(graph: Graph, cost: CostModel, op: Op, shared: frozenset[str]) -> int:
-    """A second run; where its weight is shared, the unpacking that it needs is the one that backward saves."""
-    streamed = tuple(weight for weight in op.weights if graph.weights[weight].role not in shared)
-    return cost.op_ns(op, streamed=streamed)
+def _with_roles(graph: Graph, op: Op, roles: frozenset[str], *, others: bool = False) -> Weights:
+    """An op's weights that have one of these roles; or the `others`."""
+    return tuple(weight for weight in op.weights if (graph.weights[weight].role in roles) is not others)

@@ -21,18 +21,25 @@ BASES = 10  # options of a single layer that segments are made of
 
 
 def segments(
-    graph: Graph, cost: CostModel, alike: Sequence[Layer], options: Sequence[Option], require_time: Callable[[], None] = no_limit
+    graph: Graph,
+    cost: CostModel,
+    alike: Sequence[Layer],
+    options: Sequence[Option],
+    whole_sets: Sequence[frozenset[str]] = (),
+    require_time: Callable[[], None] = no_limit,
 ) -> list[Option]:
-    """Undominated segments of `alike` layers, written for the first of them; none where there are fewer than two."""
+    """Undominated segments of `alike` layers, written for the first of them; none where there are fewer than two. Each is offered
+    streaming all weights, and with each of `whole_sets` unpacked whole.
+    """
     bases = _bases(alike[0], options)
+    wholes = [frozenset[str](), *whole_sets]
     found: list[Option] = []
     for length in (length for length in LENGTHS if length <= len(alike)):
         require_time()
         unit = joined(alike[:length])
         savings = [saving for base in bases for saving in _savings(base, alike[:length])]
-        found += undominated(
-            [replace(make_option(graph, cost, unit, saving), layers=length, read_again=frozenset()) for saving in savings]
-        )
+        options_of_length = [make_option(graph, cost, unit, saving, whole=whole) for saving in savings for whole in wholes]
+        found += undominated([replace(option, layers=length, read_again=frozenset()) for option in options_of_length])
     return found
 
 
@@ -57,7 +64,7 @@ def _bases(source: Layer, options: Iterable[Option]) -> list[Option]:
     for option in sorted(options, key=lambda o: (o.kept_bytes + o.stored_bytes, o.kept_bytes, o.peak)):
         saved = option.saving.get(source.input, Saving.RECOMPUTE)
         fresh = not found or option.recompute_ns < found[-1].recompute_ns
-        if saved is Saving.KEEP and not option.shared and not option.stored_bytes and fresh:
+        if saved is Saving.KEEP and not (option.shared or option.whole or option.stored_bytes) and fresh:
             found.append(option)
     return found[:BASES]
 

@@ -204,18 +204,18 @@ class _Table:
         self.menu, self.size = menu, size
         options, source = menu.options, menu.source.input
         self.span = _column(options, "layers")
-        streamed = _column(options, "layers") > 1
+        apart = np.array([not option.takes_residents for option in options])
         self.kept = np.zeros(len(options)) if column is None else _column(options, column)
         self.stored = _column(options, "stored_bytes")
-        self.time = _column(options, "recompute_ns")
+        self.time = _column(options, "recompute_ns" if input_ns is None else "once_ns")
         self.open = _column(options, "peak") <= room
         again = np.array([[c.role in o.read_again for c in menu.candidates] for o in options], dtype=float)
         self.again = again.reshape(len(options), len(menu.candidates))
-        self.uses = np.array([[0.0 if segment else float(c.uses) for c in menu.candidates] for segment in streamed])
+        self.uses = np.array([[0.0 if segment else float(c.uses) for c in menu.candidates] for segment in apart])
         self.uses = self.uses.reshape(self.again.shape)
         if input_ns is not None:
-            # another order may need less workspace than any option here; recomputed inputs cover segments
-            self.open = np.tile(~streamed, 2)
+            # another order may need less workspace than any option here; recomputed inputs cover segments, `once_ns` whole weights
+            self.open = np.tile(~apart, 2)
             self.span = np.tile(self.span, 2)
             drop_kept = np.array([o.input_bytes * (o.saving.get(source) is Saving.KEEP) for o in options], dtype=float)
             drop_kept *= column is not None
@@ -227,6 +227,8 @@ class _Table:
         self.nbytes, self.streaming = (
             np.array([getattr(c, field) for c in menu.candidates], dtype=float) for field in ("nbytes", "streaming_ns")
         )
+        if input_ns is not None:  # each op unpacks a weight once
+            self.streaming /= [c.chunks for c in menu.candidates]
 
     def costs(self, prices: Prices) -> Floats:
         """Time and priced bytes of each option, with the weights resident that pay for themselves."""

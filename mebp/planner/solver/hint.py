@@ -111,10 +111,12 @@ def _fill(variables: Variables, plan: Start, spare: int) -> dict[tuple[int, int]
     """How many of each weight to keep resident: those first that save most time per byte."""
     worth: list[tuple[float, tuple[int, int], int, int]] = []
     for number, stretch in enumerate(variables.stretches):
-        again = stretch.menu.options[plan.choice[number]].read_again
+        chosen = stretch.menu.options[plan.choice[number]]
+        again = chosen.read_again
         for w, candidate in enumerate(stretch.menu.candidates):
             saved = candidate.streaming_ns * (candidate.uses + (candidate.role in again))
-            worth.append((saved / candidate.nbytes, (number, w), candidate.nbytes, len(stretch.layers)))
+            most = len(stretch.layers) if chosen.takes_residents else 0
+            worth.append((saved / candidate.nbytes, (number, w), candidate.nbytes, most))
     if weight := variables.head_weight:
         worth.append((weight.streaming_ns * weight.uses / weight.nbytes, HEAD, weight.nbytes, 1))
     found: dict[tuple[int, int], int] = {}

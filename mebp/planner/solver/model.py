@@ -75,6 +75,7 @@ class Model:
                 sources, targets = (graph.layers[n : n + span] for n in (source.number, layer.number))
                 saving |= relabel(option.saving, sources, targets)
                 unpacking |= {layer.weights[role]: Unpacking.SHARED for role in option.shared}
+                unpacking |= {target.weights[role]: Unpacking.WHOLE for target in targets for role in option.whole}
             for candidate, count in zip(stretch.menu.candidates, self.variables.resident[number], strict=True):
                 weights = _most_read(stretch, candidate.role, taken)[: solver.value(count)]
                 unpacking |= dict.fromkeys(weights, Unpacking.RESIDENT)
@@ -104,9 +105,9 @@ def _lowest_layers(stretch: Stretch, taken: Sequence[Option]) -> list[Layer]:
 
 
 def _most_read(stretch: Stretch, role: str, taken: Sequence[Option]) -> list[WeightId]:
-    """A stretch's weights of one role, weights of layers that read them again first, those of segments last."""
+    """A stretch's weights of one role, weights of layers that read them again first, of those that take no residents last."""
     by_layer = [option for option in taken for _ in range(option.layers)]
-    order = sorted(range(len(by_layer)), key=lambda at: (by_layer[at].layers, role not in by_layer[at].read_again))
+    order = sorted(range(len(by_layer)), key=lambda at: (not by_layer[at].takes_residents, role not in by_layer[at].read_again))
     return [stretch.weight(at, role) for at in order]
 
 

@@ -71,17 +71,19 @@ class Problem:
         return first, second
 
     def whole_relaxations(self, room: int) -> tuple[Relaxation, Relaxation]:
-        """The relaxations over all plans of the language: any layer's input may also be recomputed from the layer below. Memory is
-        priced at the head, which needs what it works on, and at the op of the last layer's backward that needs most.
+        """The relaxations over all plans of the language: any layer's input may also be recomputed from the layer below, and any
+        weight unpacked once for all chunks of an op. Memory is priced at the head, which needs what it works on, and at the op of
+        the last layer's backward that needs most.
         """
         input_ns = {layer.number: self._input_ns(layer) for layer in self.graph.layers}
         backward = max(map(self.graph.op_bytes, self.stretches[-1].layers[0].backward), default=0)
+        repeats_ns = sum(self.cost.repeats_ns(op, op.weights) for op in self.graph.ops if op is not self.graph.head)
         first, second = (
             Relaxation(
                 self.stretches,
                 (self._fastest_head(0 if last else self.graph.op_bytes(self.graph.head)),),
                 self.head_weight,
-                Limited(room=room - last * backward, cap=self.cap_bytes, base_ns=self.base_ns),
+                Limited(room=room - last * backward, cap=self.cap_bytes, base_ns=self.base_ns - repeats_ns),
                 input_ns=input_ns,
                 at_last_layer=last,
             )
@@ -93,10 +95,14 @@ class Problem:
         """No head is faster, whatever its tile: streamed, or reading its weight unpacked, what that saves apart."""
         head = self.graph.head
         tiles = (*(option.tile for option in self.heads), head.dims.outs)
-        saved_ns = self.head_weight.streaming_ns if self.head_weight else 0
+        saved_ns = self.head_weight.streaming_ns // self.head_weight.chunks if self.head_weight else 0
         streamed_ns = min(self.cost.op_ns(head, streamed=head.weights, tile=tile) for tile in tiles)
         unpacked_ns = min(self.cost.op_ns(head, streamed=(), tile=tile) for tile in tiles)
         return HeadOption(tile=head.dims.outs, peak=peak, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
+
+    def class_bound_ns(self, room: int) -> int:
+        """No plan that the solver looks for takes less time in `room` bytes of arena."""
+        return self.whole_bound_ns(room) if self.ahead else max(found.best().bound_ns for found in self.relaxations(room))
 
     def whole_bound_ns(self, room: int) -> int:
         """No plan of the language takes less time in `room` bytes of arena.
@@ -112,7 +118,7 @@ class Problem:
         last = self.graph.producer[layer.input]
         if last.kind.gathers:
             return 0  # its own menu recomputes it
-        return self.cost.op_ns(last, streamed=last.weights)
+        return self.cost.op_ns(last, streamed=last.weights) - self.cost.repeats_ns(last, last.weights)
 
 
 def pose(graph: Graph, device: Device, effort: Effort | None = None) -> Problem:

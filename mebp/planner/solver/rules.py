@@ -23,7 +23,7 @@ def rules_of(room: cp_model.LinearExprT, flash: "FlashKeepsUp", *, residence: bo
     return (
         OneOptionPerLayer(),
         ResidentReadAgain(),
-        SegmentsAreStreamed(),
+        ResidentWhereStreamed(),
         flash,
         FitsTheArena(room=room),
         *(() if residence else (NothingResident(),)),
@@ -100,13 +100,15 @@ class ResidentReadAgain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentsAreStreamed:
-    """resident[s, w] + layers of s in segments <= layers of s: a segment's weights are not resident."""
+class ResidentWhereStreamed:
+    """resident[s, w] + layers of s that take no residents <= layers of s: the weights of a segment, or of a layer that unpacks some
+    of its own whole, are not resident.
+    """
 
     def post(self, model: cp_model.CpModel, variables: Variables) -> None:
         for number, stretch in enumerate(variables.stretches):
             for resident in variables.resident[number]:
-                model.add(resident + variables.in_segments(number) <= len(stretch.layers))
+                model.add(resident + variables.without_residents(number) <= len(stretch.layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,10 +85,10 @@ class Variables:
         pairs = zip(self.options[number], self.count[number], strict=True)
         return sum(count for option, count in pairs if role in option.read_again)
 
-    def in_segments(self, number: int) -> cp_model.LinearExprT:
-        """Layers of a stretch that are part of a segment."""
+    def without_residents(self, number: int) -> cp_model.LinearExprT:
+        """Layers of a stretch whose options take no resident weights."""
         pairs = zip(self.options[number], self.count[number], strict=True)
-        return sum(option.layers * count for option, count in pairs if option.layers > 1)
+        return sum(option.layers * count for option, count in pairs if not option.takes_residents)
 
     def _decide(self, most: int, name: str) -> cp_model.IntVar:
         variable = self._model.new_bool_var(name) if most == 1 else self._model.new_int_var(0, most, name)
