@@ -1,8 +1,9 @@
 """The chunks of the sequence as a decision: a step posed whole, and in chunks of a few sizes, and solved as what is best.
 
 Chunks take less memory, since what a layer makes on the way never spans the sequence, and more time, since each streams the weights
-once more. All layers run in chunks of one size. A size whose bound is above a plan that is known is not searched, nor one whose
-least room is above what there is.
+once more that are not unpacked for all of them. Where attention runs whole, what it reads and makes spans the sequence, and may be
+saved. All layers run in one way. A way whose bound is above a plan that is known is not searched, nor one whose largest op needs
+more room than there is.
 """
 
 from collections.abc import Sequence

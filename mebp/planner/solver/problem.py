@@ -101,8 +101,13 @@ class Problem:
         return HeadOption(tile=head.dims.outs, peak=peak, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
 
     def class_bound_ns(self, room: int) -> int:
-        """No plan that the solver looks for takes less time in `room` bytes of arena."""
-        return self.whole_bound_ns(room) if self.ahead else max(found.best().bound_ns for found in self.relaxations(room))
+        """No plan that the solver looks for takes less time in `room` bytes of arena; no plan at all, where only those that wait for
+        flash may fit.
+        """
+        relaxations = self.relaxations(room)
+        if self.ahead or not all(found.feasible for found in relaxations):
+            return self.whole_bound_ns(room)
+        return max(found.best().bound_ns for found in relaxations)
 
     def whole_bound_ns(self, room: int) -> int:
         """No plan of the language takes less time in `room` bytes of arena.
