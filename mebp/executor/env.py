@@ -95,7 +95,7 @@ class Env:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What an op finds within a chunked one: the span of tokens that it runs on, the tensors made on the way, and its scratch."""
+    """What an op finds within a chunked one: the span of tokens that it runs on, the intermediates, and its scratch."""
 
     span: Span
     tensors: Mapping[TensorId, Described]

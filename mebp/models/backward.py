@@ -1,9 +1,9 @@
 """The backward of a step, layer by layer from the top: gradients of activations and adapters, never of a frozen weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mebp.models.config import LinearName
-from mebp.models.forward import HEADS, KEYS, STREAM_GRADIENT, Forward
+from mebp.models.forward import KV, QKV, STREAM_GRADIENT, Forward
 from mebp.models.kind.rope import RopeParams
 from mebp.models.tensor import FLOAT_BYTES, Role, TensorId
 
@@ -38,47 +38,50 @@ class Backward(Forward):
         whole, its backward stands between them.
         """
         if not self.workload.chunk:
-            dy = self._behind_attention_backward(layer)
-            self._heads_backward(layer, self._attention_backward(layer, dy), HEADS)
+            dy = self._after_attention_backward(layer)
+            self._projections_backward(layer, self._attention_backward(layer, dy), QKV)
         elif self.workload.whole_attention:
             dy = TensorId(f"{layer}.attention.out.grad")
-            self._chunked("chunked_backward", f"{layer}.block.backward", layer, (dy,), lambda: self._behind_attention_again(layer))
+            self._chunked_backward(layer, "block", (dy,), lambda: self._recompute_after_attention(layer))
             grads = self._attention_backward(layer, dy)
-            self._chunked("chunked_backward", f"{layer}.heads.backward", layer, (), lambda: self._heads_again(layer, HEADS, grads))
+            self._chunked_backward(layer, "qkv", (), lambda: self._recompute_projections(layer, QKV, grads))
         else:
-            sums = [TensorId(f"{layer}.{name}.out.grad") for name in KEYS]
-            self._chunked("chunked_backward", f"{layer}.block.backward", layer, sums, lambda: self._block_again(layer))
-            self._chunked("chunked_backward", f"{layer}.heads.backward", layer, (), lambda: self._keys_again(layer))
+            sums = [TensorId(f"{layer}.{name}.out.grad") for name in KV]
+            self._chunked_backward(layer, "block", sums, lambda: self._recompute_block(layer))
+            self._chunked_backward(layer, "kv", (), lambda: self._recompute_kv(layer))
 
-    def _block_again(self, layer: int) -> None:
-        """A chunk's forward, recomputed right before its backward; what the backward does not need of it is dropped later."""
+    def _chunked_backward(self, layer: int, name: str, spanning: Collection[TensorId], arrange: Callable[[], None]) -> None:
+        self._chunked("chunked_backward", f"{layer}.{name}.backward", layer, spanning, arrange)
+
+    def _recompute_block(self, layer: int) -> None:
+        """Recompute a chunk's forward, then run its backward; forward ops that the backward does not need are dropped later."""
         self._layer_block("", layer, self.stream[layer], ("q",))
-        grads = self._attention_backward(layer, self._behind_attention_backward(layer))
-        self._heads_backward(layer, grads, ("q",))
+        grads = self._attention_backward(layer, self._after_attention_backward(layer))
+        self._projections_backward(layer, grads, ("q",))
 
-    def _behind_attention_again(self, layer: int) -> None:
-        """The same for what follows attention."""
-        self._behind_attention("", layer, self.stream[layer], TensorId(f"{layer}.attention.out"))
-        self._behind_attention_backward(layer)
+    def _recompute_after_attention(self, layer: int) -> None:
+        """Recompute a chunk from attention's output on, then run its backward."""
+        self._after_attention("", layer, self.stream[layer], TensorId(f"{layer}.attention.out"))
+        self._after_attention_backward(layer)
 
-    def _keys_again(self, layer: int) -> None:
-        """The same for keys and values, whose gradients are sums in fp32."""
+    def _recompute_kv(self, layer: int) -> None:
+        """Recompute what the backward of keys and values needs, then run it; their gradients are sums in fp32."""
         width, grads = self.config.kv_width, {}
-        for name in KEYS:
+        for name in KV:
             grads[f"d{name}"] = self._gradient(layer, f"{name}.part", width)
             reads, writes = {"x": TensorId(f"{layer}.{name}.out.grad")}, {"y": grads[f"d{name}"]}
             self._append("narrow", f"{layer}.{name}.narrow", layer, self._dims(cols=width), reads=reads, writes=writes)
-        self._heads_again(layer, KEYS, grads)
+        self._recompute_projections(layer, KV, grads)
 
-    def _heads_again(self, layer: int, names: Sequence[LinearName], grads: Mapping[str, TensorId]) -> None:
-        """The same for those of queries, keys and values that are named, as far as their backward needs it."""
+    def _recompute_projections(self, layer: int, names: Sequence[LinearName], grads: Mapping[str, TensorId]) -> None:
+        """Recompute what the backward of these queries, keys and values needs, then run it."""
         normed = self._normed_input("", layer, self.stream[layer])
         for name in names:
             if name != "v" and self.config.qk_norm_width(name):
                 self._linear("", layer, name, normed)
-        self._heads_backward(layer, grads, names)
+        self._projections_backward(layer, grads, names)
 
-    def _behind_attention_backward(self, layer: int) -> TensorId:
+    def _after_attention_backward(self, layer: int) -> TensorId:
         """The backward of a layer down to what attention made; its gradient."""
         c, middle = self.config, TensorId(f"{layer}.residual1.out")
         dy = self._branch_backward(layer, "residual2", "post_ffn_norm", "down")
@@ -118,7 +121,7 @@ class Backward(Forward):
 
     def _attention_backward(self, layer: int, dy: TensorId) -> dict[str, TensorId]:
         c, size = self.config, FLOAT_BYTES if self._in_chunk else 0
-        q, k, v = (self._head_input(layer, name) for name in HEADS)
+        q, k, v = (self._attention_input(layer, name) for name in QKV)
         grads = {f"d{name}": self._gradient(layer, name, c.kv_width, itemsize=size) for name in ("k", "v")}
         writes, updates = ({}, {"q": q, **grads}) if self._in_chunk else (grads, {"q": q})
         y, lse = (TensorId(f"{layer}.attention.{slot}") for slot in ("out", "lse"))
@@ -127,7 +130,7 @@ class Backward(Forward):
         self._append("attention_backward", name, layer, dims, reads=reads, writes=writes, updates=updates, params=params)
         return grads | {"dq": q}
 
-    def _heads_backward(self, layer: int, grads: Mapping[str, TensorId], names: Sequence[LinearName]) -> None:
+    def _projections_backward(self, layer: int, grads: Mapping[str, TensorId], names: Sequence[LinearName]) -> None:
         """From the gradients of queries, keys and values to that of the layer's input."""
         c = self.config
         x, dx = self._block_input(layer, "norm1", self.stream[layer])

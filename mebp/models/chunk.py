@@ -16,8 +16,8 @@ from mebp.models.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """`count` chunks of `batch` sequences each, or of `seq` tokens of one: `rounds` of them one after another in a sequence,
-    `before` tokens of it before the first.
+    """`count` chunks of one shape: `batch` whole sequences each, or `seq` tokens of one sequence. A sequence has `rounds` of them
+    in a row, the first at position `before`.
     """
 
     batch: int
@@ -37,15 +37,15 @@ class Extent:
         return self.before + (self.rounds - 1) * self.seq
 
     def pairs(self, window: int) -> int:
-        """(query, key) pairs of one head in one sequence's part of a chunk, on average."""
+        """(query, key) pairs per head and sequence, averaged over the rounds."""
         end = self.before + self.rounds * self.seq
         return (attended_pairs(end, window) - attended_pairs(self.before, window)) // self.rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One chunk: the rows of its tokens, the rows up to its last token of the sequences that it is of, and its first token's place
-    in its sequence.
+    """One chunk: `rows` of its tokens, `keys` the rows of its sequences up to its last token, `first` the position of its first
+    token.
     """
 
     rows: slice
@@ -85,8 +85,8 @@ def spans(workload: Workload) -> Iterator[tuple[int, Span]]:
 
 
 def chunked_op(kind: Kind, name: str, layer: int | None, chunks: tuple[Chunks, ...], made: Collection[TensorId]) -> Op:
-    """One op of `chunks`, which all run the same ops; of the tensors that these touch and do not make on the way, those in `made`
-    are written by it, others are read or changed.
+    """Make one op of `chunks`. Outside tensors in `made` are its outputs; of the others, those that its ops change are updated, the
+    rest read.
     """
     ops, local = chunks[0].ops, chunks[0].tensors
     changed = [t for op in ops for t in (*op.writes.values(), *op.updates.values()) if t not in local]
@@ -114,7 +114,7 @@ def _slots(tensors: Iterable[TensorId]) -> dict[str, TensorId]:
 
 
 def with_ops(op: Op, kept: Sequence[tuple[Op, ...]]) -> Op:
-    """A chunked op that runs only these of its ops (per extent)."""
+    """Return the chunked op with only these inner ops, given per extent."""
     chunks = []
     for some, ops in zip(op.chunks, kept, strict=True):
         used = {t for inner in ops for t in (*inner.touched, *inner.writes.values())}

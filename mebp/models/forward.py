@@ -19,8 +19,8 @@ from mebp.models.workload import Workload
 
 EMBEDDING = WeightId("embedding.weight")
 HEAD = WeightId("head.weight")
-HEADS: tuple[LinearName, ...] = ("q", "k", "v")
-KEYS: tuple[LinearName, ...] = ("k", "v")  # and values
+QKV: tuple[LinearName, ...] = ("q", "k", "v")
+KV: tuple[LinearName, ...] = ("k", "v")  # and values
 STREAM_GRADIENT = TensorId("stream.grad")
 
 
@@ -96,25 +96,25 @@ class Forward(StepBuilder):
         Where attention runs whole, it stands between the queries, keys and values of all tokens and the rest.
         """
         if not self.workload.chunk:
-            return self._layer_block(tag, layer, x, HEADS)
-        whole: Sequence[LinearName] = HEADS if self.workload.whole_attention else KEYS
-        spanning = [self._head_input(layer, name, tag) for name in whole]
-        self._chunked("chunked", f"{tag}{layer}.heads", layer, spanning, lambda: self._heads(tag, layer, x, whole))
+            return self._layer_block(tag, layer, x, QKV)
+        whole: Sequence[LinearName] = QKV if self.workload.whole_attention else KV
+        spanning, name = [self._attention_input(layer, name, tag) for name in whole], f"{tag}{layer}.{''.join(whole)}"
+        self._chunked("chunked", name, layer, spanning, lambda: self._projections(tag, layer, x, whole))
         end = TensorId(f"{tag}{layer}.residual2.out")
         if self.workload.whole_attention:
             y = self._attention(tag, layer)
-            self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._behind_attention(tag, layer, x, y))
+            self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._after_attention(tag, layer, x, y))
         else:
             self._chunked("chunked", f"{tag}{layer}.block", layer, (end,), lambda: self._layer_block(tag, layer, x, ("q",)))
         return end
 
     def _layer_block(self, tag: str, layer: int, x: TensorId, heads: Sequence[LinearName]) -> TensorId:
-        """A layer from its input `x` on; those of queries, keys and values that are not in `heads` are there."""
-        self._heads(tag, layer, x, heads)
-        return self._behind_attention(tag, layer, x, self._attention(tag, layer))
+        """A layer from its input `x` on. `heads` names the projections to compute; the others exist."""
+        self._projections(tag, layer, x, heads)
+        return self._after_attention(tag, layer, x, self._attention(tag, layer))
 
-    def _behind_attention(self, tag: str, layer: int, x: TensorId, attended: TensorId) -> TensorId:
-        """A layer from what attention made of its input `x` on."""
+    def _after_attention(self, tag: str, layer: int, x: TensorId, attended: TensorId) -> TensorId:
+        """The rest of a layer after attention; `x` is the layer's input, `attended` attention's output."""
         before, after = self.config.norms != "after", self.config.norms != "before"
         y = self._linear(tag, layer, "o", attended)
         if after:
@@ -125,7 +125,7 @@ class Forward(StepBuilder):
             y = self._norm(tag, layer, "post_ffn_norm", y)
         return self._residual(tag, layer, "residual2", middle, y)
 
-    def _heads(self, tag: str, layer: int, x: TensorId, names: Sequence[LinearName]) -> None:
+    def _projections(self, tag: str, layer: int, x: TensorId, names: Sequence[LinearName]) -> None:
         """Those of queries, keys and values that are named, as attention reads them."""
         c, normed = self.config, self._normed_input(tag, layer, x)
         for name in names:
@@ -140,7 +140,7 @@ class Forward(StepBuilder):
         """What queries, keys and values are made of."""
         return x if self.config.norms == "after" else self._norm(tag, layer, "norm1", x)
 
-    def _head_input(self, layer: int, name: LinearName, tag: str = "") -> TensorId:
+    def _attention_input(self, layer: int, name: LinearName, tag: str = "") -> TensorId:
         """What attention reads as queries, keys or values: the last op's output of rotation, norm and linear, as far as there are
         any.
         """
@@ -194,7 +194,7 @@ class Forward(StepBuilder):
 
     def _attention(self, tag: str, layer: int) -> TensorId:
         prefix, count = f"{tag}{layer}.", self.config.num_heads
-        heads: dict[str, TensorId] = {name: self._head_input(layer, name, tag) for name in HEADS}
+        heads: dict[str, TensorId] = {name: self._attention_input(layer, name, tag) for name in QKV}
         writes = self._activation(prefix, "attention", layer, self.config.q_width)
         shape = (self._extent.tokens, count)
         writes["lse"] = self._tensor(prefix, "attention.lse", shape, Role.ACTIVATION, layer, itemsize=FLOAT_BYTES)

@@ -101,7 +101,7 @@ class Graph:
         return self.weights[op.weights[0]] if op.weights else None
 
     def scratch(self, op: Op, *, streamed: Weights, tile: int) -> Scratch:
-        """The workspace of one run of `op`, which reads these of its weights streamed."""
+        """The workspace of one run of `op` with the weights `streamed` streamed."""
         key = (op.id, streamed, tile)
         if key not in self._scratch:
             if op.chunks:
@@ -112,7 +112,7 @@ class Graph:
         return self._scratch[key]
 
     def _scratch_by_shape(self, op: Op, streamed: Weights, tile: int) -> Scratch:
-        """The same of an op that is not chunked; within a chunked one its id is not its own alone."""
+        """The same for an op that is not chunked, cached by shape: ops of different extents share an id."""
         weight = self.weight_of(op)
         shape = (op.shape, weight and (weight.rows, weight.cols, weight.format), bool(streamed), tile)
         if shape not in self._scratch:
@@ -131,23 +131,20 @@ class Graph:
 
     @cached_property
     def largest_op_bytes(self) -> int:
-        """No plan has a smaller arena: what the op that needs most reads, writes and works in, in the backward the stream's
-        gradient too, and its weights streamed or unpacked, whichever takes less.
+        """No plan has a smaller arena: what the op that needs most reads, writes and works in, and in the backward the stream's
+        gradient too.
         """
         return max(map(self.op_bytes, self.ops))
 
     def op_bytes(self, op: Op) -> int:
-        """The least bytes of arena while an op runs."""
+        """The least bytes of arena while an op runs, its unpacked weights not counted."""
         touched = {*op.touched, *op.writes.values()}
         if op.backward and self.stream_gradient and not op.kind.changes_adapters:
             touched.add(self.stream_gradient)
         operands = sum(align(self.tensors[tensor].nbytes) for tensor in touched)
         tile = 1 if op.kind.makes_loss else 0
-        unpacked = sum(align(self.tensors[TensorId(weight)].nbytes) for weight in op.weights)
-        spaces = [self.scratch(op, streamed=op.weights, tile=tile).nbytes]
-        if op.weights and not op.kind.gathers:
-            spaces.append(self.scratch(op, streamed=(), tile=tile).nbytes + unpacked)
-        return operands + min(spaces)
+        ways = (op.weights,) if op.kind.gathers else (op.weights, ())
+        return operands + min(self.scratch(op, streamed=streamed, tile=tile).nbytes for streamed in ways)
 
     @cached_property
     def signature(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a chunked op has what it makes on the way: a small arena of its own within its scratch."""
+"""Where the intermediates of a chunked op lie: in a small arena of its own within its scratch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Layout:
 
 
 def lay_out(chunks: Chunks, scratch: tuple[Scratch, ...]) -> Layout:
-    """Place what `chunks` make on the way, and the scratch of each op, the largest first, each as low as it fits."""
+    """Place the intermediates of `chunks` and the scratch of each op, the largest first, each as low as it fits."""
     stays: dict[TensorId, tuple[int, int]] = {}
     for at, op in enumerate(chunks.ops):
         for tensor in (*op.touched, *op.writes.values()):

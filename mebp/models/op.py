@@ -235,13 +235,13 @@ class Op:
         return self.kind.name, self.dims, self.params, self.makes_dx, tuple(self.updates)
 
     def uses(self, weight: WeightId) -> int:
-        """How many of the ops that one run comes to use a weight."""
+        """How many times one run reads a weight: once for each inner op and chunk."""
         return sum(count for count, op in flat((self,)) if weight in op.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunks:
-    """`count` chunks of `tokens` tokens each; the ops that each goes through, and the tensors that they make on the way."""
+    """`count` chunks of `tokens` tokens each; the ops that each goes through, and their intermediates."""
 
     count: int
     tokens: int

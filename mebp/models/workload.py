@@ -1,6 +1,6 @@
 """The workload: sequence, batch, labels, adapters, formats, optimizer. Checked against the model in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mebp.errors import InputError
@@ -86,9 +86,11 @@ class Workload:
         return self.seq_len * self.batch_size
 
     @property
-    def pass_tokens(self) -> int:
-        """Tokens that the products of a layer run on at a time, at most."""
-        return min(self.chunk, self.tokens) or self.tokens
+    def chunk_tokens(self) -> int:
+        """Tokens that the products of a layer run on at a time, at most; a chunk is part of a sequence, or some whole ones."""
+        if not 0 < self.chunk < self.tokens:
+            return self.tokens
+        return self.chunk if self.chunk < self.seq_len else self.chunk // self.seq_len * self.seq_len
 
     @property
     def head_rows(self) -> int:
@@ -99,6 +101,11 @@ class Workload:
     def itemsize(self) -> int:
         """Bytes of one element of an activation."""
         return ITEMSIZE[self.precision]
+
+
+def whole_step(workload: Workload) -> Workload:
+    """The same step on all tokens at once."""
+    return replace(workload, chunk=0, whole_attention=False)
 
 
 def parse_targets(text: str) -> tuple[LinearName, ...]:

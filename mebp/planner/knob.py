@@ -117,10 +117,14 @@ def longest_sequence(graph: Graph, device: Device, budget_bytes: int, least_byte
     if not fits:
         return None
     longest = _of_length(graph, length := max(fits))
+    try:
+        best_step_ns = tilings(longest, device, effort).best_step_ns(budget_bytes)
+    except NoPlanInTime:
+        best_step_ns = 0  # nothing is known of it
     return Knob(
         change=Change(setting=SEQUENCE, value=length),
         least_budget_bytes=fits[length],
-        best_step_ns=tilings(longest, device).best_step_ns(budget_bytes),
+        best_step_ns=best_step_ns,
         weight_file_bytes=_file_bytes(longest),
     )
 

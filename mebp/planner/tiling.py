@@ -6,7 +6,7 @@ saved. All layers run in one way. A way whose bound is above a plan that is know
 more room than there is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
@@ -20,6 +20,7 @@ from mebp.planner.solver.problem import LONGEST_STEP_NS, Problem, pose
 from mebp.planner.solver.solve import least_plan, solve, write_less
 from mebp.sim.device import Device
 from mebp.sim.footprint import arena_budget, outside_arena
+from mebp.sim.uncertainty import peak_margin
 
 WAYS = ((1024, True), (1024, False), (512, False), (256, False))  # tokens of a chunk, and whether attention runs whole
 FEW_TOKENS = 1024  # up to so many, a step that runs whole may need less memory than one in chunks
@@ -49,7 +50,8 @@ class Tilings:
 
     def best_step_ns(self, budget_bytes: int) -> int:
         """No plan is faster under this budget, whatever its chunks, order and recomputation; LONGEST_STEP_NS where none fits."""
-        return min(self._bounds_ns(budget_bytes).values(), default=LONGEST_STEP_NS)
+        rooms = self._rooms(dict.fromkeys(range(len(self.graphs)), budget_bytes))
+        return min((self._problem(number).whole_bound_ns(room) for number, room in rooms.items()), default=LONGEST_STEP_NS)
 
     def least(self, budget_bytes: int, effort: Effort) -> Plan:
         """The plan of least memory that is found, NoPlanInTime where none is."""
@@ -60,31 +62,36 @@ class Tilings:
                 found.append(least_plan(self._problem(0), budget_bytes, effort))
         return min(found, key=self.footprint)
 
-    def solve(self, budget_bytes: int, effort: Effort, least: Plan | None = None) -> Plan:
-        """The fastest plan that is found under `budget_bytes` of footprint, with bounds on every way to run the step;
-        InfeasibleBudget where none is. `least` is one of few bytes to fall back on.
+    def solve(self, budget_bytes: int, effort: Effort, least: Plan | None = None, *, surely: bool = False) -> Plan:
+        """The fastest plan that is found under `budget_bytes` of footprint, or `surely` less the margin by which predictions may be
+        too low, with bounds on every way to run the step; InfeasibleBudget where none is. `least` is one of few bytes to fall back
+        on.
         """
-        bounds = self._bounds_ns(budget_bytes)
-        found: dict[int, Plan] = {}
-        late: NoPlanInTime | None = None
-        waits = max(bounds, default=0) if least is None else self._number(least)  # there plans may wait for flash
-        rooms = {number: arena_budget(self.graphs[number], self.device, budget_bytes) for number in bounds}
+        margins = {number: peak_margin(graph, self.device) if surely else 0 for number, graph in enumerate(self.graphs)}
+        budgets = {number: max(0, budget_bytes - margin) for number, margin in margins.items()}
+        rooms = self._rooms(budgets)
         open_ns = {number: self._problem(number).class_bound_ns(room) for number, room in rooms.items()}  # as far as is known
-        for number in sorted(bounds, key=lambda number: (open_ns[number], number)):
-            if found and (open_ns[number] >= min(map(_step_ns, found.values())) or effort.over):
+        found: dict[int, Plan] = {}
+        best_ns = LONGEST_STEP_NS
+        late: NoPlanInTime | None = None
+        waits = max(rooms, default=0) if least is None else self._number(least)  # there plans may wait for flash
+        for number in sorted(rooms, key=lambda number: (open_ns[number], number)):
+            if found and (open_ns[number] >= best_ns or effort.over):
                 continue
             try:
                 known = least if number == waits else None
                 share = effort.of(Phase.CHUNKS) if found else effort
-                found[number] = solve(self._problem(number), budget_bytes, share, known, may_wait=number == waits)
+                found[number] = solve(self._problem(number), budgets[number], share, known, may_wait=number == waits)
                 open_ns[number] = _bound_ns(found[number])
+                best_ns = min(best_ns, _step_ns(found[number]))
             except InfeasibleBudget:
                 del open_ns[number]
             except NoPlanInTime as error:
                 late = error
         if not found:
             raise late or self._infeasible(budget_bytes, effort, least)
-        return _bounded(min(found.values(), key=_step_ns), min(open_ns.values()), min(bounds.values()))
+        whole_ns = min(self._problem(number).whole_bound_ns(room) for number, room in rooms.items())
+        return _bounded(min(found.values(), key=_step_ns), min(open_ns.values()), whole_ns)
 
     def write_less(self, fastest: Plan, effort: Effort) -> Plan:
         """A plan about as fast that writes less, in the same chunks; the given one where none is found."""
@@ -92,13 +99,14 @@ class Tilings:
 
     def _infeasible(self, budget_bytes: int, effort: Effort, least: Plan | None) -> InfeasibleBudget:
         nbytes = self.footprint(least or self.least(budget_bytes, effort))
-        return InfeasibleBudget(f"no plan found within {budget_bytes} bytes: one of {nbytes} exists", budget_bytes, nbytes)
+        return InfeasibleBudget(
+            f"no plan found within {budget_bytes} bytes: one of {nbytes} exists: raise `budget`", budget_bytes, nbytes
+        )
 
-    def _bounds_ns(self, budget_bytes: int) -> dict[int, int]:
-        """Lower bounds on the step in chunks of each size, by number, where the op that needs most fits."""
-        rooms = {number: arena_budget(graph, self.device, budget_bytes) for number, graph in enumerate(self.graphs)}
-        fitting = (number for number, room in rooms.items() if self.graphs[number].largest_op_bytes <= room)
-        return {number: self._problem(number).whole_bound_ns(rooms[number]) for number in fitting}
+    def _rooms(self, budgets: Mapping[int, int]) -> dict[int, int]:
+        """Bytes of arena under a budget for each way, by number, where the op that needs most fits."""
+        rooms = {number: arena_budget(graph, self.device, budgets[number]) for number, graph in enumerate(self.graphs)}
+        return {number: room for number, room in rooms.items() if self.graphs[number].largest_op_bytes <= room}
 
     def _number(self, plan: Plan) -> int:
         return next(number for number, graph in enumerate(self.graphs) if graph.workload == plan.workload)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.graph import Graph
@@ -16,9 +17,10 @@ from mebp.planner.solver.solve import SLACK
 from mebp.planner.tiling import Tilings, tilings
 from mebp.sim.device import Device
 from mebp.sim.simulate import simulate
-from mebp.sim.uncertainty import Uncertainty, peak_margin
+from mebp.sim.uncertainty import Uncertainty
 from mebp.unit import require_budget, require_kind, show_nbytes
 
+Found = TypeVar("Found")
 CORNERS = 6  # budgets of the outline
 MUCH_LESS = 0.9  # of the bytes that the fastest row writes
 MORE_BYTES = 64 << 20
@@ -179,10 +181,7 @@ class _Solutions:
 
 
 def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> _Solutions:
-    try:
-        step = tilings(graph, device, effort)
-    except NoPlanInTime:
-        return _Solutions(rows=(), out_of_time=True)
+    step = tilings(graph, device, effort)
     smallest = _in_time(lambda: step.least(budget_bytes, replace(effort, progress=None)))
     found, out_of_time = _solution(step, budget_bytes, effort, smallest)
     thrifty = step.write_less(found, effort) if found else None
@@ -198,17 +197,17 @@ def _solved(graph: Graph, device: Device, budget_bytes: int, effort: Effort) -> 
     return _Solutions(
         rows=rows,
         out_of_time=out_of_time or smallest is None,
-        outline=outline(step, least, budget_bytes, CORNERS) if least is not None else (),
-        best_with_more_ns=step.best_step_ns(budget_bytes + MORE_BYTES) if fits else None,
+        outline=_in_time(lambda: outline(step, least, budget_bytes, CORNERS)) or () if least is not None else (),
+        best_with_more_ns=_in_time(lambda: step.best_step_ns(budget_bytes + MORE_BYTES)) if fits else None,
         writing=_writing(found, rows[0], device) if found else None,
     )
 
 
 def _solution(step: Tilings, budget_bytes: int, effort: Effort, least: Plan | None) -> tuple[Plan | None, bool]:
     """The solved plan, None where there is none, and whether there was no time for one."""
-    for room in (max(0, budget_bytes - peak_margin(step.graph, step.device)), budget_bytes):
+    for surely in (True, False):
         try:
-            return step.solve(room, effort, least), False
+            return step.solve(budget_bytes, effort, least, surely=surely), False
         except NoPlanInTime:
             return None, True
         except InfeasibleBudget:
@@ -224,7 +223,7 @@ def _writing(fastest: Plan, row: Row, device: Device) -> Writing | None:
     return Writing(more_bytes=more, saves_ns=saves) if more > 0 and saves > 0 else None
 
 
-def _in_time(search: Callable[[], Plan]) -> Plan | None:
+def _in_time(search: Callable[[], Found]) -> Found | None:
     """What a search finds, None where it finds nothing in its time."""
     try:
         return search()

@@ -151,7 +151,7 @@ class CostModel:
 
     def repeats_ns(self, op: Op, weights: Weights) -> int:
         """Nanoseconds that streaming these weights takes in the chunks of `op` after the first: what unpacking them once saves."""
-        return sum((op.uses(weight) - 1) * self.streaming_ns(self.graph.weights[weight]) for weight in weights) if op.chunks else 0
+        return sum((op.uses(weight) - 1) * self.streaming_ns(self.graph.weights[weight]) for weight in weights)
 
     def whole_saves_ns(self, op: Op, weights: Weights) -> int:
         """Nanoseconds that unpacking these weights once, before `op`, saves of streaming them in each of its chunks."""

@@ -59,8 +59,8 @@ class Factors:
 
 
 def _without_tokens(shape: str) -> tuple[tuple[str, ...], int]:
-    """The words of a shape but those that say how many tokens there are, and that number (0: it has none); of attention that of the
-    keys that its last query sees, which is twice what all see on average.
+    """The words of a shape but those that say how many tokens there are, and that number (0: it has none); of attention twice the
+    keys that a query sees on average, which is about the length of a whole sequence.
     """
     words, extents = [], {}
     for word in shape.split():
@@ -70,7 +70,7 @@ def _without_tokens(shape: str) -> tuple[tuple[str, ...], int]:
         else:
             extents[name] = int(value)
     tokens = extents.get("rows", extents.get("tokens", 0))
-    return tuple(words), 2 * extents["pairs"] // extents["seq"] if "pairs" in extents else tokens
+    return tuple(words), 2 * extents["pairs"] // extents["seq"] if extents.get("pairs") and extents.get("seq") else tokens
 
 
 def shape_of(op: Op, tile: int = 0) -> str:
@@ -98,7 +98,7 @@ def unpacked_shape(weight: Weight) -> str:
 
 def streamed_shape(workload: Workload, weight: Weight) -> str:
     """A weight that is decompressed within products of a workload's tokens and precision."""
-    return f"{streamed_average(workload)} tokens={workload.pass_tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
+    return f"{streamed_average(workload)} tokens={workload.chunk_tokens} rows={weight.rows} cols={weight.cols} {weight.format.name}"
 
 
 def streamed_average(workload: Workload) -> str:

@@ -1,8 +1,8 @@
 """Measure this machine with the executor itself: a few layers of the chosen model, run as plans, and the flash.
 
 What the runtime attains is read off the instruction times of those plans, so a prediction and the run that it predicts share one
-code path. A long sequence is measured at its own length and at SHORT_TOKENS: where a step runs in chunks, what its ops work on
-fits the caches. Everything goes into a device profile named `host`.
+code path. A step of more than SHORT_TOKENS is also measured at SHORT_TOKENS: that is how fast its chunks run. Everything goes into
+a device profile named `host`.
 """
 
 import os
@@ -28,7 +28,7 @@ from mebp.models.graph import Graph
 from mebp.models.kind.table import dense_flops, distinct_products, num_kernels
 from mebp.models.op import Rate
 from mebp.models.tensor import FLOAT_BYTES
-from mebp.models.workload import Workload
+from mebp.models.workload import Workload, whole_step
 from mebp.plan import HOST, Compute, Unpack
 from mebp.planner.recipe.lower import lower
 from mebp.planner.recipe.recipe import Unpacking
@@ -182,7 +182,7 @@ def _shorter(runs: Runs, job: Job) -> Runs:
     """The same plans in SHORT_TOKENS, at the speed that the machine had in `runs`."""
     graph = runs.streamed.graph
     labelled = graph.workload.labelled and min(graph.workload.labelled, SHORT_TOKENS)
-    short = build_graph(graph.config, replace(graph.workload, seq_len=SHORT_TOKENS, batch_size=1, labelled=labelled, chunk=0))
+    short = build_graph(graph.config, replace(graph.workload, seq_len=SHORT_TOKENS, batch_size=1, labelled=labelled))
     found, _ = _run(calibration_plans(short), job, 1)
     work = dense_flops(graph.ops) / dense_flops(short.ops)
 
@@ -200,7 +200,10 @@ def _dense_rate(graph: Graph) -> float:
 
 
 def _small(config: ModelConfig, workload: Workload) -> tuple[ModelConfig, Workload]:
-    """A few layers of a model, with a vocabulary that is soon walked, and the workload on them: formats follow their layers."""
+    """A few layers of a model, with a vocabulary that is soon walked, and the workload on them, which runs whole: formats follow
+    their layers.
+    """
+    workload = whole_step(workload)
     layers, formats = _few_layers(config, workload), workload.weights
     found = {f"{at}.{name}": formats.of(f"{layer}.{name}") for at, layer in enumerate(layers) for name in LINEARS}
     found["embedding"] = formats.of("embedding" if config.tied else "head")

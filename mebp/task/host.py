@@ -11,7 +11,7 @@ from pathlib import Path
 from mebp.errors import InputError, ProfileError
 from mebp.models.build import build_graph
 from mebp.models.config import ModelConfig
-from mebp.models.workload import Workload
+from mebp.models.workload import Workload, whole_step
 from mebp.plan import HOST, Plan
 from mebp.sim.device import Device
 from mebp.sim.profile import dump_device, load_device, override, parse_device, user_device_dir
@@ -51,7 +51,7 @@ def why_calibrate(config: ModelConfig, workload: Workload) -> str | None:
         known = load_device(HOST)
     except ProfileError as error:
         return f"the profile of this machine cannot be used ({error})"
-    if known.shapes and not knows(known, build_graph(config, workload)):
+    if known.shapes and not knows(known, build_graph(config, whole_step(workload))):
         return f"no measurements at the shapes of {config.name} yet"
     return None
 

@@ -266,7 +266,7 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
     if mounted.returncode:
         pytest.skip("may not mount a small file system here")
     try:
-        arguments = typed(weights, data, disk / "run", "--steps", "300", "--save-every", "2")
+        arguments = typed(weights, data, disk / "run", "--steps", "100", "--save-every", "2")
         running = begun(arguments)
         list(lines_until(running, "update 15/"))
         fill(disk / "rest")
@@ -281,7 +281,7 @@ def test_a_full_disk_keeps_the_last_save_and_says_so(host: None, weights: Path, 
         again = begun(["train", "--resume", str(disk / "run")])
         _, err = again.communicate(timeout=60)
         assert again.returncode == 0, err
-        assert begun(typed(weights, data, tmp_path / "whole", "--steps", "300")).wait() == 0
+        assert begun(typed(weights, data, tmp_path / "whole", "--steps", "100")).wait() == 0
         assert same(disk / "run", tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -16,59 +16,13 @@ from mebp.executor.executor import Executor
 from mebp.executor.measure.reference import reference_gradients
 from mebp.executor.spill import Spill
 from mebp.kernel.library import SWITCH, library
-from mebp.models.graph import Graph
 from mebp.models.optimizer import Optimizer
 from mebp.models.tensor import TensorId
 from mebp.models.workload import Lora
-from mebp.plan import Plan
-from mebp.planner.effort import Effort
 from mebp.planner.recipe.strategies import STRATEGIES
-from mebp.sim.footprint import outside_arena
-from mebp.sim.profile import load_device, override
-from tests.executor.families import FAMILIES, VARIANTS, Trial, trial
-from tests.plans import leanest, posed, solved
-
-DEVICE = load_device("iphone15promax")
-EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
-DRY = override(DEVICE, ["runtime.flash_write_cap_bytes=0"])  # nowhere to store: the least plan makes layer inputs again
-PLANS = [*EXACT, "solved", "least", "least-dry"]
-UNLIKE = ("qwen2", "gemma3", "gemma2", "phi3", "olmo2")  # families that differ most: biases, windows, caps, rotation, norms
-TOLERANCE = 1e-5
-
-
-def plan_named(name: str, graph: Graph) -> Plan:
-    """A fixed strategy's plan, or a solved one under a budget between the least and keep-all."""
-    if name in STRATEGIES:
-        return STRATEGIES[name].plan(graph, DEVICE, DEVICE.default_budget_bytes)
-    problem = posed(graph, DRY if name == "least-dry" else DEVICE)
-    least = leanest(problem, Effort())
-    if name in ("least", "least-dry"):
-        return least
-    return solved(problem, outside_arena(graph, DEVICE) + least.arena_bytes * 5 // 4, Effort())
-
-
-def run_once(plan: Plan, given: Trial, labels: Tensor | None = None) -> tuple[float, dict[str, Tensor]]:
-    """Loss and every adapter gradient of one executed step; the arena must be used to the byte."""
-    gradients: dict[str, Tensor] = {}
-    executor = Executor(plan, given.graph, given.store, given.fresh_adapters())
-    result = executor.step(given.ids, labels, on_gradient=lambda name, gradient: gradients.update({name: gradient.clone()}))
-    assert executor.arena.used_bytes == plan.arena_bytes
-    return result.loss, gradients
-
-
-def worst_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Largest relative error of any gradient, in the 2-norm."""
-    assert set(ours) == set(theirs)
-    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
-
-
-def require_exact(given: Trial, plans: list[str], labels: Tensor | None = None, mask: Tensor | None = None) -> None:
-    """Every plan's loss and gradients equal those of transformers + PEFT."""
-    loss, expected = given.expected(labels, mask=mask)
-    for name in plans:
-        ours, gradients = run_once(plan_named(name, given.graph), given, labels)
-        assert ours == pytest.approx(loss, rel=TOLERANCE), name
-        assert worst_error(gradients, expected) <= TOLERANCE, name
+from mebp.sim.profile import override
+from tests.executor.exact import DEVICE, EXACT, PLANS, TOLERANCE, UNLIKE, plan_named, require_exact, run_once, worst_error
+from tests.executor.families import FAMILIES, VARIANTS, trial
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,50 +79,6 @@ def test_sequences_of_any_length_are_exact(family: str, seq_len: int, batch_size
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_a_long_batch_is_exact(family: str, tmp_path: Path) -> None:
     require_exact(trial(family, tmp_path, seq_len=1500, batch_size=2), ["mebp", "least"])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("whole_attention", "plans"), [(False, ["checkpoint-1", "least-dry"]), (True, ["keep-all", "least-dry"])])
-def test_chunks_have_the_gradients_of_autograd(family: str, whole_attention: bool, plans: list[str], tmp_path: Path) -> None:
-    """Chunks that do not divide the sequence, in two sequences."""
-    require_exact(trial(family, tmp_path, seq_len=23, batch_size=2, chunk=8, whole_attention=whole_attention), plans)
-
-
-@pytest.mark.parametrize("family", UNLIKE)
-@pytest.mark.parametrize(("whole_attention", "plan"), [(False, "least"), (True, "mebp")])
-def test_a_chunk_may_be_some_sequences(family: str, whole_attention: bool, plan: str, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path, seq_len=7, batch_size=5, chunk=15, whole_attention=whole_attention), [plan])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "whole_attention"), [("qwen2", True), ("gemma3", False)])
-def test_four_chunks_of_a_long_sequence_are_exact(family: str, whole_attention: bool, tmp_path: Path) -> None:
-    require_exact(trial(family, tmp_path, seq_len=2048, batch_size=2, chunk=512, whole_attention=whole_attention), ["least-dry"])
-
-
-@pytest.mark.parametrize("whole_attention", [False, True])
-@pytest.mark.parametrize("targets", [("v",), ("q", "down"), ("o", "gate")])
-def test_chunks_with_adapters_on_some_linears_are_exact(whole_attention: bool, targets: tuple[str, ...], tmp_path: Path) -> None:
-    lora = Lora(rank=3, alpha=5.0, targets=targets)  # type: ignore[arg-type]
-    require_exact(trial("gemma3", tmp_path, seq_len=23, lora=lora, chunk=8, whole_attention=whole_attention), ["least", "keep-all"])
-
-
-def test_chunks_without_any_label_add_nothing(tmp_path: Path) -> None:
-    given = trial("qwen2", tmp_path, seq_len=24, batch_size=2, chunk=6, labelled=7)
-    labels = torch.full_like(given.ids, -100)
-    labels[0, 8:11] = given.ids[0, 8:11]
-    labels[1, 20:24] = given.ids[1, 20:24]
-    require_exact(given, ["checkpoint-1", "least"], labels)
-
-
-def test_chunks_in_bf16_are_no_further_from_exact_than_the_whole(tmp_path: Path) -> None:
-    errors = []
-    for chunk in (0, 16):
-        given = trial("llama", tmp_path / str(chunk), seq_len=64, batch_size=2, precision="bf16", chunk=chunk)
-        _, expected = given.expected()
-        _, gradients = run_once(plan_named("checkpoint-1", given.graph), given)
-        errors.append(worst_error(gradients, expected))
-    assert errors[1] < 1.5 * errors[0]
 
 
 @pytest.mark.parametrize("family", ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in UNLIKE if name != "qwen2")])

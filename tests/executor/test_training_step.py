@@ -19,8 +19,8 @@ from mebp.models.build import build_graph
 from mebp.models.kind.linear import DROPOUT_ROWS, LinearParams
 from mebp.models.optimizer import Optimizer, Schedule
 from mebp.models.workload import Lora
+from tests.executor.exact import EXACT, PLANS, TOLERANCE, plan_named, require_exact, run_once, worst_error
 from tests.executor.families import Trial, our_name, reference, trial
-from tests.executor.test_run import EXACT, PLANS, TOLERANCE, plan_named, require_exact, run_once, worst_error
 
 
 def some_labels(given: Trial) -> Tensor:

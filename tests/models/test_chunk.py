@@ -12,7 +12,7 @@ from mebp.models.kind.attention import attended_pairs
 from mebp.models.kind.table import dense_flops
 from mebp.models.op import flat
 from mebp.models.tensor import Role, align
-from mebp.models.workload import Lora, Workload
+from mebp.models.workload import Lora
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.sim.profile import load_device
 from tests.conftest import small_config, small_workload
@@ -101,4 +101,12 @@ def test_layers_below_the_trained_ones_run_forward_alone() -> None:
     lora = Lora(rank=2, layers=2)
     some = graph(40, 1, 16, lora=lora)
     assert [bool(layer.backward) for layer in some.layers] == [False, False, True, True]
-    assert isinstance(some.workload, Workload)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "batch_size", "chunk", "tokens"), [(300, 4, 512, 300), (300, 4, 700, 600), (300, 4, 100, 100), (64, 2, 0, 128)]
+)
+def test_what_products_run_on_at_a_time(seq_len: int, batch_size: int, chunk: int, tokens: int) -> None:
+    some = graph(seq_len, batch_size, chunk)
+    assert some.workload.chunk_tokens == tokens
+    assert max(op.dims.rows for _, op in flat(some.ops) if op.kind.is_linear) == tokens

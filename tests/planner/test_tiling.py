@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mebp.check import check
-from mebp.errors import InfeasibleBudget
+from mebp.errors import InfeasibleBudget, NoPlanInTime
 from mebp.models.build import build_graph
 from mebp.models.catalogue import load_model
 from mebp.models.config import LINEARS
@@ -18,6 +18,7 @@ from mebp.planner.recipe.lower import lower
 from mebp.planner.recipe.recipe import Recipe, Saving, Unpacking
 from mebp.planner.recipe.strategies import STRATEGIES
 from mebp.planner.tiling import WAYS, Tilings, in_chunks, tilings
+from mebp.planner.tradeoff import tradeoff
 from mebp.sim.device import Device
 from mebp.sim.footprint import outside_arena
 from mebp.sim.profile import load_device
@@ -77,6 +78,24 @@ def test_with_all_the_room_there_is_it_runs_whole(step: Tilings) -> None:
     require_valid(step, plan, 10**9)
     assert plan.solver is not None
     assert plan.solver.status == "optimal"
+
+
+def test_where_only_what_waits_for_flash_may_fit_there_is_a_bound_too(step: Tilings) -> None:
+    for graph in step.graphs:
+        problem, room = posed(graph, step.device), graph.largest_op_bytes
+        assert 0 < problem.class_bound_ns(room) <= problem.class_bound_ns(room // 2)
+
+
+def test_a_table_keeps_its_rows_where_the_time_is_over_before_its_outline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise NoPlanInTime("no time")
+
+    monkeypatch.setattr("mebp.planner.tradeoff.outline", late)
+    monkeypatch.setattr(Tilings, "best_step_ns", late)
+    found = tradeoff(build_graph(small_config(), small_workload()), load_device("iphone15promax"), 10**9, QUICK)
+    assert found.row("solved")
+    assert not found.outline
+    assert found.more_saves_ns is None
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 
 from mebp.executor.measure.floor import floor_seconds
 from mebp.executor.measure.memory import MOST_POINTS, Sampler
+from mebp.models.build import build_graph
 from mebp.models.config import LINEARS
 from mebp.models.format import weight_formats
 from mebp.models.graph import Graph
@@ -64,3 +65,10 @@ def test_the_peak_is_what_products_attain_in_a_step_where_alone_they_are_all_ove
     rates = {rate: attained if rate is Rate.FORWARD_PRODUCT else 1e8 for rate in Rate}
     monkeypatch.setattr("mebp.task.calibrate.attained", lambda runs: SimpleNamespace(rates=rates))
     assert _peak(SimpleNamespace(), 1e9) == expected  # type: ignore[arg-type]
+
+
+def test_a_plan_in_chunks_is_measured_whole() -> None:
+    chunked = small_workload(seq_len=2048, chunk=256, whole_attention=True)
+    config, workload = _small(small_config(), chunked)
+    assert not workload.chunk
+    assert any(op.kind.is_linear for op in build_graph(config, workload).ops)

@@ -1,5 +1,6 @@
 """`mebp-plan curve`: step time against memory, as a table with bars, CSV or JSON, and what the next bytes would buy."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from mebp.cli.command.plot import NO_MATPLOTLIB, require_picture, write_picture
 from mebp.cli.command.target import target_device
 from mebp.cli.flag import CURVE_TIME_LIMIT, Flag, ModelFlags, ProfileFlags, SearchFlags, StepFlags, TargetFlags
 from mebp.cli.screen import interruptible, note, require_apart, stdout, working
-from mebp.errors import InfeasibleBudget, InputError, Interrupted
+from mebp.errors import InfeasibleBudget, InputError, Interrupted, NoPlanInTime
 from mebp.models.workload import MAX_TOKENS
 from mebp.text import require_writable, write_file
 from mebp.unit import show_nbytes
@@ -61,7 +62,8 @@ def curve(
     require_writable({"-o": output, "--plot": picture})
     named = model.found()
     graph = build_graph(named.config, step.workload(named.formats))
-    device = target_device(target, profile, graph.config, graph.workload)
+    longest = replace(graph.workload, seq_len=max(lengths, default=graph.workload.seq_len))
+    device = target_device(target, profile, graph.config, longest)
     budget = target.budget_on(device, note)
     if lengths:
         _over(graph, device, budget, lengths, search, output, picture, as_json=as_json)
@@ -85,7 +87,8 @@ def _lengths(name: str, text: str) -> tuple[int, ...]:
         raise InputError(f"--over {name}: take seq-len")
     found = set()
     for part in text.split(","):
-        digits, unit = part.strip().lower().removesuffix("k"), KILO if part.strip().lower().endswith("k") else 1
+        word = part.strip().lower()
+        digits, unit = (word[:-1], KILO) if word.endswith("k") else (word, 1)
         if not digits.isdecimal() or len(digits) > len(str(MAX_TOKENS)) or not 2 <= int(digits) * unit <= MAX_TOKENS:
             raise InputError(f"--over seq-len {text}: {part.strip()!r} is no length: take numbers of tokens such as 1k,2k,4096")
         found.add(int(digits) * unit)
@@ -114,7 +117,9 @@ def _over(
             effort.stop,
         )
     if not found:
-        raise Interrupted("interrupted before the first length")
+        if effort.stop.asked:
+            raise Interrupted("interrupted before the first length")
+        raise NoPlanInTime("the time was over before the first length: raise `time_limit`")
     if output is not None:
         write_file(output, lengths_csv(found))
         note(f"wrote {output}")

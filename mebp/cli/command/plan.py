@@ -62,6 +62,7 @@ def plan(
     budget = target.budget_on(device, note)
     if longest:
         graph = _longest(graph, device, budget, search)
+        device = target_device(target, profile, graph.config, graph.workload)
     effort = search.effort()
     found = _with_details(pick(solved(graph, device, budget, effort), choose), effort)
     _write(found, output, trace)

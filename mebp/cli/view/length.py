@@ -56,8 +56,8 @@ def lengths_json(budget: int, found: Sequence[Tradeoff]) -> str:
 def lengths_csv(found: Sequence[Tradeoff]) -> str:
     """One line per length and plan."""
     rows = list(_fields(found))
-    names = list(rows[0]) if rows else []
-    return "\n".join([",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]) + "\n"
+    lines = [",".join("" if value is None else str(value) for value in row.values()) for row in rows]
+    return "\n".join([*([",".join(rows[0])] if rows else []), *lines]) + "\n"
 
 
 def _fields(found: Sequence[Tradeoff]) -> Iterator[dict[str, Any]]:
@@ -72,13 +72,13 @@ def _fields(found: Sequence[Tradeoff]) -> Iterator[dict[str, Any]]:
                 "step_time_us": round(p.step_ns / 1000),
                 "tokens_per_s": round(row.tokens_per_s, 3),
                 "flash_written_bytes": p.flash_written_bytes,
-                "chunk_tokens": row.graph.workload.chunk,
+                "chunk_tokens": row.graph.workload.chunk or None,
                 "whole_attention": row.graph.workload.whole_attention or not row.graph.workload.chunk,
             }
 
 
 def drawn_lengths(found: Sequence[Tradeoff], budget: int, kind: str) -> bytes:
-    """Memory and tokens a second over the length, a line a plan, as a file of `kind` (png or svg)."""
+    """Memory and tokens per second over the length, one line per plan, as a file of `kind` (png or svg)."""
     from matplotlib import pyplot  # noqa: PLC0415
 
     from mebp.cli.view.plot import LIMIT, as_file  # noqa: PLC0415  (matplotlib is an extra)

@@ -34,8 +34,12 @@ def linear_backward(io: Io) -> None:
         return
     if io.op.adapters:  # first: dx may take the place of x
         _adapter_gradients(io, dy, scale)
-    if dx is None:
-        return
+    if dx is not None:
+        _input_gradient(io, dy, dx)
+
+
+def _input_gradient(io: Io, dy: Tensor, dx: Tensor) -> None:
+    """dx, piece by piece."""
     times(io, dy, dx, add="dx" in io.op.updates)
     if io.op.adapters:
         A, B = _cast_adapter(io)  # once more: the weight's tile lies where they were
@@ -98,8 +102,8 @@ def _fused_backward(io: Io, dy: Tensor, dx: Tensor | None, scale: float) -> bool
         return False
     add, masked = "dx" in io.op.updates, bool(io.params(LinearParams).dropout)
     if not io.multiply(dy, dx, transposed=False, add=add, adapter=None if masked else (dh, A), room=room):
-        return False
-    if masked:
+        _input_gradient(io, dy, dx)  # dA and dB are there: added once more they would count twice
+    elif masked:
         _add_adapter(io, dh, A, dx)
     return True
 

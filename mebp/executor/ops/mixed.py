@@ -12,15 +12,11 @@ def add_across(total: Tensor, addend: Tensor, room: Tensor, *, sign: int = 1) ->
     if total.dtype is addend.dtype:
         total.add_(addend, alpha=sign)
         return
-    if not total.is_contiguous():
-        values = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)
-        rows = values[: len(values) // total.shape[1] * total.shape[1]].view(-1, total.shape[1])
-        for start in range(0, len(total), len(rows)):
-            part = addend[start : start + len(rows)]
-            total[start : start + len(rows)].add_(rows[: len(part)].copy_(part), alpha=sign)
-        return
-    flat, other = total.view(-1), addend.view(-1)
-    buffer = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)
-    for start in range(0, len(flat), len(buffer)):
-        piece = other[start : start + len(buffer)]
-        flat[start : start + len(buffer)].add_(buffer[: len(piece)].copy_(piece), alpha=sign)
+    if total.is_contiguous():
+        total, addend = total.view(-1, 1), addend.view(-1, 1)
+    width = total.shape[1]
+    values = room.view(-1)[: room.numel() // 2 * 2].view(total.dtype)
+    rows = values[: len(values) // width * width].view(-1, width)
+    for start in range(0, len(total), len(rows)):
+        part = addend[start : start + len(rows)]
+        total[start : start + len(rows)].add_(rows[: len(part)].copy_(part), alpha=sign)

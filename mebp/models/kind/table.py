@@ -29,6 +29,6 @@ def dense_flops(ops: Iterable[Op]) -> int:
 
 
 def first_runs(ops: Iterable[Op]) -> Iterator[tuple[int, Op]]:
-    """What a step runs, each with how often, without what chunked ops of the backward run of the forward again."""
+    """Every op of a step with its count, without the forward ops that chunked backward ops recompute."""
     for op in ops:
         yield from ((count, inner) for count, inner in flat((op,)) if inner.backward or not op.backward)

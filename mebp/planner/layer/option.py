@@ -145,8 +145,8 @@ def relabel(saving: Mapping[TensorId, Saving], sources: Sequence[Layer], targets
 
 
 def _covers(other: Option, option: Option, streaming_ns: Mapping[str, int]) -> bool:
-    """Whether `other` dominates `option` even if residence saves the streaming of every weight that only `option` reads again; all
-    that a weight takes, where only its own may be resident.
+    """Whether `other` dominates `option` even if residence saves the streaming of every weight that only `option` reads again. An
+    option whose weights may be resident is never dominated by one whose may not.
     """
     if option.takes_residents and not other.takes_residents:
         return False

@@ -1,7 +1,7 @@
 """Place options over the chain with CP-SAT: first what is cheapest at the bound's prices, then all that may still be better.
 
 The class that placement chooses from: each activation saved or recomputed within its own layer (or segment of layers), each weight
-streamed, shared by recomputation and backward, or resident, first computations in the graph's order.
+streamed, unpacked whole before an op, shared by recomputation and backward, or resident, first computations in the graph's order.
 """
 
 from collections.abc import Mapping, Sequence

@@ -101,8 +101,8 @@ class Problem:
         return HeadOption(tile=head.dims.outs, peak=peak, duration_ns=min(streamed_ns, unpacked_ns + saved_ns))
 
     def class_bound_ns(self, room: int) -> int:
-        """No plan that the solver looks for takes less time in `room` bytes of arena; no plan at all, where only those that wait for
-        flash may fit.
+        """No plan that the solver looks for takes less time in `room` bytes of arena; no plan at all, where only those fit that
+        wait for flash.
         """
         relaxations = self.relaxations(room)
         if self.ahead or not all(found.feasible for found in relaxations):

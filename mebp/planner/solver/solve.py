@@ -25,7 +25,7 @@ from mebp.sim.simulate import simulate
 
 CLASS_SCOPE = (
     "the options of the layers' menus (saving within a layer, or where flash is short within a segment of alike layers),"
-    " no waiting for flash but at the head, op order fixed, weights streamed, shared or resident, one processor"
+    " no waiting for flash but at the head, op order fixed, weights streamed, unpacked whole, shared or resident, one processor"
 )
 WHOLE_SCOPE = "every plan of the language on one processor: any order, any recomputation, segments of any length"
 CONCURRENT_SCOPE = "every plan of the language, unpacking on an engine of its own or on the processor: any order, any recomputation"

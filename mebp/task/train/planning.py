@@ -150,27 +150,22 @@ class _Shared:
         """What lives outside the arena, by name."""
         return session_bytes([*self.train, *self.held_out], self.device)
 
-    @property
-    def room(self) -> int:
-        """Bytes for the arena."""
-        return self.budget_bytes - sum(self.outside.values())
-
     def others_bytes(self, graph: Graph) -> int:
         """What the other graphs take outside the arena."""
         return sum(self.outside.values()) - outside_arena(graph, self.device)
 
     def forward_row(self, strategy: Strategy, graph: Graph) -> Row:
         """A plan of forwards alone whose arena fits: in the largest chunks and with the widest tile of the head that do."""
-        room = self.room - peak_margin(graph, self.device)
-        arenas: list[int] = []
+        needed: list[int] = []
         for chunked in in_chunks(graph):
+            outside_bytes = self.others_bytes(graph) + outside_arena(chunked, self.device) + peak_margin(chunked, self.device)
             for tile in sorted(head_tiles(chunked), reverse=True):
                 own = replace(strategy, recipe=_with_tile(tile))
                 row = row_of(own.plan(chunked, self.device, self.budget_bytes), chunked, self.device)
-                if row.plan.arena_bytes <= room:
+                needed.append(outside_bytes + row.plan.arena_bytes)
+                if needed[-1] <= self.budget_bytes:
                     return row
-                arenas.append(row.plan.arena_bytes)
-        raise self.infeasible(graph, self.budget_bytes - room + min(arenas))
+        raise self.infeasible(graph, min(needed))
 
     def infeasible(self, graph: Graph, least_bytes: int) -> InfeasibleBudget:
         """What is said where the plans of `graph` do not fit."""
