@@ -122,7 +122,7 @@ class Backward(Forward):
     def _attention_backward(self, layer: int, dy: TensorId) -> dict[str, TensorId]:
         c, size = self.config, FLOAT_BYTES if self._in_chunk else 0
         q, k, v = (self._attention_input(layer, name) for name in QKV)
-        grads = {f"d{name}": self._gradient(layer, name, c.kv_width, itemsize=size) for name in ("k", "v")}
+        grads = {f"d{name}": self._gradient(layer, name, c.kv_width, itemsize=size) for name in KV}
         writes, updates = ({}, {"q": q, **grads}) if self._in_chunk else (grads, {"q": q})
         y, lse = (TensorId(f"{layer}.attention.{slot}") for slot in ("out", "lse"))
         dims, params, reads = self._attention_dims(layer), self._attention_params, {"dy": dy, "y": y, "lse": lse, "k": k, "v": v}

@@ -20,7 +20,7 @@ from mebp.models.workload import Workload
 EMBEDDING = WeightId("embedding.weight")
 HEAD = WeightId("head.weight")
 QKV: tuple[LinearName, ...] = ("q", "k", "v")
-KV: tuple[LinearName, ...] = ("k", "v")  # and values
+KV: tuple[LinearName, ...] = ("k", "v")
 STREAM_GRADIENT = TensorId("stream.grad")
 
 

@@ -170,7 +170,7 @@ def eight_layers(qwen_graph: Graph) -> Graph:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(150, 2.7e9), (400, 2.7e9)])
+@pytest.mark.parametrize(("budget_mb", "unpack_rate"), [(150, 2.7e9), (200, 2e8), (400, 2.7e9)])
 def test_an_engine_for_unpacking_is_used_where_there_is_one(
     budget_mb: int, unpack_rate: float, eight_layers: Graph, device: Device
 ) -> None:
@@ -184,7 +184,7 @@ def test_an_engine_for_unpacking_is_used_where_there_is_one(
     assert facts is not None
     assert facts.objective_ns == row.prediction.step_ns
     assert row.prediction.busy_ns[Engine.UNPACK] > 0
-    without = solved(posed(eight_layers, alone), budget, QUICK)
+    without = solved(posed(eight_layers, alone), budget - peak_margin(eight_layers, alone), QUICK)  # as a table plans
     assert row.prediction.step_ns < simulate(without, eight_layers, alone).step_ns
     fixed = [other.prediction.step_ns for other in found.rows if other.plan.exact and other.fits]
     assert row.prediction.step_ns == min(fixed)

@@ -7,8 +7,6 @@ from mebp.cli.flag import ProfileFlags, TargetFlags
 from mebp.cli.screen import note, working
 from mebp.plan import HOST
 
-SHORT = 1024  # tokens
-
 if TYPE_CHECKING:
     from mebp.models.config import ModelConfig
     from mebp.models.workload import Workload
@@ -32,7 +30,9 @@ def this_machine(config: "ModelConfig", workload: "Workload", spill_dir: Path | 
     why = why_calibrate(config, workload)
     if why is None:
         return load_device(HOST)
-    how_long = "under a minute" if workload.tokens <= SHORT else "a minute for every two or three thousand tokens"
+    from mebp.task.calibrate import SHORT_TOKENS  # noqa: PLC0415  (torch)
+
+    how_long = "under a minute" if workload.tokens <= SHORT_TOKENS else "a minute for every two or three thousand tokens"
     note(f"{why}: calibrating first ({how_long})")
     with working("calibrating this machine") as status, measuring_alone():
         if why_calibrate(config, workload) is None:  # another process was the first

@@ -56,8 +56,7 @@ def execute(plan_text: str, job: Job, progress: Progress, give_up: Callable[[str
             seed=job.seed,
             window_bytes=job.limit_bytes // WINDOW_PART,
         )
-        ids = batch(graph, job)
-        labels = labels_of(graph, ids)
+        labels = labels_of(graph, ids := batch(graph, job))
         results, recent = _steps(executor, ids, labels, job, progress, sampler)
     if job.enforce:
         lift_limit()  # gradients and floor are no part of the plan

@@ -29,7 +29,6 @@ class Option:
 
     saving: Mapping[TensorId, Saving]
     shared: frozenset[str]
-    whole: frozenset[str] = frozenset()
     read_again: frozenset[str]
     input_bytes: int
     kept_bytes: int
@@ -37,11 +36,12 @@ class Option:
     store_ns: int
     load_ns: int
     recompute_ns: int
+    once_ns: int
     forward_peak: int
     backward_peak: int
+    whole: frozenset[str] = frozenset()
     layers: int = 1
     wait_ns: int = 0
-    once_ns: int
 
     @property
     def peak(self) -> int:
